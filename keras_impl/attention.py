@@ -1,0 +1,331 @@
+"""Channel and spatial attention for CNNs in Keras 3: SE, CBAM, ECA.
+
+SE:   Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
+CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
+ECA:  Efficient Channel Attention, https://arxiv.org/abs/1910.03151
+
+Each block maps (N, H, W, C) to the same shape and dtype and can stand in anyone's network. This file
+needs nothing but Keras. The same file in `torch_impl` and `tf1_compat` reads alike.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+__all__ = ["CBAM", "ECA", "BatchNormalization", "ChannelAttention", "SpatialAttention", "SqueezeExcitation"]
+
+_HIDDEN_RULES = ("floor", "multiple_of_8")
+_ORDERS = ("max_mean", "mean_max")
+_SPATIAL_INPUTS = ("refined", "input")
+
+
+def check_choice(name: str, value: object, choices: tuple) -> None:
+    """Raise `ValueError` saying what was received and what can be."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
+    """`ops.mean`, in float64 where `x` is: Keras computes it in float32 on the JAX backend."""
+    if keras.backend.backend() == "jax":
+        import jax.numpy as jnp
+
+        return jnp.mean(x, axis, keepdims=keepdims)
+    return ops.mean(x, axis, keepdims)
+
+
+@keras.saving.register_keras_serializable("samenet")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation whose running variance is the unbiased one, as in PyTorch and TensorFlow 1.
+
+    Keras stores the biased variance of each batch; with n = N * H * W values per channel the two differ
+    by n / (n - 1). The normalisation itself uses the biased one everywhere. `momentum` is Keras's: the
+    weight of the old value. The input is (N, H, W, C).
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        if mask is not None:
+            raise ValueError(f"{self.name}: masks are not supported")
+        float64 = keras.backend.standardize_dtype(inputs.dtype) == "float64"  # Keras on JAX would drop it
+        x = inputs if float64 else ops.cast(inputs, "float32")
+        beta, gamma, moving_mean, moving_variance = (
+            ops.cast(v, x.dtype) for v in (self.beta, self.gamma, self.moving_mean, self.moving_variance)
+        )
+        if training and self.trainable:
+            mu = mean(x, (0, 1, 2))
+            variance = mean(ops.square(x - mu), (0, 1, 2))
+            batch, height, width = ops.shape(x)[:3]
+            n = ops.cast(batch * height * width, x.dtype)
+            unbiased = variance * (n / ops.maximum(n - 1, 1))
+            self.moving_mean.assign(moving_mean * self.momentum + mu * (1 - self.momentum))
+            self.moving_variance.assign(moving_variance * self.momentum + unbiased * (1 - self.momentum))
+        else:
+            mu, variance = moving_mean, moving_variance
+        y = ops.batch_normalization(x, mu, variance, -1, beta, gamma, self.epsilon)
+        return ops.cast(y, self.compute_dtype)
+
+
+def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
+    """Width between the two layers of an attention MLP: C // r ("floor") or C / r to a multiple of 8."""
+    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    if hidden_rule == "multiple_of_8":
+        return max(8, int(channels / reduction + 4) // 8 * 8)
+    return max(1, channels // reduction)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    size = int(abs((math.log2(channels) + 1) / 2))
+    return max(3, size if size % 2 else size + 1)
+
+
+class _ChannelLayer(keras.layers.Layer):
+    """A layer that learns its number of channels from its input, or checks the one it was given."""
+
+    def __init__(self, channels: int | None = None, **keywords: Any):
+        super().__init__(**keywords)
+        self.channels = channels
+
+    def checked_channels(self, input_shape: tuple) -> int:
+        if len(input_shape) != 4 or self.channels not in (None, input_shape[-1]):
+            wanted = "C" if self.channels is None else self.channels
+            raise ValueError(f"{self.name}: input of shape {input_shape}, expected (N, H, W, {wanted})")
+        return input_shape[-1]
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"channels": self.channels}
+
+
+@keras.saving.register_keras_serializable("samenet")
+class SqueezeExcitation(_ChannelLayer):
+    """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
+
+    Args:
+        channels: C of the input; None takes it from the first input.
+        reduction: r, how much narrower the hidden layer is.
+        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm).
+        bias: whether the two layers have biases (the paper's models: yes).
+
+    Example:
+        >>> SqueezeExcitation()(keras.ops.zeros((2, 7, 7, 64))).shape
+        TensorShape([2, 7, 7, 64])
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        reduction: int = 16,
+        *,
+        hidden_rule: str = "floor",
+        bias: bool = True,
+        **keywords: Any,
+    ):
+        super().__init__(channels, **keywords)
+        check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+        self.reduction, self.hidden_rule, self.bias = reduction, hidden_rule, bias
+
+    def build(self, input_shape: tuple) -> None:
+        channels = self.checked_channels(input_shape)
+        hidden = hidden_channels(channels, self.reduction, self.hidden_rule)
+        self.fc1 = keras.layers.Dense(hidden, use_bias=self.bias, dtype=self.dtype_policy, name="fc1")
+        self.fc2 = keras.layers.Dense(channels, use_bias=self.bias, dtype=self.dtype_policy, name="fc2")
+        self.fc1.build((None, channels))
+        self.fc2.build((None, hidden))
+
+    def call(self, x: Any) -> Any:
+        z = mean(x, (1, 2))  # (N, C), eq. 2: squeeze
+        s = ops.sigmoid(self.fc2(ops.relu(self.fc1(z))))  # (N, C), eq. 3: excitation
+        return x * s[:, None, None, :]  # (N, H, W, C), eq. 4: scale
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("reduction", "hidden_rule", "bias")
+        return super().get_config() | {name: getattr(self, name) for name in names}
+
+
+@keras.saving.register_keras_serializable("samenet")
+class ChannelAttention(SqueezeExcitation):
+    """Channel gate of CBAM, arXiv 1807.06521 eq. 2: x * sigmoid(MLP(mean(x)) + MLP(max(x))).
+
+    Args:
+        channels, reduction, hidden_rule: as in `SqueezeExcitation`.
+        bias: whether the shared MLP has biases (the authors' code: yes).
+    """
+
+    def mlp(self, z: Any) -> Any:
+        return self.fc2(ops.relu(self.fc1(z)))
+
+    def call(self, x: Any) -> Any:
+        gate = ops.sigmoid(self.mlp(mean(x, (1, 2))) + self.mlp(ops.max(x, (1, 2))))  # (N, C)
+        return x * gate[:, None, None, :]
+
+
+@keras.saving.register_keras_serializable("samenet")
+class SpatialAttention(keras.layers.Layer):
+    """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, H, W, 1).
+
+    It returns the gate, not the gated input, because CBAM's variants differ in what they multiply it with.
+
+    Args:
+        kernel_size: odd.
+        order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
+        bn: whether a batch normalisation follows the convolution (the authors' code: yes).
+        bn_momentum: weight of the new batch in its running statistics (PyTorch's meaning).
+        bias: whether the convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 7,
+        *,
+        order: str = "max_mean",
+        bn: bool = True,
+        bn_momentum: float = 0.01,
+        bn_epsilon: float = 1e-5,
+        bias: bool = False,
+        **keywords: Any,
+    ):
+        super().__init__(**keywords)
+        check_choice("order", order, _ORDERS)
+        self.kernel_size, self.order, self.bias = kernel_size, order, bias
+        self.bn_momentum, self.bn_epsilon = bn_momentum, bn_epsilon
+        self.conv = keras.layers.Conv2D(
+            1,
+            kernel_size,
+            padding="same",
+            use_bias=bias,
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="conv",
+        )
+        self.bn = None
+        if bn:
+            self.bn = BatchNormalization(
+                momentum=1 - bn_momentum, epsilon=bn_epsilon, dtype=self.dtype_policy, name="bn"
+            )
+
+    def build(self, input_shape: tuple) -> None:
+        self.conv.build((*input_shape[:-1], 2))
+        if self.bn is not None:
+            self.bn.build((*input_shape[:-1], 1))
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        maps = [ops.max(x, -1, keepdims=True), mean(x, -1, keepdims=True)]
+        if self.order == "mean_max":
+            maps.reverse()
+        gate = self.conv(ops.concatenate(maps, -1))  # (N, H, W, 2) -> (N, H, W, 1)
+        if self.bn is not None:
+            gate = self.bn(gate, training=training)
+        return ops.sigmoid(gate)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (*input_shape[:-1], 1)
+
+    def get_config(self) -> dict[str, Any]:
+        names = ("kernel_size", "order", "bn_momentum", "bn_epsilon", "bias")
+        config = {name: getattr(self, name) for name in names}
+        return super().get_config() | config | {"bn": self.bn is not None}
+
+
+@keras.saving.register_keras_serializable("samenet")
+class CBAM(_ChannelLayer):
+    """Convolutional block attention module, arXiv 1807.06521 eq. 1: channel attention, then spatial.
+
+    Args:
+        channels, reduction, hidden_rule: as in `SqueezeExcitation`.
+        mlp_bias: whether the channel MLP has biases.
+        order, kernel_size, bn, bn_momentum, bn_epsilon: as in `SpatialAttention`.
+        spatial_bias: whether the spatial convolution has a bias.
+        spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+
+    Example:
+        >>> CBAM(order="mean_max")(keras.ops.zeros((2, 7, 7, 64))).shape
+        TensorShape([2, 7, 7, 64])
+    """
+
+    def __init__(
+        self,
+        channels: int | None = None,
+        reduction: int = 16,
+        *,
+        hidden_rule: str = "floor",
+        mlp_bias: bool = True,
+        order: str = "max_mean",
+        kernel_size: int = 7,
+        bn: bool = True,
+        bn_momentum: float = 0.01,
+        bn_epsilon: float = 1e-5,
+        spatial_bias: bool = False,
+        spatial_input: str = "refined",
+        **keywords: Any,
+    ):
+        super().__init__(channels, **keywords)
+        check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+        self.spatial_input = spatial_input
+        mlp = {"reduction": reduction, "hidden_rule": hidden_rule, "bias": mlp_bias}
+        gate = {"kernel_size": kernel_size, "order": order, "bn": bn}
+        gate |= {"bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon, "bias": spatial_bias}
+        self.channel = ChannelAttention(channels, **mlp, dtype=self.dtype_policy, name="channel")
+        self.spatial = SpatialAttention(**gate, dtype=self.dtype_policy, name="spatial")
+        own = {"mlp_bias": mlp_bias, "spatial_bias": spatial_bias, "spatial_input": spatial_input}
+        self._config = {k: v for k, v in (mlp | gate).items() if k != "bias"} | own
+
+    def build(self, input_shape: tuple) -> None:
+        self.checked_channels(input_shape)
+        self.channel.build(input_shape)
+        self.spatial.build(input_shape)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        refined = self.channel(x)
+        gate = self.spatial(refined if self.spatial_input == "refined" else x, training=training)
+        return refined * gate
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | self._config
+
+
+@keras.saving.register_keras_serializable("samenet")
+class ECA(_ChannelLayer):
+    """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
+
+    Args:
+        channels: C of the input, which decides the kernel size by eq. 12; None takes it from the input.
+        kernel_size: odd; None for eq. 12.
+
+    Example:
+        >>> eca = ECA(256)
+        >>> eca.build((None, 7, 7, 256))
+        >>> eca.conv.kernel_size
+        (5,)
+    """
+
+    def __init__(self, channels: int | None = None, kernel_size: int | None = None, **keywords: Any):
+        super().__init__(channels, **keywords)
+        self.kernel_size = kernel_size
+
+    def build(self, input_shape: tuple) -> None:
+        size = self.kernel_size or eca_kernel_size(self.checked_channels(input_shape))
+        self.conv = keras.layers.Conv1D(
+            1,
+            size,
+            padding="same",
+            use_bias=False,
+            data_format="channels_last",
+            dtype=self.dtype_policy,
+            name="conv",
+        )
+        self.conv.build((None, input_shape[-1], 1))
+
+    def call(self, x: Any) -> Any:
+        z = mean(x, (1, 2))[:, :, None]  # (N, C, 1): the channels are the sequence
+        s = ops.sigmoid(self.conv(z))[:, :, 0]  # (N, C)
+        return x * s[:, None, None, :]
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"kernel_size": self.kernel_size}

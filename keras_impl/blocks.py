@@ -1,0 +1,236 @@
+"""Residual blocks in Keras 3: `BasicBlock` and `Bottleneck`, each with a place for attention.
+
+ResNet: https://arxiv.org/abs/1512.03385   ResNeXt: https://arxiv.org/abs/1611.05431
+The attention stands after the last batch normalisation, before the addition: SE (1709.01507) fig. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+from keras import ops
+
+from .attention import CBAM, ECA, BatchNormalization, SqueezeExcitation
+from .layers import Conv2D, average_pool
+
+
+class ResidualBlock(keras.layers.Layer):
+    """What `BasicBlock` and `Bottleneck` share: relu(attention(branch(x)) + shortcut(x)).
+
+    A subclass makes its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
+    """
+
+    def __init__(self, *, bn_epsilon: float, bn_momentum: float, **keywords: Any):
+        super().__init__(**keywords)
+        self.bn_epsilon, self.bn_momentum = bn_epsilon, bn_momentum
+
+    def conv(self, name: str, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv2D:
+        return Conv2D(outputs, kernel_size, stride, groups, dtype=self.dtype_policy, name=name)
+
+    def norm(self, name: str) -> BatchNormalization:
+        # Keras's momentum is the weight of the old value
+        keywords = {"momentum": 1 - self.bn_momentum, "epsilon": self.bn_epsilon}
+        return BatchNormalization(**keywords, dtype=self.dtype_policy, name=name)
+
+    def add_attention_and_shortcut(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        *,
+        attention: tuple[str, keras.layers.Layer] | None = None,
+        relu_before_attention: bool = False,
+        downsample_kernel: int = 1,
+        downsample_pool: str = "none",
+    ) -> None:
+        """Add what follows the branch.
+
+        Args:
+            inputs, outputs: channels of the block's input and output.
+            stride: 1 or 2.
+            attention: its name in the block and the layer, such as ("se", SqueezeExcitation()).
+            relu_before_attention: a ReLU between the last batch normalisation and the attention.
+            downsample_kernel, downsample_pool: the projection of a strided block.
+        """
+        self.relu_before_attention = relu_before_attention
+        self.attention: str | None = None
+        if attention is not None:
+            self.attention, layer = attention
+            setattr(self, self.attention, layer)
+        self.downsample = None
+        self.downsample_pool = stride > 1 and downsample_pool == "avg"
+        if stride > 1 or inputs != outputs:
+            kernel = downsample_kernel if stride > 1 else 1
+            conv = self.conv("downsample_0", outputs, kernel, 1 if self.downsample_pool else stride)
+            self.downsample = [conv, self.norm("downsample_1")]
+
+    def build(self, input_shape: tuple) -> None:
+        shape = build_chain(input_shape, *self.branch_layers())
+        if self.attention is not None:
+            getattr(self, self.attention).build(shape)
+        if self.downsample is not None:
+            build_chain(input_shape, *self.downsample)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        for layer in self.branch_layers():
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape
+
+    def shortcut(self, x: Any, training: bool | None) -> Any:
+        if self.downsample is None:
+            return x
+        conv, bn = self.downsample
+        return bn(conv(average_pool(x) if self.downsample_pool else x), training=training)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        y = self.branch(x, training)
+        if self.relu_before_attention:
+            y = ops.relu(y)
+        if self.attention is not None:
+            y = getattr(self, self.attention)(y)  # CBAM learns `training` from the call's context
+        return ops.relu(y + self.shortcut(x, training))
+
+
+def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
+    """Build layers that follow one another, from the input's shape; the output's shape."""
+    for layer in layers:
+        layer.build(shape)
+        shape = layer.compute_output_shape(shape)
+    return shape
+
+
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
+
+    Args:
+        inputs: channels of the input.
+        planes: channels of the output.
+        stride: of the first convolution.
+        bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
+        attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        stride: int = 1,
+        *,
+        bn_epsilon: float = 1e-5,
+        bn_momentum: float = 0.1,
+        name: str | None = None,
+        dtype: Any = None,
+        **keywords: Any,
+    ):
+        super().__init__(bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
+        self.conv1, self.bn1 = self.conv("conv1", planes, 3, stride), self.norm("bn1")
+        self.conv2, self.bn2 = self.conv("conv2", planes, 3), self.norm("bn2")
+        self.add_attention_and_shortcut(inputs, planes, stride, **keywords)
+
+    def branch_layers(self) -> tuple[keras.layers.Layer, ...]:
+        return self.conv1, self.bn1, self.conv2, self.bn2
+
+    def branch(self, x: Any, training: bool | None) -> Any:
+        y = ops.relu(self.bn1(self.conv1(x), training=training))
+        return self.bn2(self.conv2(y), training=training)
+
+
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3 (in groups: ResNeXt), 1x1 convolutions, arXiv 1512.03385 fig. 5 right.
+
+    Args:
+        inputs: channels of the input.
+        planes: nominal width; the output has four times as many channels.
+        stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
+        groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
+        reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
+        bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
+        attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self,
+        inputs: int,
+        planes: int,
+        stride: int = 1,
+        *,
+        groups: int = 1,
+        width_per_group: int = 64,
+        reduce_first: int = 1,
+        stride_in: str = "conv2",
+        bn_epsilon: float = 1e-5,
+        bn_momentum: float = 0.1,
+        name: str | None = None,
+        dtype: Any = None,
+        **keywords: Any,
+    ):
+        super().__init__(bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
+        width, outputs = int(planes * width_per_group / 64) * groups, planes * self.expansion
+        stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
+        self.conv1, self.bn1 = self.conv("conv1", width // reduce_first, 1, stride1), self.norm("bn1")
+        self.conv2, self.bn2 = self.conv("conv2", width, 3, stride2, groups), self.norm("bn2")
+        self.conv3, self.bn3 = self.conv("conv3", outputs, 1), self.norm("bn3")
+        self.add_attention_and_shortcut(inputs, outputs, stride, **keywords)
+
+    def branch_layers(self) -> tuple[keras.layers.Layer, ...]:
+        return self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3
+
+    def branch(self, x: Any, training: bool | None) -> Any:
+        y = ops.relu(self.bn1(self.conv1(x), training=training))
+        y = ops.relu(self.bn2(self.conv2(y), training=training))
+        return self.bn3(self.conv3(y), training=training)
+
+
+def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, keras.layers.Layer] | None:
+    """The attention of one block under its name in the block, from the keywords of `ResNet`."""
+    name = c["attention"]
+    if name == "se":
+        layer = SqueezeExcitation(
+            None, c["reduction"], hidden_rule=c["hidden_rule"], bias=c["se_bias"], name=name, dtype=dtype
+        )
+    elif name == "cbam":
+        layer = CBAM(
+            None,
+            c["reduction"],
+            hidden_rule=c["hidden_rule"],
+            mlp_bias=c["cbam_mlp_bias"],
+            order=c["cbam_order"],
+            kernel_size=c["cbam_kernel_size"],
+            bn=c["cbam_bn"],
+            bn_momentum=c["cbam_bn_momentum"],
+            bn_epsilon=c["bn_epsilon"],
+            spatial_bias=c["cbam_spatial_bias"],
+            spatial_input=c["cbam_spatial_input"],
+            name=name,
+            dtype=dtype,
+        )
+    elif name == "eca":
+        kernel_size = c["eca_kernel_sizes"][stage] if c["eca_kernel_sizes"] else None
+        layer = ECA(None, kernel_size, name=name, dtype=dtype)
+    else:
+        return None
+    return name, layer
+
+
+def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> list[ResidualBlock]:
+    """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
+    block = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
+    names = ["relu_before_attention", "downsample_kernel", "downsample_pool", "bn_epsilon", "bn_momentum"]
+    if block is Bottleneck:
+        names += ["groups", "width_per_group", "reduce_first", "stride_in"]
+    keywords = {name: c[name] for name in names} | {"dtype": dtype}
+    planes = c["width"] * 2**stage
+    outputs = planes * block.expansion
+    blocks = []
+    for index in range(c["depths"][stage]):
+        stride = 2 if stage > 0 and index == 0 else 1
+        attention, name = make_attention(stage, c, dtype), f"layer{stage + 1}_{index}"
+        blocks.append(block(inputs, planes, stride, attention=attention, name=name, **keywords))
+        inputs = outputs
+    return blocks

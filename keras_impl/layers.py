@@ -1,0 +1,111 @@
+"""Convolution and pooling where stock Keras layers differ from PyTorch: padding and groups.
+
+Everything is channels_last, whatever `keras.config.image_data_format()` says. What `attention.py` needs
+too (`BatchNormalization`, `mean`) is defined there, so that `attention.py` alone can be copied.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import keras
+from keras import ops
+
+_INITIALIZER = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}  # PyTorch's kaiming
+
+
+@keras.saving.register_keras_serializable("samenet")
+class Conv2D(keras.layers.Conv2D):
+    """Convolution padded by k // 2 on each side, in groups, without bias unless asked for.
+
+    Keras's "same" pads a strided convolution of an even size at the end only, which shifts it by one
+    pixel against PyTorch. Keras's grouped convolution on TensorFlow goes through XLA, which on a CPU is
+    slow forward and over a thousand times slower backward; see `grouped_conv2d`.
+    """
+
+    def __init__(self, filters: int, kernel_size: int, strides: int = 1, groups: int = 1, **keywords: Any):
+        defaults = {
+            "use_bias": False,
+            "data_format": "channels_last",
+            "kernel_initializer": keras.initializers.VarianceScaling(**_INITIALIZER),
+        }
+        super().__init__(filters, kernel_size, strides, groups=groups, **(defaults | keywords))
+        if self.groups > 1 and _on_tensorflow_cpu():
+            self.supports_jit = False  # compile(jit_compile="auto") would take the slow XLA path again
+
+    def convolution_op(self, inputs: Any, kernel: Any) -> Any:
+        padding = "same"  # with stride 1 and an odd kernel this is k // 2 on each side
+        if self.strides != (1, 1):
+            rows, columns = (size // 2 for size in self.kernel_size)
+            if rows or columns:
+                inputs = ops.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
+            padding = "valid"
+        if self.groups > 1:
+            return grouped_conv2d(inputs, kernel, self.strides, padding, self.groups)
+        return ops.conv(inputs, kernel, self.strides, padding, "channels_last")
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        sizes = zip(input_shape[1:3], self.kernel_size, self.strides, strict=True)
+        out = [None if n is None else (n + 2 * (k // 2) - k) // s + 1 for n, k, s in sizes]
+        return (input_shape[0], *out, self.filters)
+
+
+def grouped_conv2d(x: Any, kernel: Any, strides: tuple[int, int], padding: str, groups: int) -> Any:
+    """Convolution in groups, (N, H, W, C) with a kernel (kH, kW, C / groups, O).
+
+    JAX and torch do it natively. TensorFlow does where its grouped gradient exists (GPU, or oneDNN in
+    float32); elsewhere one convolution per group and a concatenation, which works everywhere.
+    """
+    if keras.backend.backend() != "tensorflow":
+        return ops.conv(x, kernel, strides, padding, "channels_last")
+    import tensorflow as tf
+
+    if not _on_tensorflow_cpu() or _has_grouped_gradient(x.dtype.name):
+        y = tf.nn.conv2d(x, kernel, strides, padding.upper())
+        # keeps grappler from fusing convolution and batch norm: without oneDNN the fused op refuses groups
+        return tf.ensure_shape(y, (None, None, None, kernel.shape[-1]))
+    parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    return tf.concat([tf.nn.conv2d(part, k, strides, padding.upper()) for part, k in parts], -1)
+
+
+@cache
+def _on_tensorflow_cpu() -> bool:
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    return not tf.config.list_physical_devices("GPU")
+
+
+@cache
+def _has_grouped_gradient(dtype: str) -> bool:
+    """Whether this CPU build of TensorFlow can differentiate a grouped convolution: tried once per dtype."""
+    import tensorflow as tf
+
+    with tf.init_scope(), tf.device("CPU:0"), tf.GradientTape() as tape:
+        x, kernel = tf.ones((1, 1, 1, 2), dtype), tf.ones((1, 1, 1, 2), dtype)
+        tape.watch((x, kernel))
+        try:
+            tape.gradient(tf.nn.conv2d(x, kernel, 1, "VALID"), (x, kernel))
+        except (tf.errors.OpError, NotImplementedError):
+            return False
+    return True
+
+
+def max_pool(x: Any, rule: str) -> Any:
+    """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
+    if rule == "none":
+        return x
+    if rule == "same":
+        return ops.max_pool(x, 3, 2, "same", "channels_last")
+    # padding with -inf, not zero, is right for negative inputs too; Caffe's rule is one at the end,
+    # where an odd size does not reach it
+    pad = {"pad1": (1, 1), "ceil": (0, 1)}[rule]
+    x = ops.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=float("-inf"))
+    return ops.max_pool(x, 3, 2, "valid", "channels_last")
+
+
+def average_pool(x: Any) -> Any:
+    """Means of 2x2 squares; at an odd edge of what is there."""
+    return ops.average_pool(x, 2, 2, "same", "channels_last")

@@ -1,0 +1,244 @@
+"""ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-ResNet and ECA-ResNet in Keras 3.
+
+ResNet: https://arxiv.org/abs/1512.03385 (v1.5: the stride is on the 3x3, `stride_in="conv2"`)
+ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/abs/1709.01507
+
+    images (N, H, W, 3) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
+
+A constructor returns a built model. Class names and attribute names are the layout of its weights file
+(`layer1/bottleneck_1/conv1`), so they are fixed. The same file in `torch_impl` and `tf1_compat` reads alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from .attention import BatchNormalization, check_choice, mean
+from .blocks import Bottleneck, build_chain, make_stage
+from .layers import Conv2D, max_pool
+
+_CHOICES = {
+    "block": ("bottleneck", "basic"),
+    "stem": ("7x7", "deep", "3x3"),
+    "stem_pool": (None, "pad1", "ceil", "same", "none"),
+    "stride_in": ("conv2", "conv1"),
+    "downsample_kernel": (1, 3),
+    "downsample_pool": ("none", "avg"),
+    "attention": ("none", "se", "cbam", "eca"),
+}
+
+
+@keras.saving.register_keras_serializable("samenet")
+class ResNet(keras.Model):
+    """A residual network with SE, CBAM, ECA or no attention. Input (N, H, W, C) float, output logits.
+
+    Args:
+        block: "bottleneck" or "basic".
+        depths: blocks per stage.
+        width: nominal width of layer1, doubled in each further stage.
+        groups, width_per_group, reduce_first, stride_in: see `Bottleneck`.
+        stem: "7x7", "deep" (three 3x3, the last twice as wide) or "3x3" (stride 1, for small images).
+        stem_width: channels of the stem.
+        stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
+            ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
+        downsample_kernel: kernel size of the strided projections.
+        downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+        attention: "none", "se", "cbam" or "eca".
+        reduction, hidden_rule: of the attention's MLP.
+        se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
+            cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
+        eca_kernel_sizes: one per stage; None for the paper's rule.
+        relu_before_attention: see `ResidualBlock`.
+        bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
+        dropout: probability before `fc`.
+        keywords: `name` and `dtype` ("float64", "mixed_float16" ...) as for every Keras model.
+
+    Raises:
+        ValueError: a keyword's value is not one of those above.
+
+    Example:
+        >>> model = se_resnet20()
+        >>> features = model.forward_features(keras.ops.zeros((1, 32, 32, 3)))
+        >>> [name for name in features], tuple(features["layer3"].shape)
+        (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], (1, 8, 8, 64))
+    """
+
+    def __init__(
+        self,
+        *,
+        block: str = "bottleneck",
+        depths: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        groups: int = 1,
+        width_per_group: int = 64,
+        reduce_first: int = 1,
+        stem: str = "7x7",
+        stem_width: int = 64,
+        stem_pool: str | None = None,
+        stride_in: str = "conv2",
+        downsample_kernel: int = 1,
+        downsample_pool: str = "none",
+        attention: str = "none",
+        reduction: int = 16,
+        hidden_rule: str = "floor",
+        se_bias: bool = True,
+        relu_before_attention: bool = False,
+        cbam_mlp_bias: bool = True,
+        cbam_order: str = "max_mean",
+        cbam_kernel_size: int = 7,
+        cbam_bn: bool = True,
+        cbam_bn_momentum: float = 0.01,
+        cbam_spatial_bias: bool = False,
+        cbam_spatial_input: str = "refined",
+        eca_kernel_sizes: Sequence[int] | None = None,
+        bn_epsilon: float = 1e-5,
+        bn_momentum: float = 0.1,
+        dropout: float = 0.0,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        **keywords: Any,
+    ):
+        c = {name: value for name, value in locals().items() if name not in ("self", "__class__", "keywords")}
+        super().__init__(**keywords)
+        self.config = c
+        for name, choices in _CHOICES.items():
+            check_choice(name, c[name], choices)
+        dtype = self.dtype_policy
+        norm = {"momentum": 1 - bn_momentum, "epsilon": bn_epsilon, "dtype": dtype}
+
+        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "3x3": (3, 1)}[stem]
+        self.conv1 = Conv2D(stem_width, kernel_size, stride, dtype=dtype, name="conv1")
+        self.bn1 = BatchNormalization(**norm, name="bn1")
+        self.deep_stem, channels = stem == "deep", stem_width
+        if self.deep_stem:
+            channels = 2 * stem_width
+            self.conv2 = Conv2D(stem_width, 3, dtype=dtype, name="conv2")
+            self.bn2 = BatchNormalization(**norm, name="bn2")
+            self.conv3 = Conv2D(channels, 3, dtype=dtype, name="conv3")
+            self.bn3 = BatchNormalization(**norm, name="bn3")
+        self.stem_pool = stem_pool or ("none" if stem == "3x3" else "pad1")
+
+        self.stage_names = [f"layer{stage + 1}" for stage in range(len(depths))]
+        for stage, name in enumerate(self.stage_names):
+            setattr(self, name, make_stage(channels, stage, c, dtype))
+            channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
+        self.dropout = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")
+        uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # PyTorch's for Linear
+        self.fc = keras.layers.Dense(num_classes, kernel_initializer=uniform, dtype=dtype, name="fc")
+        self.build((None, None, None, in_channels))
+
+    def build(self, input_shape: tuple) -> None:
+        if self.built:
+            return
+        if input_shape[-1] != self.config["in_channels"]:
+            raise ValueError(
+                f"input of shape {input_shape}, expected (N, H, W, {self.config['in_channels']})"
+            )
+        shape = build_chain(input_shape, self.conv1, self.bn1)
+        if self.deep_stem:
+            shape = build_chain(shape, self.conv2, self.bn2, self.conv3, self.bn3)
+        for name in self.stage_names:
+            for block in getattr(self, name):
+                block.build(shape)
+                shape = block.compute_output_shape(shape)
+        self.fc.build((None, shape[-1]))
+
+    def forward_stem(self, x: Any, training: bool | None = None) -> Any:
+        x = ops.relu(self.bn1(self.conv1(x), training=training))
+        if self.deep_stem:
+            x = ops.relu(self.bn2(self.conv2(x), training=training))
+            x = ops.relu(self.bn3(self.conv3(x), training=training))
+        return max_pool(x, self.stem_pool)
+
+    def forward_features(self, x: Any, training: bool | None = None) -> dict[str, Any]:
+        """Every stage's output: `stem`, `layer1` ..., `pooled` (N, C) and `logits` (N, num_classes)."""
+        features = {"stem": (x := self.forward_stem(x, training))}
+        for name in self.stage_names:
+            for block in getattr(self, name):
+                x = block(x, training=training)
+            features[name] = x
+        features["pooled"] = x = mean(x, (1, 2))
+        features["logits"] = self.fc(self.dropout(x, training=training))
+        return features
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.forward_features(x, training)["logits"]
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (input_shape[0], self.config["num_classes"])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | self.config
+
+
+def _named(name: str, **defaults: Any) -> Callable[..., ResNet]:
+    """The constructor of a named model: `ResNet` with other defaults."""
+
+    def constructor(**keywords: Any) -> ResNet:
+        return ResNet(**{**defaults, **keywords})
+
+    constructor.__name__ = constructor.__qualname__ = name
+    constructor.__doc__ = f"`ResNet` with {defaults}; every keyword of `ResNet` can be given."
+    constructor.__dict__["defaults"] = defaults
+    return constructor
+
+
+_R18: dict[str, Any] = {"block": "basic", "depths": (2, 2, 2, 2)}
+_R34: dict[str, Any] = {"block": "basic", "depths": (3, 4, 6, 3)}
+_R50: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 6, 3)}
+_R101: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 23, 3)}
+_R152: dict[str, Any] = {"block": "bottleneck", "depths": (3, 8, 36, 3)}
+_32X4D: dict[str, Any] = {"groups": 32, "width_per_group": 4}
+_CIFAR: dict[str, Any] = {"block": "basic", "width": 16, "stem": "3x3", "stem_width": 16, "num_classes": 10}
+
+resnet18 = _named("resnet18", **_R18)
+resnet34 = _named("resnet34", **_R34)
+resnet50 = _named("resnet50", **_R50)
+resnet101 = _named("resnet101", **_R101)
+resnet152 = _named("resnet152", **_R152)
+resnext50_32x4d = _named("resnext50_32x4d", **_R50, **_32X4D)
+resnext101_32x4d = _named("resnext101_32x4d", **_R101, **_32X4D)
+resnet20 = _named("resnet20", **_CIFAR, depths=(3, 3, 3))
+resnet32 = _named("resnet32", **_CIFAR, depths=(5, 5, 5))
+resnet56 = _named("resnet56", **_CIFAR, depths=(9, 9, 9))
+se_resnet18 = _named("se_resnet18", **_R18, attention="se")
+se_resnet34 = _named("se_resnet34", **_R34, attention="se")
+se_resnet50 = _named("se_resnet50", **_R50, attention="se")
+se_resnet101 = _named("se_resnet101", **_R101, attention="se")
+se_resnet152 = _named("se_resnet152", **_R152, attention="se")
+se_resnext50_32x4d = _named("se_resnext50_32x4d", **_R50, **_32X4D, attention="se")
+se_resnext101_32x4d = _named("se_resnext101_32x4d", **_R101, **_32X4D, attention="se")
+senet154 = _named(
+    "senet154",
+    **_R152,
+    groups=64,
+    width_per_group=4,
+    reduce_first=2,
+    stem="deep",
+    downsample_kernel=3,
+    attention="se",
+    dropout=0.2,
+)
+se_resnet20 = _named("se_resnet20", **_CIFAR, depths=(3, 3, 3), attention="se")
+se_resnet32 = _named("se_resnet32", **_CIFAR, depths=(5, 5, 5), attention="se")
+se_resnet56 = _named("se_resnet56", **_CIFAR, depths=(9, 9, 9), attention="se")
+cbam_resnet18 = _named("cbam_resnet18", **_R18, attention="cbam")
+cbam_resnet34 = _named("cbam_resnet34", **_R34, attention="cbam")
+cbam_resnet50 = _named("cbam_resnet50", **_R50, attention="cbam")
+cbam_resnet101 = _named("cbam_resnet101", **_R101, attention="cbam")
+cbam_resnet152 = _named("cbam_resnet152", **_R152, attention="cbam")
+cbam_resnet20 = _named("cbam_resnet20", **_CIFAR, depths=(3, 3, 3), attention="cbam")
+cbam_resnet32 = _named("cbam_resnet32", **_CIFAR, depths=(5, 5, 5), attention="cbam")
+cbam_resnet56 = _named("cbam_resnet56", **_CIFAR, depths=(9, 9, 9), attention="cbam")
+eca_resnet18 = _named("eca_resnet18", **_R18, attention="eca")
+eca_resnet34 = _named("eca_resnet34", **_R34, attention="eca")
+eca_resnet50 = _named("eca_resnet50", **_R50, attention="eca")
+eca_resnet101 = _named("eca_resnet101", **_R101, attention="eca")
+eca_resnet152 = _named("eca_resnet152", **_R152, attention="eca")
+eca_resnet20 = _named("eca_resnet20", **_CIFAR, depths=(3, 3, 3), attention="eca")
+eca_resnet32 = _named("eca_resnet32", **_CIFAR, depths=(5, 5, 5), attention="eca")
+eca_resnet56 = _named("eca_resnet56", **_CIFAR, depths=(9, 9, 9), attention="eca")

@@ -1,0 +1,237 @@
+"""Channel and spatial attention for CNNs as TensorFlow 1 graph functions: SE, CBAM, ECA.
+
+SE:   Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
+CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
+ECA:  Efficient Channel Attention, https://arxiv.org/abs/1910.03151
+
+Each function maps (N, H, W, C) to the same shape and dtype and can stand in anyone's graph; `scope=None`
+puts its variables into the scope that is open. The same file in `torch_impl` and `keras_impl` reads alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow.compat.v1 as tf
+
+Tensor = tf.Tensor
+
+__all__ = ["cbam", "channel_attention", "eca", "spatial_attention", "squeeze_excitation"]
+
+_HIDDEN_RULES = ("floor", "multiple_of_8")
+_ORDERS = ("max_mean", "mean_max")
+_SPATIAL_INPUTS = ("refined", "input")
+
+
+def check_choice(name: str, value: object, choices: tuple) -> None:
+    """Raise `ValueError` saying what was received and what can be."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def batch_norm(
+    x: Tensor, is_training: bool = False, *, epsilon: float = 1e-5, momentum: float = 0.1, scope: str
+) -> Tensor:
+    """Batch normalisation; variables `gamma`, `beta`, `moving_mean`, `moving_variance`.
+
+    The running variance is the unbiased one, as in PyTorch, and `momentum` is PyTorch's: the weight of
+    the new batch. In training the updates go to `tf.GraphKeys.UPDATE_OPS`.
+    """
+    ones, zeros, shape = tf.ones_initializer(), tf.zeros_initializer(), x.shape[-1:]
+    with tf.variable_scope(scope):
+        gamma = tf.get_variable("gamma", shape, x.dtype, ones)
+        beta = tf.get_variable("beta", shape, x.dtype, zeros)
+        moving_mean = tf.get_variable("moving_mean", shape, x.dtype, zeros, trainable=False)
+        moving_variance = tf.get_variable("moving_variance", shape, x.dtype, ones, trainable=False)
+        if not is_training:
+            if x.dtype == tf.float32:
+                y, _, _ = tf.nn.fused_batch_norm(
+                    x, gamma, beta, moving_mean, moving_variance, epsilon, is_training=False
+                )
+                return y
+            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, gamma, epsilon)
+        if x.dtype == tf.float32:
+            y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)  # already unbiased
+        else:  # the fused op has no float64
+            mean, biased = tf.nn.moments(x, [0, 1, 2])
+            y = tf.nn.batch_normalization(x, mean, biased, beta, gamma, epsilon)
+            n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), x.dtype)
+            variance = biased * (n / tf.maximum(n - 1, 1))
+        for moving, new in ((moving_mean, mean), (moving_variance, variance)):
+            update = tf.assign(moving, (1 - momentum) * moving + momentum * tf.stop_gradient(new))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
+        return y
+
+
+def dense(x: Tensor, units: int, bias: bool = True, *, scope: str) -> Tensor:
+    """x @ kernel + bias; variables `kernel` (C, units) and `bias`."""
+    with tf.variable_scope(scope):
+        uniform = tf.variance_scaling_initializer(1 / 3, "fan_in", "uniform")  # PyTorch's for Linear
+        y = tf.matmul(x, tf.get_variable("kernel", (x.shape[-1], units), x.dtype, uniform))
+        if bias:
+            y += tf.get_variable("bias", (units,), x.dtype, tf.zeros_initializer())
+        return y
+
+
+def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
+    """Width between the two layers of an attention MLP: C // r ("floor") or C / r to a multiple of 8."""
+    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    if hidden_rule == "multiple_of_8":
+        return max(8, int(channels / reduction + 4) // 8 * 8)
+    return max(1, channels // reduction)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    size = int(abs((math.log2(channels) + 1) / 2))
+    return max(3, size if size % 2 else size + 1)
+
+
+def open_scope(scope: str | None, reuse: bool | None = None) -> tf.variable_scope:
+    """`tf.variable_scope(scope)`, or the scope that is open, without a prefix, where `scope` is None."""
+    return tf.variable_scope(tf.get_variable_scope() if scope is None else scope, reuse=reuse)
+
+
+def squeeze_excitation(
+    x: Tensor, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True, scope: str | None = None
+) -> Tensor:
+    """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
+
+    Args:
+        x: (N, H, W, C), float.
+        reduction: r, how much narrower the hidden layer is.
+        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm).
+        bias: whether the two layers have biases (the paper's models: yes).
+        scope: variable scope of `fc1` and `fc2`.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     y = squeeze_excitation(tf.zeros((2, 7, 7, 64)), scope="se")
+        ...     [variable.name for variable in tf.trainable_variables()]
+        ['se/fc1/kernel:0', 'se/fc1/bias:0', 'se/fc2/kernel:0', 'se/fc2/bias:0']
+    """
+    channels = int(x.shape[-1])
+    hidden = hidden_channels(channels, reduction, hidden_rule)
+    with open_scope(scope):
+        z = tf.reduce_mean(x, [1, 2])  # (N, C), eq. 2: squeeze
+        z = tf.nn.relu(dense(z, hidden, bias, scope="fc1"))
+        s = tf.sigmoid(dense(z, channels, bias, scope="fc2"))  # (N, C), eq. 3: excitation
+        return x * s[:, None, None, :]  # (N, H, W, C), eq. 4: scale
+
+
+def channel_attention(
+    x: Tensor, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True, scope: str | None = None
+) -> Tensor:
+    """Channel gate of CBAM, arXiv 1807.06521 eq. 2: x * sigmoid(MLP(mean(x)) + MLP(max(x))).
+
+    Args:
+        x, reduction, hidden_rule, scope: as in `squeeze_excitation`.
+        bias: whether the shared MLP has biases (the authors' code: yes).
+    """
+    channels = int(x.shape[-1])
+    hidden = hidden_channels(channels, reduction, hidden_rule)
+
+    def mlp(z: Tensor) -> Tensor:
+        return dense(tf.nn.relu(dense(z, hidden, bias, scope="fc1")), channels, bias, scope="fc2")
+
+    with open_scope(scope):
+        mean = mlp(tf.reduce_mean(x, [1, 2]))
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True):  # the MLP is shared
+            gate = tf.sigmoid(mean + mlp(tf.reduce_max(x, [1, 2])))  # (N, C)
+        return x * gate[:, None, None, :]
+
+
+def spatial_attention(
+    x: Tensor,
+    kernel_size: int = 7,
+    *,
+    order: str = "max_mean",
+    bn: bool = True,
+    bn_momentum: float = 0.01,
+    bn_epsilon: float = 1e-5,
+    bias: bool = False,
+    is_training: bool = False,
+    scope: str | None = None,
+) -> Tensor:
+    """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, H, W, 1).
+
+    It returns the gate, not the gated input, because CBAM's variants differ in what they multiply it with.
+
+    Args:
+        kernel_size: odd.
+        order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
+        bn: whether a batch normalisation follows the convolution (the authors' code: yes).
+        bn_momentum: weight of the new batch in its running statistics (PyTorch's meaning).
+        bias: whether the convolution has a bias.
+    """
+    check_choice("order", order, _ORDERS)
+    with open_scope(scope):
+        maps = [tf.reduce_max(x, -1, keepdims=True), tf.reduce_mean(x, -1, keepdims=True)]
+        if order == "mean_max":
+            maps.reverse()
+        with tf.variable_scope("conv"):
+            kernel = tf.get_variable("kernel", (kernel_size, kernel_size, 2, 1), x.dtype)
+            gate = tf.nn.conv2d(tf.concat(maps, -1), kernel, 1, "SAME")  # (N, H, W, 2) -> (N, H, W, 1)
+            if bias:
+                gate += tf.get_variable("bias", (1,), x.dtype, tf.zeros_initializer())
+        if bn:
+            gate = batch_norm(gate, is_training, epsilon=bn_epsilon, momentum=bn_momentum, scope="bn")
+        return tf.sigmoid(gate)
+
+
+def cbam(
+    x: Tensor,
+    reduction: int = 16,
+    *,
+    hidden_rule: str = "floor",
+    mlp_bias: bool = True,
+    order: str = "max_mean",
+    kernel_size: int = 7,
+    bn: bool = True,
+    bn_momentum: float = 0.01,
+    bn_epsilon: float = 1e-5,
+    spatial_bias: bool = False,
+    spatial_input: str = "refined",
+    is_training: bool = False,
+    scope: str | None = None,
+) -> Tensor:
+    """Convolutional block attention module, arXiv 1807.06521 eq. 1: channel attention, then spatial.
+
+    Args:
+        x, reduction, hidden_rule, scope: as in `squeeze_excitation`.
+        mlp_bias: whether the channel MLP has biases.
+        order, kernel_size, bn, bn_momentum, bn_epsilon, is_training: as in `spatial_attention`.
+        spatial_bias: whether the spatial convolution has a bias.
+        spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+    """
+    check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+    with open_scope(scope):
+        refined = channel_attention(x, reduction, hidden_rule=hidden_rule, bias=mlp_bias, scope="channel")
+        gate = spatial_attention(
+            refined if spatial_input == "refined" else x,
+            kernel_size,
+            order=order,
+            bn=bn,
+            bn_momentum=bn_momentum,
+            bn_epsilon=bn_epsilon,
+            bias=spatial_bias,
+            is_training=is_training,
+            scope="spatial",
+        )
+        return refined * gate
+
+
+def eca(x: Tensor, kernel_size: int | None = None, *, scope: str | None = None) -> Tensor:
+    """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
+
+    Args:
+        x: (N, H, W, C), float.
+        kernel_size: odd; None for eq. 12, by which C decides it.
+        scope: variable scope of `conv`.
+    """
+    size = eca_kernel_size(int(x.shape[-1])) if kernel_size is None else kernel_size
+    with open_scope(scope), tf.variable_scope("conv"):
+        kernel = tf.get_variable("kernel", (size, 1, 1), x.dtype)
+        z = tf.reduce_mean(x, [1, 2])[:, :, None]  # (N, C, 1): the channels are the sequence
+        s = tf.sigmoid(tf.nn.conv1d(z, kernel, 1, "SAME"))[:, :, 0]  # (N, C)
+        return x * s[:, None, None, :]

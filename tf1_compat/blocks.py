@@ -1,0 +1,160 @@
+"""Residual blocks as TensorFlow 1 graph functions, each with a place for attention.
+
+ResNet: https://arxiv.org/abs/1512.03385   ResNeXt: https://arxiv.org/abs/1611.05431
+The attention stands after the last batch normalisation, before the addition: SE (1709.01507) fig. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+
+from .attention import Tensor, batch_norm, cbam, eca, squeeze_excitation
+from .layers import average_pool, conv2d
+
+EXPANSION = {"basic": 1, "bottleneck": 4}
+
+
+def attention_and_shortcut(
+    x: Tensor,
+    y: Tensor,
+    stride: int,
+    *,
+    attention: Callable[[Tensor], Tensor] | None = None,
+    relu_before_attention: bool = False,
+    downsample_kernel: int = 1,
+    downsample_pool: str = "none",
+    norm: Callable[..., Tensor],
+) -> Tensor:
+    """What `basic_block` and `bottleneck` share: relu(attention(y) + shortcut(x)).
+
+    Args:
+        x: the block's input.
+        y: the branch, up to its last batch normalisation.
+        stride: of the block, 1 or 2.
+        attention: maps (N, H, W, C) to the same.
+        relu_before_attention: a ReLU between the last batch normalisation and the attention.
+        downsample_kernel, downsample_pool: the projection of a strided block.
+        norm: batch normalisation, called with `scope`.
+    """
+    if relu_before_attention:
+        y = tf.nn.relu(y)
+    if attention is not None:
+        y = attention(y)
+    inputs, outputs = int(x.shape[-1]), int(y.shape[-1])
+    if stride > 1 or inputs != outputs:
+        kernel_size = downsample_kernel if stride > 1 else 1
+        if stride > 1 and downsample_pool == "avg":
+            x, stride = average_pool(x), 1
+        x = norm(conv2d(x, outputs, kernel_size, stride, scope="downsample_0"), scope="downsample_1")
+    return tf.nn.relu(y + x)
+
+
+def basic_block(
+    x: Tensor,
+    planes: int,
+    stride: int = 1,
+    *,
+    norm: Callable[..., Tensor] = batch_norm,
+    scope: str,
+    **keywords: Any,
+) -> Tensor:
+    """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
+
+    Args:
+        x: (N, H, W, C), float.
+        planes: channels of the output.
+        stride: of the first convolution.
+        norm: batch normalisation, called with `scope`.
+        keywords: of `attention_and_shortcut`.
+    """
+    with tf.variable_scope(scope):
+        y = tf.nn.relu(norm(conv2d(x, planes, 3, stride, scope="conv1"), scope="bn1"))
+        y = norm(conv2d(y, planes, 3, scope="conv2"), scope="bn2")
+        return attention_and_shortcut(x, y, stride, norm=norm, **keywords)
+
+
+def bottleneck(
+    x: Tensor,
+    planes: int,
+    stride: int = 1,
+    *,
+    groups: int = 1,
+    width_per_group: int = 64,
+    reduce_first: int = 1,
+    stride_in: str = "conv2",
+    norm: Callable[..., Tensor] = batch_norm,
+    scope: str,
+    **keywords: Any,
+) -> Tensor:
+    """1x1, 3x3 (in groups: ResNeXt), 1x1 convolutions, arXiv 1512.03385 fig. 5 right.
+
+    Args:
+        x: (N, H, W, C), float.
+        planes: nominal width; the output has four times as many channels.
+        stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
+        groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
+        reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
+        norm: batch normalisation, called with `scope`.
+        keywords: of `attention_and_shortcut`.
+    """
+    width = int(planes * width_per_group / 64) * groups
+    stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
+    with tf.variable_scope(scope):
+        y = tf.nn.relu(norm(conv2d(x, width // reduce_first, 1, stride1, scope="conv1"), scope="bn1"))
+        y = tf.nn.relu(norm(conv2d(y, width, 3, stride2, groups, scope="conv2"), scope="bn2"))
+        y = norm(conv2d(y, planes * EXPANSION["bottleneck"], 1, scope="conv3"), scope="bn3")
+        return attention_and_shortcut(x, y, stride, norm=norm, **keywords)
+
+
+def make_attention(stage: int, c: Mapping[str, Any], is_training: bool) -> Callable[[Tensor], Tensor] | None:
+    """The attention of one block in its scope, from the keywords of `resnet`."""
+    name = c["attention"]
+    if name == "se":
+        return partial(
+            squeeze_excitation,
+            reduction=c["reduction"],
+            hidden_rule=c["hidden_rule"],
+            bias=c["se_bias"],
+            scope=name,
+        )
+    if name == "cbam":
+        return partial(
+            cbam,
+            reduction=c["reduction"],
+            hidden_rule=c["hidden_rule"],
+            mlp_bias=c["cbam_mlp_bias"],
+            order=c["cbam_order"],
+            kernel_size=c["cbam_kernel_size"],
+            bn=c["cbam_bn"],
+            bn_momentum=c["cbam_bn_momentum"],
+            bn_epsilon=c["bn_epsilon"],
+            spatial_bias=c["cbam_spatial_bias"],
+            spatial_input=c["cbam_spatial_input"],
+            is_training=is_training,
+            scope=name,
+        )
+    if name == "eca":
+        kernel_size = c["eca_kernel_sizes"][stage] if c["eca_kernel_sizes"] else None
+        return partial(eca, kernel_size=kernel_size, scope=name)
+    return None
+
+
+def make_stage(
+    x: Tensor, stage: int, c: Mapping[str, Any], norm: Callable[..., Tensor], is_training: bool
+) -> Tensor:
+    """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
+    block = {"basic": basic_block, "bottleneck": bottleneck}[c["block"]]
+    names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
+    if block is bottleneck:
+        names += ["groups", "width_per_group", "reduce_first", "stride_in"]
+    keywords = {name: c[name] for name in names}
+    attention = make_attention(stage, c, is_training)
+    for index in range(c["depths"][stage]):
+        stride = 2 if stage > 0 and index == 0 else 1
+        scope = f"layer{stage + 1}_{index}"
+        x = block(x, c["width"] * 2**stage, stride, attention=attention, norm=norm, scope=scope, **keywords)
+    return x

@@ -1,0 +1,87 @@
+"""Convolution and pooling on `tf.nn` with PyTorch's numbers: padding and groups.
+
+Arrays are (N, H, W, C). What `attention.py` needs too (`batch_norm`, `dense`) is defined there, so that
+`attention.py` alone can be copied.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import tensorflow.compat.v1 as tf
+
+from .attention import Tensor
+
+
+def conv2d(
+    x: Tensor,
+    filters: int,
+    kernel_size: int,
+    stride: int = 1,
+    groups: int = 1,
+    *,
+    scope: str,
+) -> Tensor:
+    """Convolution padded by k // 2 on each side; variable `kernel` (k, k, C / groups, filters).
+
+    SAME pads a strided convolution of an even size at the end only, which shifts it by one pixel.
+    """
+    with tf.variable_scope(scope):
+        shape = (kernel_size, kernel_size, x.shape[-1] // groups, filters)
+        initializer = tf.variance_scaling_initializer(2.0, "fan_out", "untruncated_normal")
+        kernel = tf.get_variable("kernel", shape, x.dtype, initializer)
+        padding, half = (
+            "SAME",
+            kernel_size // 2,
+        )  # with stride 1 and an odd kernel SAME is k // 2 on each side
+        if stride > 1:
+            x = tf.pad(x, [[0, 0], [half, half], [half, half], [0, 0]]) if half else x
+            padding = "VALID"
+        if groups > 1:
+            return grouped_conv2d(x, kernel, stride, padding, groups)
+        return tf.nn.conv2d(x, kernel, stride, padding)
+
+
+def grouped_conv2d(x: Tensor, kernel: Tensor, stride: int, padding: str, groups: int) -> Tensor:
+    """Convolution in groups, (N, H, W, C) with a kernel (kH, kW, C / groups, O).
+
+    Native where its gradient exists (GPU, or oneDNN in float32); elsewhere one convolution per group and
+    a concatenation, which works everywhere.
+    """
+    if tf.config.list_physical_devices("GPU") or _has_grouped_gradient(x.dtype.base_dtype.name):
+        y = tf.nn.conv2d(x, kernel, stride, padding)
+        # keeps grappler from fusing convolution and batch norm: a graph frozen here and run where oneDNN
+        # is off would hold a fused op that refuses groups
+        return tf.ensure_shape(y, (None, None, None, kernel.shape[-1]))
+    parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
+    return tf.concat([tf.nn.conv2d(part, k, stride, padding) for part, k in parts], -1)
+
+
+@cache
+def _has_grouped_gradient(dtype: str) -> bool:
+    """Whether this CPU build of TensorFlow can differentiate a grouped convolution: tried once per dtype."""
+    config = tf.ConfigProto(device_count={"GPU": 0})
+    with tf.Graph().as_default(), tf.Session(config=config) as session:
+        x, kernel = tf.placeholder(dtype, (1, 1, 1, 2)), tf.placeholder(dtype, (1, 1, 1, 2))
+        gradients = tf.gradients(tf.nn.conv2d(x, kernel, 1, "VALID"), [x, kernel])
+        try:
+            session.run(gradients, {x: [[[[1, 1]]]], kernel: [[[[1, 1]]]]})
+        except (tf.errors.OpError, NotImplementedError):
+            return False
+    return True
+
+
+def max_pool(x: Tensor, rule: str) -> Tensor:
+    """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
+    if rule == "none":
+        return x
+    if rule == "same":
+        return tf.nn.max_pool2d(x, 3, 2, "SAME")
+    # this padding counts as -inf; Caffe's rule is one at the end, where an odd size does not reach it
+    pad = {"pad1": [1, 1], "ceil": [0, 1]}[rule]
+    return tf.nn.max_pool2d(x, 3, 2, [[0, 0], pad, pad, [0, 0]])
+
+
+def average_pool(x: Tensor) -> Tensor:
+    """Means of 2x2 squares; at an odd edge of what is there."""
+    return tf.nn.avg_pool2d(x, 2, 2, "SAME")

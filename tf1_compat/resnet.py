@@ -1,0 +1,211 @@
+"""ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-ResNet and ECA-ResNet as TensorFlow 1 graph functions.
+
+ResNet: https://arxiv.org/abs/1512.03385 (v1.5: the stride is on the 3x3, `stride_in="conv2"`)
+ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/abs/1709.01507
+
+    images (N, H, W, 3) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
+
+Variable names are the scopes: `layer1_0/conv1/kernel`. The same file in `torch_impl` and `keras_impl`
+reads alike.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import tensorflow.compat.v1 as tf
+
+from .attention import Tensor, batch_norm, check_choice, dense, open_scope
+from .blocks import make_stage
+from .layers import conv2d, max_pool
+
+CONFIG_COLLECTION = "resnet_config"  # one JSON text per network of a graph: its scope and its keywords
+
+_CHOICES = {
+    "block": ("bottleneck", "basic"),
+    "stem": ("7x7", "deep", "3x3"),
+    "stem_pool": (None, "pad1", "ceil", "same", "none"),
+    "stride_in": ("conv2", "conv1"),
+    "downsample_kernel": (1, 3),
+    "downsample_pool": ("none", "avg"),
+    "attention": ("none", "se", "cbam", "eca"),
+}
+
+
+def resnet(
+    images: Tensor,
+    is_training: bool = False,
+    *,
+    scope: str | None = None,
+    reuse: bool | None = None,
+    block: str = "bottleneck",
+    depths: Sequence[int] = (3, 4, 6, 3),
+    width: int = 64,
+    groups: int = 1,
+    width_per_group: int = 64,
+    reduce_first: int = 1,
+    stem: str = "7x7",
+    stem_width: int = 64,
+    stem_pool: str | None = None,
+    stride_in: str = "conv2",
+    downsample_kernel: int = 1,
+    downsample_pool: str = "none",
+    attention: str = "none",
+    reduction: int = 16,
+    hidden_rule: str = "floor",
+    se_bias: bool = True,
+    relu_before_attention: bool = False,
+    cbam_mlp_bias: bool = True,
+    cbam_order: str = "max_mean",
+    cbam_kernel_size: int = 7,
+    cbam_bn: bool = True,
+    cbam_bn_momentum: float = 0.01,
+    cbam_spatial_bias: bool = False,
+    cbam_spatial_input: str = "refined",
+    eca_kernel_sizes: Sequence[int] | None = None,
+    bn_epsilon: float = 1e-5,
+    bn_momentum: float = 0.1,
+    dropout: float = 0.0,
+    num_classes: int = 1000,
+    in_channels: int = 3,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """A residual network with SE, CBAM, ECA or no attention.
+
+    Args:
+        images: (N, H, W, C) with C known; float32 or float64, which the variables follow.
+        is_training: a Python bool. In training batch statistics are used, their updates go to
+            `tf.GraphKeys.UPDATE_OPS`, and dropout is on.
+        scope: variable scope; None for names without a prefix.
+        reuse: as in `tf.variable_scope`; two calls under `tf.AUTO_REUSE` share their variables.
+        block: "bottleneck" or "basic".
+        depths: blocks per stage.
+        width: nominal width of layer1, doubled in each further stage.
+        groups, width_per_group, reduce_first, stride_in: see `bottleneck`.
+        stem: "7x7", "deep" (three 3x3, the last twice as wide) or "3x3" (stride 1, for small images).
+        stem_width: channels of the stem.
+        stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
+            ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
+        downsample_kernel: kernel size of the strided projections.
+        downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+        attention: "none", "se", "cbam" or "eca".
+        reduction, hidden_rule: of the attention's MLP.
+        se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
+            cbam_spatial_bias, cbam_spatial_input: see `squeeze_excitation` and `cbam`.
+        eca_kernel_sizes: one per stage; None for the paper's rule.
+        relu_before_attention: see `attention_and_shortcut`.
+        bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
+        dropout: probability before `fc`.
+
+    Returns:
+        logits (N, num_classes), and the end points: `stem`, `layer1` ..., `pooled` (N, C), `logits`.
+
+    Raises:
+        ValueError: a keyword's value is not one of those above, or `images` has other channels.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     logits, end_points = se_resnet20(tf.zeros((1, 32, 32, 3)), scope="net")
+        ...     list(end_points), tf.trainable_variables()[0].name
+        (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], 'net/conv1/kernel:0')
+    """
+    c = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("images", "is_training", "scope", "reuse")
+    }
+    for name, choices in _CHOICES.items():
+        check_choice(name, c[name], choices)
+    if images.shape.rank != 4 or images.shape[-1] != in_channels:
+        raise ValueError(f"images of shape {images.shape}, expected (N, H, W, {in_channels})")
+    norm = partial(batch_norm, is_training=is_training, epsilon=bn_epsilon, momentum=bn_momentum)
+    end_points: dict[str, Tensor] = {}
+
+    with open_scope(scope, reuse) as opened:
+        tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": c}))
+        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "3x3": (3, 1)}[stem]
+        x = tf.nn.relu(norm(conv2d(images, stem_width, kernel_size, stride, scope="conv1"), scope="bn1"))
+        if stem == "deep":
+            x = tf.nn.relu(norm(conv2d(x, stem_width, 3, scope="conv2"), scope="bn2"))
+            x = tf.nn.relu(norm(conv2d(x, 2 * stem_width, 3, scope="conv3"), scope="bn3"))
+        end_points["stem"] = x = max_pool(x, stem_pool or ("none" if stem == "3x3" else "pad1"))
+        for stage in range(len(depths)):
+            end_points[f"layer{stage + 1}"] = x = make_stage(x, stage, c, norm, is_training)
+        end_points["pooled"] = x = tf.reduce_mean(x, [1, 2])
+        if is_training and dropout > 0:
+            x = tf.nn.dropout(x, rate=dropout)
+        end_points["logits"] = dense(x, num_classes, scope="fc")
+    return end_points["logits"], end_points
+
+
+def _named(name: str, **defaults: Any) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """The function of a named model: `resnet` with other defaults."""
+
+    def network(
+        images: Tensor, is_training: bool = False, **keywords: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return resnet(images, is_training, **{**defaults, **keywords})
+
+    network.__name__ = network.__qualname__ = name
+    network.__doc__ = f"`resnet` with {defaults}; every keyword of `resnet` can be given."
+    network.__dict__["defaults"] = defaults
+    return network
+
+
+_R18: dict[str, Any] = {"block": "basic", "depths": (2, 2, 2, 2)}
+_R34: dict[str, Any] = {"block": "basic", "depths": (3, 4, 6, 3)}
+_R50: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 6, 3)}
+_R101: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 23, 3)}
+_R152: dict[str, Any] = {"block": "bottleneck", "depths": (3, 8, 36, 3)}
+_32X4D: dict[str, Any] = {"groups": 32, "width_per_group": 4}
+_CIFAR: dict[str, Any] = {"block": "basic", "width": 16, "stem": "3x3", "stem_width": 16, "num_classes": 10}
+
+resnet18 = _named("resnet18", **_R18)
+resnet34 = _named("resnet34", **_R34)
+resnet50 = _named("resnet50", **_R50)
+resnet101 = _named("resnet101", **_R101)
+resnet152 = _named("resnet152", **_R152)
+resnext50_32x4d = _named("resnext50_32x4d", **_R50, **_32X4D)
+resnext101_32x4d = _named("resnext101_32x4d", **_R101, **_32X4D)
+resnet20 = _named("resnet20", **_CIFAR, depths=(3, 3, 3))
+resnet32 = _named("resnet32", **_CIFAR, depths=(5, 5, 5))
+resnet56 = _named("resnet56", **_CIFAR, depths=(9, 9, 9))
+se_resnet18 = _named("se_resnet18", **_R18, attention="se")
+se_resnet34 = _named("se_resnet34", **_R34, attention="se")
+se_resnet50 = _named("se_resnet50", **_R50, attention="se")
+se_resnet101 = _named("se_resnet101", **_R101, attention="se")
+se_resnet152 = _named("se_resnet152", **_R152, attention="se")
+se_resnext50_32x4d = _named("se_resnext50_32x4d", **_R50, **_32X4D, attention="se")
+se_resnext101_32x4d = _named("se_resnext101_32x4d", **_R101, **_32X4D, attention="se")
+senet154 = _named(
+    "senet154",
+    **_R152,
+    groups=64,
+    width_per_group=4,
+    reduce_first=2,
+    stem="deep",
+    downsample_kernel=3,
+    attention="se",
+    dropout=0.2,
+)
+se_resnet20 = _named("se_resnet20", **_CIFAR, depths=(3, 3, 3), attention="se")
+se_resnet32 = _named("se_resnet32", **_CIFAR, depths=(5, 5, 5), attention="se")
+se_resnet56 = _named("se_resnet56", **_CIFAR, depths=(9, 9, 9), attention="se")
+cbam_resnet18 = _named("cbam_resnet18", **_R18, attention="cbam")
+cbam_resnet34 = _named("cbam_resnet34", **_R34, attention="cbam")
+cbam_resnet50 = _named("cbam_resnet50", **_R50, attention="cbam")
+cbam_resnet101 = _named("cbam_resnet101", **_R101, attention="cbam")
+cbam_resnet152 = _named("cbam_resnet152", **_R152, attention="cbam")
+cbam_resnet20 = _named("cbam_resnet20", **_CIFAR, depths=(3, 3, 3), attention="cbam")
+cbam_resnet32 = _named("cbam_resnet32", **_CIFAR, depths=(5, 5, 5), attention="cbam")
+cbam_resnet56 = _named("cbam_resnet56", **_CIFAR, depths=(9, 9, 9), attention="cbam")
+eca_resnet18 = _named("eca_resnet18", **_R18, attention="eca")
+eca_resnet34 = _named("eca_resnet34", **_R34, attention="eca")
+eca_resnet50 = _named("eca_resnet50", **_R50, attention="eca")
+eca_resnet101 = _named("eca_resnet101", **_R101, attention="eca")
+eca_resnet152 = _named("eca_resnet152", **_R152, attention="eca")
+eca_resnet20 = _named("eca_resnet20", **_CIFAR, depths=(3, 3, 3), attention="eca")
+eca_resnet32 = _named("eca_resnet32", **_CIFAR, depths=(5, 5, 5), attention="eca")
+eca_resnet56 = _named("eca_resnet56", **_CIFAR, depths=(9, 9, 9), attention="eca")

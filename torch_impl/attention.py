@@ -1,0 +1,197 @@
+"""Channel and spatial attention for CNNs in PyTorch: SE, CBAM, ECA.
+
+SE:   Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
+CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
+ECA:  Efficient Channel Attention, https://arxiv.org/abs/1910.03151
+
+Each block maps (N, C, H, W) to the same shape and dtype and can stand in anyone's network. This file
+needs nothing but torch. The same file in `keras_impl` and `tf1_compat` reads line by line alike.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcitation"]
+
+_HIDDEN_RULES = ("floor", "multiple_of_8")
+_ORDERS = ("max_mean", "mean_max")
+_SPATIAL_INPUTS = ("refined", "input")
+
+
+def check_choice(name: str, value: object, choices: tuple) -> None:
+    """Raise `ValueError` saying what was received and what can be."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
+    """Width between the two layers of an attention MLP: C // r ("floor") or C / r to a multiple of 8."""
+    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    if hidden_rule == "multiple_of_8":
+        return max(8, int(channels / reduction + 4) // 8 * 8)
+    return max(1, channels // reduction)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    size = int(abs((math.log2(channels) + 1) / 2))
+    return max(3, size if size % 2 else size + 1)
+
+
+class SqueezeExcitation(nn.Module):
+    """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
+
+    Args:
+        channels: C of the input.
+        reduction: r, how much narrower the hidden layer is.
+        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm).
+        bias: whether the two layers have biases (the paper's models: yes).
+
+    Example:
+        >>> SqueezeExcitation(64)(torch.zeros(2, 64, 7, 7)).shape
+        torch.Size([2, 64, 7, 7])
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True):
+        super().__init__()
+        hidden = hidden_channels(channels, reduction, hidden_rule)
+        self.fc1 = nn.Linear(channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.mean((2, 3))  # (N, C), eq. 2: squeeze
+        s = torch.sigmoid(self.fc2(F.relu(self.fc1(z))))  # (N, C), eq. 3: excitation
+        return x * s[:, :, None, None]  # (N, C, H, W), eq. 4: scale
+
+
+class ChannelAttention(nn.Module):
+    """Channel gate of CBAM, arXiv 1807.06521 eq. 2: x * sigmoid(MLP(mean(x)) + MLP(max(x))).
+
+    Args:
+        channels, reduction, hidden_rule: as in `SqueezeExcitation`.
+        bias: whether the shared MLP has biases (the authors' code: yes).
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True):
+        super().__init__()
+        hidden = hidden_channels(channels, reduction, hidden_rule)
+        self.fc1 = nn.Linear(channels, hidden, bias=bias)
+        self.fc2 = nn.Linear(hidden, channels, bias=bias)
+
+    def mlp(self, z: Tensor) -> Tensor:
+        return self.fc2(F.relu(self.fc1(z)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        # amax, not adaptive_max_pool2d: it shares the gradient among ties, as tf.reduce_max does
+        gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))  # (N, C)
+        return x * gate[:, :, None, None]
+
+
+class SpatialAttention(nn.Module):
+    """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, 1, H, W).
+
+    It returns the gate, not the gated input, because CBAM's variants differ in what they multiply it with.
+
+    Args:
+        kernel_size: odd.
+        order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
+        bn: whether a batch normalisation follows the convolution (the authors' code: yes).
+        bn_momentum: weight of the new batch in its running statistics.
+        bias: whether the convolution has a bias.
+    """
+
+    def __init__(
+        self,
+        kernel_size: int = 7,
+        *,
+        order: str = "max_mean",
+        bn: bool = True,
+        bn_momentum: float = 0.01,
+        bn_epsilon: float = 1e-5,
+        bias: bool = False,
+    ):
+        super().__init__()
+        check_choice("order", order, _ORDERS)
+        self.order = order
+        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=bias)
+        self.bn = nn.BatchNorm2d(1, eps=bn_epsilon, momentum=bn_momentum) if bn else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = [x.amax(1, keepdim=True), x.mean(1, keepdim=True)]
+        if self.order == "mean_max":
+            maps.reverse()
+        gate = self.conv(torch.cat(maps, 1))  # (N, 2, H, W) -> (N, 1, H, W)
+        if self.bn is not None:
+            gate = self.bn(gate)
+        return torch.sigmoid(gate)
+
+
+class CBAM(nn.Module):
+    """Convolutional block attention module, arXiv 1807.06521 eq. 1: channel attention, then spatial.
+
+    Args:
+        channels, reduction, hidden_rule: as in `SqueezeExcitation`.
+        mlp_bias: whether the channel MLP has biases.
+        order, kernel_size, bn, bn_momentum, bn_epsilon: as in `SpatialAttention`.
+        spatial_bias: whether the spatial convolution has a bias.
+        spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+
+    Example:
+        >>> CBAM(64, order="mean_max")(torch.zeros(2, 64, 7, 7)).shape
+        torch.Size([2, 64, 7, 7])
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 16,
+        *,
+        hidden_rule: str = "floor",
+        mlp_bias: bool = True,
+        order: str = "max_mean",
+        kernel_size: int = 7,
+        bn: bool = True,
+        bn_momentum: float = 0.01,
+        bn_epsilon: float = 1e-5,
+        spatial_bias: bool = False,
+        spatial_input: str = "refined",
+    ):
+        super().__init__()
+        check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+        self.spatial_input = spatial_input
+        self.channel = ChannelAttention(channels, reduction, hidden_rule=hidden_rule, bias=mlp_bias)
+        self.spatial = SpatialAttention(
+            kernel_size, order=order, bn=bn, bn_momentum=bn_momentum, bn_epsilon=bn_epsilon, bias=spatial_bias
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        refined = self.channel(x)
+        return refined * self.spatial(refined if self.spatial_input == "refined" else x)
+
+
+class ECA(nn.Module):
+    """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
+
+    Args:
+        channels: C of the input; it decides the kernel size by eq. 12.
+        kernel_size: odd; None for eq. 12.
+
+    Example:
+        >>> ECA(256).conv.kernel_size
+        (5,)
+    """
+
+    def __init__(self, channels: int, kernel_size: int | None = None):
+        super().__init__()
+        size = eca_kernel_size(channels) if kernel_size is None else kernel_size
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = x.mean((2, 3))[:, None, :]  # (N, 1, C): the channels are the sequence
+        s = torch.sigmoid(self.conv(z))[:, 0, :]  # (N, C)
+        return x * s[:, :, None, None]

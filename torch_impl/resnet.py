@@ -1,0 +1,230 @@
+"""ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-ResNet and ECA-ResNet in PyTorch.
+
+ResNet: https://arxiv.org/abs/1512.03385 (v1.5: the stride is on the 3x3, `stride_in="conv2"`)
+ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/abs/1709.01507
+
+    images (N, 3, H, W) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
+
+Parameter names are torchvision's. The same file in `keras_impl` and `tf1_compat` reads alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .attention import check_choice
+from .blocks import Bottleneck, conv2d, make_stage
+
+_CHOICES = {
+    "block": ("bottleneck", "basic"),
+    "stem": ("7x7", "deep", "3x3"),
+    "stem_pool": (None, "pad1", "ceil", "same", "none"),
+    "stride_in": ("conv2", "conv1"),
+    "downsample_kernel": (1, 3),
+    "downsample_pool": ("none", "avg"),
+    "attention": ("none", "se", "cbam", "eca"),
+}
+
+
+class MaxPoolSame(nn.Module):
+    """Max-pool 3x3, stride 2, with TensorFlow's SAME padding: an even size is padded at the end only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (top, bottom), (left, right) = ((size % 2, 1) for size in x.shape[2:])
+        return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), 3, 2)
+
+
+_STEM_POOLS: dict[str, Callable[[], nn.Module]] = {
+    "pad1": partial(nn.MaxPool2d, 3, 2, padding=1),
+    "ceil": partial(nn.MaxPool2d, 3, 2, ceil_mode=True),
+    "same": MaxPoolSame,
+    "none": nn.Identity,
+}
+
+
+class ResNet(nn.Module):
+    """A residual network with SE, CBAM, ECA or no attention. Input (N, C, H, W) float, output logits.
+
+    Args:
+        block: "bottleneck" or "basic".
+        depths: blocks per stage.
+        width: nominal width of layer1, doubled in each further stage.
+        groups, width_per_group, reduce_first, stride_in: see `Bottleneck`.
+        stem: "7x7", "deep" (three 3x3, the last twice as wide) or "3x3" (stride 1, for small images).
+        stem_width: channels of the stem.
+        stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
+            ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
+        downsample_kernel: kernel size of the strided projections.
+        downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+        attention: "none", "se", "cbam" or "eca".
+        reduction, hidden_rule: of the attention's MLP.
+        se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
+            cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
+        eca_kernel_sizes: one per stage; None for the paper's rule.
+        relu_before_attention: see `ResidualBlock`.
+        bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
+        dropout: probability before `fc`.
+
+    Raises:
+        ValueError: a keyword's value is not one of those above.
+
+    Example:
+        >>> model = se_resnet20().eval()
+        >>> features = model.forward_features(torch.zeros(1, 3, 32, 32))
+        >>> list(features), tuple(features["layer3"].shape)
+        (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], (1, 64, 8, 8))
+    """
+
+    def __init__(
+        self,
+        *,
+        block: str = "bottleneck",
+        depths: Sequence[int] = (3, 4, 6, 3),
+        width: int = 64,
+        groups: int = 1,
+        width_per_group: int = 64,
+        reduce_first: int = 1,
+        stem: str = "7x7",
+        stem_width: int = 64,
+        stem_pool: str | None = None,
+        stride_in: str = "conv2",
+        downsample_kernel: int = 1,
+        downsample_pool: str = "none",
+        attention: str = "none",
+        reduction: int = 16,
+        hidden_rule: str = "floor",
+        se_bias: bool = True,
+        relu_before_attention: bool = False,
+        cbam_mlp_bias: bool = True,
+        cbam_order: str = "max_mean",
+        cbam_kernel_size: int = 7,
+        cbam_bn: bool = True,
+        cbam_bn_momentum: float = 0.01,
+        cbam_spatial_bias: bool = False,
+        cbam_spatial_input: str = "refined",
+        eca_kernel_sizes: Sequence[int] | None = None,
+        bn_epsilon: float = 1e-5,
+        bn_momentum: float = 0.1,
+        dropout: float = 0.0,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+    ):
+        c = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        self.config = c
+        for name, choices in _CHOICES.items():
+            check_choice(name, c[name], choices)
+        norm = partial(nn.BatchNorm2d, eps=bn_epsilon, momentum=bn_momentum)
+
+        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "3x3": (3, 1)}[stem]
+        self.conv1, self.bn1 = conv2d(in_channels, stem_width, kernel_size, stride), norm(stem_width)
+        self.deep_stem, channels = stem == "deep", stem_width
+        if self.deep_stem:
+            channels = 2 * stem_width
+            self.conv2, self.bn2 = conv2d(stem_width, stem_width, 3), norm(stem_width)
+            self.conv3, self.bn3 = conv2d(stem_width, channels, 3), norm(channels)
+        self.maxpool = _STEM_POOLS[stem_pool or ("none" if stem == "3x3" else "pad1")]()
+
+        self.stage_names = [f"layer{stage + 1}" for stage in range(len(depths))]
+        for stage, name in enumerate(self.stage_names):
+            self.add_module(name, make_stage(channels, stage, c, norm))
+            channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(channels, num_classes)
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        if self.deep_stem:
+            x = F.relu(self.bn2(self.conv2(x)))
+            x = F.relu(self.bn3(self.conv3(x)))
+        return self.maxpool(x)
+
+    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
+        """Every stage's output: `stem`, `layer1` ..., `pooled` (N, C) and `logits` (N, num_classes)."""
+        features = {"stem": (x := self.forward_stem(x))}
+        for name in self.stage_names:
+            features[name] = x = self.get_submodule(name)(x)
+        features["pooled"] = x = x.mean((2, 3))
+        features["logits"] = self.fc(self.dropout(x))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_features(x)["logits"]
+
+
+def _named(name: str, **defaults: Any) -> Callable[..., ResNet]:
+    """The constructor of a named model: `ResNet` with other defaults."""
+
+    def constructor(**keywords: Any) -> ResNet:
+        return ResNet(**{**defaults, **keywords})
+
+    constructor.__name__ = constructor.__qualname__ = name
+    constructor.__doc__ = f"`ResNet` with {defaults}; every keyword of `ResNet` can be given."
+    constructor.__dict__["defaults"] = defaults
+    return constructor
+
+
+_R18: dict[str, Any] = {"block": "basic", "depths": (2, 2, 2, 2)}
+_R34: dict[str, Any] = {"block": "basic", "depths": (3, 4, 6, 3)}
+_R50: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 6, 3)}
+_R101: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 23, 3)}
+_R152: dict[str, Any] = {"block": "bottleneck", "depths": (3, 8, 36, 3)}
+_32X4D: dict[str, Any] = {"groups": 32, "width_per_group": 4}
+_CIFAR: dict[str, Any] = {"block": "basic", "width": 16, "stem": "3x3", "stem_width": 16, "num_classes": 10}
+
+resnet18 = _named("resnet18", **_R18)
+resnet34 = _named("resnet34", **_R34)
+resnet50 = _named("resnet50", **_R50)
+resnet101 = _named("resnet101", **_R101)
+resnet152 = _named("resnet152", **_R152)
+resnext50_32x4d = _named("resnext50_32x4d", **_R50, **_32X4D)
+resnext101_32x4d = _named("resnext101_32x4d", **_R101, **_32X4D)
+resnet20 = _named("resnet20", **_CIFAR, depths=(3, 3, 3))
+resnet32 = _named("resnet32", **_CIFAR, depths=(5, 5, 5))
+resnet56 = _named("resnet56", **_CIFAR, depths=(9, 9, 9))
+se_resnet18 = _named("se_resnet18", **_R18, attention="se")
+se_resnet34 = _named("se_resnet34", **_R34, attention="se")
+se_resnet50 = _named("se_resnet50", **_R50, attention="se")
+se_resnet101 = _named("se_resnet101", **_R101, attention="se")
+se_resnet152 = _named("se_resnet152", **_R152, attention="se")
+se_resnext50_32x4d = _named("se_resnext50_32x4d", **_R50, **_32X4D, attention="se")
+se_resnext101_32x4d = _named("se_resnext101_32x4d", **_R101, **_32X4D, attention="se")
+senet154 = _named(
+    "senet154",
+    **_R152,
+    groups=64,
+    width_per_group=4,
+    reduce_first=2,
+    stem="deep",
+    downsample_kernel=3,
+    attention="se",
+    dropout=0.2,
+)
+se_resnet20 = _named("se_resnet20", **_CIFAR, depths=(3, 3, 3), attention="se")
+se_resnet32 = _named("se_resnet32", **_CIFAR, depths=(5, 5, 5), attention="se")
+se_resnet56 = _named("se_resnet56", **_CIFAR, depths=(9, 9, 9), attention="se")
+cbam_resnet18 = _named("cbam_resnet18", **_R18, attention="cbam")
+cbam_resnet34 = _named("cbam_resnet34", **_R34, attention="cbam")
+cbam_resnet50 = _named("cbam_resnet50", **_R50, attention="cbam")
+cbam_resnet101 = _named("cbam_resnet101", **_R101, attention="cbam")
+cbam_resnet152 = _named("cbam_resnet152", **_R152, attention="cbam")
+cbam_resnet20 = _named("cbam_resnet20", **_CIFAR, depths=(3, 3, 3), attention="cbam")
+cbam_resnet32 = _named("cbam_resnet32", **_CIFAR, depths=(5, 5, 5), attention="cbam")
+cbam_resnet56 = _named("cbam_resnet56", **_CIFAR, depths=(9, 9, 9), attention="cbam")
+eca_resnet18 = _named("eca_resnet18", **_R18, attention="eca")
+eca_resnet34 = _named("eca_resnet34", **_R34, attention="eca")
+eca_resnet50 = _named("eca_resnet50", **_R50, attention="eca")
+eca_resnet101 = _named("eca_resnet101", **_R101, attention="eca")
+eca_resnet152 = _named("eca_resnet152", **_R152, attention="eca")
+eca_resnet20 = _named("eca_resnet20", **_CIFAR, depths=(3, 3, 3), attention="eca")
+eca_resnet32 = _named("eca_resnet32", **_CIFAR, depths=(5, 5, 5), attention="eca")
+eca_resnet56 = _named("eca_resnet56", **_CIFAR, depths=(9, 9, 9), attention="eca")

@@ -1,0 +1,61 @@
+"""Errors for people: one line says what was received, what was expected and what to do; a list may follow.
+
+Every error of this package is a `WeightsConvertError`. `exit_code` is what the command line ends
+with: 2 for bad usage or bad input, 3 when the output could not be written.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class WeightsConvertError(Exception):
+    """Base of all errors raised on purpose by `weights_convert`.
+
+    Args:
+        message: one line: what was received, what was expected, what to do.
+        details: lines of a list that follows the message (every missing tensor, say).
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, details: Sequence[str] = ()):
+        super().__init__(message)
+        self.message = message
+        self.details = tuple(details)
+
+    def __str__(self) -> str:
+        return "\n".join([self.message, *(f"  {line}" for line in self.details)])
+
+
+class SpecError(WeightsConvertError):
+    """An architecture that does not exist, or a keyword or value that it does not take."""
+
+
+class SourceError(WeightsConvertError):
+    """A file that cannot be read: missing, truncated, damaged, of an unknown or refused kind."""
+
+
+class MismatchError(WeightsConvertError):
+    """Tensors, shapes, dtypes or keywords that do not fit where they are to go."""
+
+
+class DestinationError(WeightsConvertError):
+    """A destination that cannot be accepted: it exists, its folder does not, its suffix is unknown."""
+
+
+class WriteError(WeightsConvertError):
+    """The output could not be written or did not read back; the destination is as it was before."""
+
+    exit_code = 3
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The hint `; did you mean 'x'?` for a mistyped name, or nothing.
+
+    >>> nearest("se_resnet5", ["se_resnet50", "resnet18"])
+    "; did you mean 'se_resnet50'?"
+    """
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,100 @@
+"""What every container has in common: a lazy reader, a streaming writer, and metadata as JSON.
+
+A reader lists names, shapes and dtypes without reading any tensor, and reads one tensor at a time.
+A writer receives the same list and a function that produces one tensor at a time. So a conversion
+holds one tensor in memory, not one checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from weights_convert.errors import SourceError
+
+METADATA_NAME = "samenet"  # the name under which every container keeps our JSON text
+
+
+class TensorInfo(NamedTuple):
+    """Shape and dtype of one tensor, known without reading it."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+class Reader(ABC):
+    """One open file. `read` returns a fresh, C-contiguous array in native byte order.
+
+    Attributes:
+        path: the file (for a TF1 checkpoint the prefix).
+        tensors: name -> `TensorInfo`, in the file's order.
+        metadata: this project's own metadata, {} where the file has none.
+        left_out: name -> description of whatever else the file holds (epoch, optimiser slots ...).
+        notes: what a person should be told about how the file was read.
+    """
+
+    format: ClassVar[str]
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.tensors: dict[str, TensorInfo] = {}
+        self.metadata: dict[str, Any] = {}
+        self.left_out: dict[str, str] = {}
+        self.notes: list[str] = []
+
+    @abstractmethod
+    def read(self, name: str) -> np.ndarray:
+        """The tensor `name`; `SourceError` if its bytes are missing or damaged."""
+
+    def close(self) -> None:  # noqa: B027  (a reader without an open file has nothing to close)
+        """Close the file; reading after that is an error."""
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+
+Write = Callable[[Path, Mapping[str, TensorInfo], Callable[[str], np.ndarray], Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One container: how it is called, recognised by suffix, read and written."""
+
+    name: str
+    suffixes: tuple[str, ...]  # for writing; reading goes by content
+    description: str
+    own_family: str  # the layout that is written into it unless another one is asked for
+    open: Callable[..., Reader]
+    write: Write | None  # None: read only
+    files: Callable[[Path], list[Path]] = lambda path: [path]  # what `write(path)` leaves on disk
+
+
+def dump_metadata(metadata: Mapping[str, Any]) -> str:
+    """Metadata as one line of ASCII JSON with sorted keys, so that equal metadata are equal bytes."""
+    return json.dumps(metadata, sort_keys=True)
+
+
+def parse_metadata(text: str | bytes, path: Path) -> dict[str, Any]:
+    """The inverse of `dump_metadata`; `SourceError` for anything that is not a JSON object."""
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise SourceError(f"{path}: its {METADATA_NAME!r} metadata is not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise SourceError(
+            f"{path}: its {METADATA_NAME!r} metadata is {type(value).__name__}, expected an object"
+        )
+    return value
