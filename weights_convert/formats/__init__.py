@@ -1,0 +1,111 @@
+"""The containers: one file each. Reading goes by content, whatever the name; writing goes by suffix."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+from weights_convert.errors import DestinationError, SourceError
+from weights_convert.formats.base import Format, Reader
+from weights_convert.formats.keras_hdf5 import KerasReader, write_keras
+from weights_convert.formats.npz_file import NpzReader, write_npz
+from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
+from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, tf1_files, write_tf1
+from weights_convert.formats.torch_file import (
+    looks_like_torch_stream,
+    open_torch,
+    write_torch,
+)
+
+FORMATS = {
+    "torch": Format("torch", (".pth", ".pt"), "PyTorch zip or stream", "torch", open_torch, write_torch),
+    "safetensors": Format(
+        "safetensors", (".safetensors",), "safetensors", "torch", SafetensorsReader, write_safetensors
+    ),
+    "npz": Format("npz", (".npz",), "NumPy archive", "torch", NpzReader, write_npz),
+    "keras": Format(
+        "keras", (".weights.h5",), "Keras 3 HDF5, .keras read", "keras", KerasReader, write_keras
+    ),
+    "tf1": Format("tf1", (".ckpt",), "TensorFlow 1 checkpoint", "tf1", open_tf1, write_tf1, tf1_files),
+}
+
+
+def open_reader(path: str | Path, key: str | None = None) -> Reader:
+    """Open a checkpoint by its content.
+
+    Args:
+        path: a file, a TF1 checkpoint's prefix, or the directory of one.
+        key: the entry of a PyTorch file that holds the weights, where there are several.
+
+    Raises:
+        SourceError: it is missing, cannot be read, or is not a checkpoint.
+    """
+    path = Path(path)
+    name = _format_of(path)
+    if name == "torch":
+        return open_torch(path, key)
+    if key is not None:
+        raise SourceError(f"{path}: --key chooses an entry of a PyTorch file, and this is {name}")
+    return FORMATS[name].open(path)
+
+
+def format_for_writing(path: Path) -> Format:
+    """The container that a destination's suffix names; `DestinationError` for any other suffix."""
+    for container in FORMATS.values():
+        if path.name.endswith(container.suffixes):
+            return container
+    known = ", ".join(suffix for container in FORMATS.values() for suffix in container.suffixes)
+    raise DestinationError(f"{path}: the suffix says what to write; expected one of {known}")
+
+
+def _format_of(path: Path) -> str:
+    """The name of the container at `path`, from its first bytes."""
+    if find_tf1_prefix(path) is not None:
+        return "tf1"
+    if path.is_dir():
+        raise SourceError(f"{path}: a directory without a TF1 checkpoint in it, expected a checkpoint file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except FileNotFoundError:
+        raise SourceError(f"{path}: there is no such file{_neighbour(path)}") from None
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
+    if head.startswith(b"PK"):
+        return _zip_format(path)
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "keras"
+    if looks_like_torch_stream(head):
+        return "torch"
+    if len(head) > 8 and head[8:9] == b"{":
+        return "safetensors"
+    if not head:
+        raise SourceError(f"{path}: the file is empty")
+    raise SourceError(
+        f"{path}: not a checkpoint that can be read here (it begins with {head[:8]!r}); "
+        f"expected one of {', '.join(container.description for container in FORMATS.values())}"
+    )
+
+
+def _zip_format(path: Path) -> str:
+    """Which of the containers that are zips this is: by what it holds."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise SourceError(f"{path}: a zip archive that is truncated or damaged ({error})") from None
+    if "model.weights.h5" in names:
+        return "keras"
+    if names and all(name.endswith(".npy") for name in names):
+        return "npz"
+    return "torch"
+
+
+def _neighbour(path: Path) -> str:
+    """A hint at a file of nearly that name in the same folder."""
+    from weights_convert.errors import nearest
+
+    try:
+        return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+    except OSError:
+        return ""

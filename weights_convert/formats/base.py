@@ -82,6 +82,12 @@ class Format:
     files: Callable[[Path], list[Path]] = lambda path: [path]  # what `write(path)` leaves on disk
 
 
+def tensor_bytes(array: np.ndarray) -> memoryview:
+    """An array's little-endian bytes in C order, without a copy where it already is so."""
+    array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
+    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+
+
 def dump_metadata(metadata: Mapping[str, Any]) -> str:
     """Metadata as one line of ASCII JSON with sorted keys, so that equal metadata are equal bytes."""
     return json.dumps(metadata, sort_keys=True)

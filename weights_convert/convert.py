@@ -1,0 +1,205 @@
+"""`convert` and `save`: the plan carried out. A destination is the old file or the complete new one.
+
+Tensors pass one at a time. They go to a temporary file beside the destination, which is flushed to disk,
+read back and compared with what was meant (sha256 of each tensor), and only then renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weights_convert.checkpoint import Checkpoint, load
+from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
+from weights_convert.formats.base import Format, tensor_bytes
+from weights_convert.plan import Move, Plan, make_plan
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+
+def convert(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    from_family: str | None = None,
+    to_family: str | None = None,
+    key: str | None = None,
+    dtype: str | None = None,
+    scope: str | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    progress: Progress | None = None,
+) -> Plan:
+    """Convert a checkpoint into another container or layout; no framework is imported.
+
+    Args:
+        src, model, settings, from_family, key: as in `load`.
+        dst: the suffix says the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
+        to_family: the layout to write, by default the container's own.
+        dtype: of the floating-point tensors; by default each keeps its own.
+        scope: the variable scope of the network in a TF1 checkpoint, on whichever side that is.
+        strict: NaN and infinity are errors, not warnings.
+        overwrite: replace an existing destination.
+        dry_run: only plan.
+        progress: called with (bytes done, bytes in all).
+
+    Returns:
+        The plan, with every tensor's sha256 unless `dry_run`.
+
+    Raises:
+        WeightsConvertError: see its subclasses; the destination is then as it was before.
+    """
+    with load(src, model=model, settings=settings, family=from_family, key=key, scope=scope) as checkpoint:
+        plan = make_plan(checkpoint, dst, family=to_family, dtype=dtype, scope=scope)
+        check_destination(plan.destination, plan.container, overwrite)
+        if not dry_run:
+            execute(plan, strict=strict, progress=progress)
+        return plan
+
+
+def save(
+    checkpoint: Checkpoint,
+    path: str | Path,
+    *,
+    family: str | None = None,
+    dtype: str | None = None,
+    scope: str | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+) -> Plan:
+    """Write a checkpoint (of a file or a live model); arguments and errors as in `convert`."""
+    plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope)
+    check_destination(plan.destination, plan.container, overwrite)
+    execute(plan, strict=strict)
+    return plan
+
+
+def check_destination(path: Path, container: Format, overwrite: bool) -> None:
+    """Raise `DestinationError` for a folder that is not there or a file that is."""
+    if not path.parent.is_dir():
+        raise DestinationError(f"{path}: the folder {str(path.parent)!r} does not exist")
+    if path.is_dir():
+        raise DestinationError(f"{path}: is a directory, expected a file name")
+    existing = [file for file in container.files(path) if file.exists()]
+    if existing and not overwrite:
+        raise DestinationError(f"{existing[0]}: exists already (--overwrite replaces it)")
+
+
+def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = None) -> None:
+    """Write, read back, rename. Fills in each move's sha256 and the plan's warnings."""
+    destination, container = plan.destination, plan.container
+    assert container.write is not None  # format_for_writing gives no other
+    moves = {move.target_name: move for move in plan.moves}
+    total, done = 2 * sum(move.target.nbytes for move in plan.moves), 0
+
+    def advance(move: Move) -> None:
+        nonlocal done
+        done += move.target.nbytes
+        if progress is not None:
+            progress(done, total)
+
+    def read(name: str) -> np.ndarray:
+        array = _converted(plan, moves[name], strict)
+        moves[name].sha256 = hashlib.sha256(tensor_bytes(array)).hexdigest()
+        advance(moves[name])
+        return array
+
+    with _temporary(destination, container) as temporary:
+        try:
+            container.write(
+                temporary, {name: move.target for name, move in moves.items()}, read, plan.metadata
+            )
+            for file in container.files(temporary):
+                _flush(file)
+        except OSError as error:
+            raise WriteError(f"{destination}: could not be written ({error.strerror or error})") from error
+        _read_back(plan, temporary, advance)
+        try:
+            for new, old in zip(container.files(temporary), container.files(destination), strict=True):
+                new.replace(old)
+            _flush(destination.parent)
+        except OSError as error:
+            raise WriteError(f"{destination}: could not be renamed into place ({error.strerror})") from error
+
+
+def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
+    """A tensor as it is to be written: checked for NaN and infinity, cast, transposed."""
+    array = plan.checkpoint[move.canonical]
+    finite = array.dtype.kind in "iub" or bool(np.isfinite(array).all())
+    if not finite:
+        count = int((~np.isfinite(array)).sum())
+        message = f"{move.source_name} has {count} values that are NaN or infinite"
+        if strict:
+            raise MismatchError(f"{plan.source}: {message} (--strict)")
+        plan.warnings.append(message)
+    if array.dtype != move.target.dtype:
+        with np.errstate(over="ignore", invalid="ignore"):
+            cast = array.astype(move.target.dtype)
+        if finite and not bool(np.isfinite(cast).all()):
+            largest = float(np.abs(array.astype(np.float64)).max())
+            raise MismatchError(
+                f"{plan.source}: {move.source_name} would lose values: {largest:g} is beyond "
+                f"{move.target.dtype.name}; use --dtype bfloat16 or float32"
+            )
+        array = cast
+    return array if move.axes is None else np.asarray(array.transpose(move.axes), order="C")
+
+
+@contextmanager
+def _temporary(destination: Path, container: Format) -> Iterator[Path]:
+    """A name beside the destination; whatever stands under it afterwards is removed."""
+    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        yield temporary
+    finally:
+        for file in container.files(temporary):
+            file.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Have the operating system put a file, or a folder's entries, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> None:
+    """Raise `WriteError` unless the file holds exactly what was meant."""
+    try:
+        with plan.container.open(temporary) as reader:
+            names = {move.target_name for move in plan.moves}
+            if set(reader.tensors) != names or reader.metadata != _as_read(plan.metadata):
+                raise WriteError(
+                    f"{plan.destination}: what was written reads back with other names or metadata"
+                )
+            for move in plan.moves:
+                array = reader.read(move.target_name)
+                digest = hashlib.sha256(tensor_bytes(array)).hexdigest()
+                if (array.shape, array.dtype, digest) != (*move.target, move.sha256):
+                    raise WriteError(f"{plan.destination}: {move.target_name} does not read back as written")
+                advance(move)
+    except WriteError:
+        raise
+    except WeightsConvertError as error:
+        raise WriteError(
+            f"{plan.destination}: what was written cannot be read back ({error.message})"
+        ) from error
+
+
+def _as_read(metadata: Any) -> Any:
+    """Metadata as JSON gives them back: tuples as lists."""
+    if isinstance(metadata, Mapping):
+        return {key: _as_read(value) for key, value in metadata.items()}
+    return [_as_read(value) for value in metadata] if isinstance(metadata, (list, tuple)) else metadata

@@ -1,0 +1,111 @@
+"""Keras 3 weights: `.weights.h5` read and written, `.keras` (a zip around one) read.
+
+Layout, from Keras's `saving_lib.py`: a group per layer, in it `vars/<i>`, the layer's variables in order,
+trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`. Only numbers are
+taken: neither a `.keras` file's config nor any code in it is looked at.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+
+from weights_convert.errors import DestinationError, SourceError
+from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, dump_metadata, parse_metadata
+
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+_INNER = "model.weights.h5"
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, zipfile.BadZipFile)
+
+
+class KerasReader(Reader):
+    """A `.weights.h5` file or the one inside a `.keras` file; names are HDF5 paths (`conv1/vars/0`)."""
+
+    format = "keras"
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._zip: zipfile.ZipFile | None = None
+        self._file: h5py.File | None = None
+        try:
+            if zipfile.is_zipfile(path):
+                self._zip = zipfile.ZipFile(path)
+                self._file = h5py.File(self._zip.open(_INNER), "r")
+            else:
+                self._file = h5py.File(path, "r")
+            for name, dataset in _datasets(self._file, ""):
+                self._list(name, dataset)
+            text = self._file.attrs.get(METADATA_NAME)
+        except _DAMAGE as error:
+            self.close()
+            raise SourceError(
+                f"{path}: not a readable Keras file, it is truncated or damaged ({error})"
+            ) from None
+        if text is not None:
+            self.metadata = parse_metadata(text, path)
+
+    def _list(self, name: str, dataset: h5py.Dataset | None) -> None:
+        if dataset is None:
+            self.left_out[name] = "link to elsewhere, never followed"
+        elif dataset.is_virtual or dataset.external:
+            self.left_out[name] = "data kept in another file, never read"
+        elif dataset.attrs.get("dtype") == "bfloat16" and dataset.dtype.itemsize == 2:
+            self.tensors[name] = TensorInfo(dataset.shape, _BFLOAT16)
+        elif dataset.shape is None or dataset.dtype.kind not in "fiub":
+            self.left_out[name] = f"dataset of dtype {dataset.dtype}"
+        else:
+            self.tensors[name] = TensorInfo(dataset.shape, dataset.dtype.newbyteorder("="))
+
+    def read(self, name: str) -> np.ndarray:
+        shape, dtype = self.tensors[name]
+        try:
+            array = np.asarray(self._file[name][()])
+        except _DAMAGE as error:
+            raise SourceError(f"{self.path}: {name} is damaged ({error})") from None
+        if dtype == _BFLOAT16:
+            array = array.view(_BFLOAT16)
+        return np.asarray(array, dtype=dtype, order="C").reshape(shape)
+
+    def close(self) -> None:
+        for file in (self._file, self._zip):
+            if file is not None:
+                file.close()
+
+
+def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Dataset | None]]:
+    """Every dataset below a group by its path; None for a link that leads out of the file or sideways."""
+    for name in group:
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            yield prefix + name, None
+            continue
+        item = group[name]
+        if isinstance(item, h5py.Group):
+            yield from _datasets(item, f"{prefix}{name}/")
+        elif isinstance(item, h5py.Dataset):
+            yield prefix + name, item
+
+
+def write_keras(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write a `.weights.h5` that `model.load_weights` reads, one tensor in memory at a time."""
+    with h5py.File(path, "w") as file:
+        file.attrs[METADATA_NAME] = dump_metadata(metadata)
+        for name, (shape, dtype) in tensors.items():
+            if dtype == _BFLOAT16:
+                # Keras's own way: opaque bytes and an attribute
+                dataset = file.create_dataset(name, shape, "V2", data=read(name).view("V2"))
+                dataset.attrs["dtype"] = "bfloat16"
+            elif dtype.kind in "fiub":
+                file.create_dataset(name, shape, dtype, data=read(name), track_times=False)
+            else:
+                raise DestinationError(f"{path}: {name} is {dtype}, which HDF5 cannot hold")

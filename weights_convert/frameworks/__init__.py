@@ -1,0 +1,207 @@
+"""Live models: `load_into`, `state_of` and `load_model` for torch, Keras and TF1.
+
+Which framework a model is of is told by its class, so that nothing is imported that is not there already.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from weights_convert.checkpoint import Checkpoint, load
+from weights_convert.errors import MismatchError, SpecError, nearest
+from weights_convert.recognise import matters_unseen
+from weights_convert.spec import ResNetSpec, make_spec, parameters
+
+FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
+_BASES = {  # a class that a model is derived from -> its framework
+    ("torch.nn.modules.module", "Module"): "torch",
+    ("keras.src.layers.layer", "Layer"): "keras",
+    ("tensorflow.python.client.session", "BaseSession"): "tf1",
+}
+
+
+def load_into(
+    model: Any, source: str | Path | Checkpoint, *, prefix: str = "", scope: str | None = None
+) -> None:
+    """Put a checkpoint's weights into a live model, all of them or none.
+
+    Args:
+        model: a torch module or a Keras layer or model of this project, or a session of
+            `tensorflow.compat.v1`; a lone attention block too.
+        source: a file of any container, or a `Checkpoint`.
+        prefix: the part of the checkpoint that `model` is, such as "layer1.0.se".
+        scope: for a session, the variable scope of the network; None where it is the only one.
+
+    Raises:
+        MismatchError: tensors, shapes, dtypes or keywords differ; nothing has been changed then.
+
+    Example:
+        >>> import torch_impl
+        >>> model = torch_impl.se_resnet20()
+        >>> load_into(model, state_of(torch_impl.se_resnet20()))
+    """
+    adapter = _adapter(model)
+    if isinstance(source, Checkpoint):
+        adapter.load_into(model, source, prefix, scope)
+        return
+    with load(source) as checkpoint:
+        adapter.load_into(model, checkpoint, prefix, scope)
+
+
+def state_of(model: Any, *, scope: str | None = None) -> Checkpoint:
+    """A live model's weights under canonical names, as copies that stay as they are.
+
+    Args:
+        model, scope: as in `load_into`.
+
+    Example:
+        >>> import torch_impl
+        >>> state = state_of(torch_impl.se_resnet20())
+        >>> state.model, state["fc.weight"].shape
+        ('se_resnet20', (10, 64))
+    """
+    arrays, config = _adapter(model).state_of(model, scope)
+    return Checkpoint.from_arrays(arrays, config)
+
+
+def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> Any:
+    """The right architecture and variant with its weights, from the file alone, for inference.
+
+    Args:
+        path: a checkpoint of any container.
+        framework: "torch" (a module in eval mode), "keras" (a built model) or "tf1" (a function
+            `network(images, is_training=False, scope=None) -> (logits, end_points)` whose variables
+            initialise from the file).
+        keywords: of `load`, such as `settings={"stride_in": "conv1"}`.
+    """
+    if framework not in FRAMEWORKS:
+        known = ", ".join(FRAMEWORKS)
+        raise SpecError(
+            f"there is no framework {framework!r}{nearest(framework, FRAMEWORKS)}; known: {known}"
+        )
+    return _module(framework).load_model(load(path, **keywords))
+
+
+def _module(framework: str) -> ModuleType:
+    return importlib.import_module(f"{__name__}.{FRAMEWORKS[framework]}")
+
+
+def _adapter(model: Any) -> ModuleType:
+    for base in type(model).__mro__:
+        if framework := _BASES.get((base.__module__, base.__name__)):
+            return _module(framework)
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    raise SpecError(f"{kind} is neither a torch module, a Keras layer nor a tensorflow.compat.v1 session")
+
+
+# --------------------------------------------------------------------------------------------------
+# What the three adapters share
+
+
+def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+    """Raise `MismatchError` that names the keywords in which a model and a checkpoint differ.
+
+    `config` holds all keywords of a network, or those that a lone block knows of itself. What the
+    checkpoint only assumes is not held against the model.
+    """
+    spec, lines = checkpoint.spec, []
+    whole = isinstance(spec, ResNetSpec) and "depths" in config
+    same_shapes = whole and parameters(spec) == parameters(make_spec(ResNetSpec, config))
+    wanted = dataclasses.asdict(make_spec(ResNetSpec, config)) if whole else config
+    for keyword, value in wanted.items():
+        ours = getattr(spec, keyword, value)
+        harmless = same_shapes and not matters_unseen(keyword, spec)  # another way to say the same shapes
+        if ours != value and keyword not in checkpoint.assumed and not harmless:
+            lines.append(f"{keyword}: {ours!r} in the checkpoint, {value!r} in the model")
+    if lines:
+        raise MismatchError(f"the model is not the checkpoint's; {len(lines)} keywords differ:", lines)
+
+
+def config_of(model: Any) -> dict[str, Any]:
+    """The keywords that a torch module or Keras layer of this project knows of itself."""
+    config = getattr(model, "config", None)
+    if isinstance(config, Mapping) and "attention" in config:
+        return dict(config)
+    spatial = getattr(model, "spatial", None)
+    if spatial is None or not hasattr(model, "spatial_input"):
+        return {}  # SE and ECA: all that counts is in the shapes
+    keywords = {"cbam_order": spatial.order, "cbam_spatial_input": model.spatial_input}
+    if spatial.bn is not None:
+        keywords["bn_epsilon"] = spatial.bn.eps if hasattr(spatial.bn, "eps") else spatial.bn.epsilon
+    return keywords
+
+
+def selected(checkpoint: Checkpoint, prefix: str) -> dict[str, str]:
+    """Name in the model -> canonical name, for the part of the checkpoint below `prefix`."""
+    start = f"{prefix.rstrip('.')}." if prefix else ""
+    names = {name.removeprefix(start): name for name in checkpoint if name.startswith(start)}
+    if not names:
+        raise MismatchError(f"the checkpoint ({checkpoint.describe()}) has nothing below {prefix!r}")
+    return names
+
+
+def match(
+    wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]], checkpoint: Checkpoint, names: Mapping[str, str]
+) -> dict[str, np.ndarray]:
+    """The arrays for a model's tensors (name -> canonical shape and dtype), in the model's dtypes.
+
+    Raises `MismatchError` listing every missing, extra and misshapen tensor, or the dtype that would lose
+    values.
+    """
+    optional = ".num_batches_tracked"
+    details = [
+        f"missing in the checkpoint: {name} {wanted[name][0]}"
+        for name in wanted
+        if name not in names and not name.endswith(optional)
+    ]
+    details += [
+        f"extra in the checkpoint: {name} {checkpoint.tensors[names[name]].info.shape}{nearest(name, wanted)}"
+        for name in names
+        if name not in wanted and not name.endswith(optional)
+    ]
+    common = [name for name in wanted if name in names]
+    for name in common:
+        shape = checkpoint.tensors[names[name]].info.shape
+        if shape != wanted[name][0]:
+            details.append(f"misshapen: {name} {shape} in the checkpoint, {wanted[name][0]} in the model")
+    if details:
+        raise MismatchError(
+            f"the checkpoint's tensors are not the model's; {len(details)} do not fit:", details
+        )
+    return {name: _cast(name, checkpoint[names[name]], wanted[name][1]) for name in common}
+
+
+def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    if array.dtype == dtype:
+        return array
+    with np.errstate(all="ignore"):
+        cast = array.astype(dtype)
+        same = np.array_equal(cast.astype(array.dtype), array, equal_nan=True)
+    if not same:
+        raise MismatchError(
+            f"{name} is {array.dtype} in the checkpoint and {dtype} in the model, which would lose values; "
+            f"make the model {array.dtype}, or convert the file with --dtype {dtype}"
+        )
+    return cast
+
+
+def common_dtype(checkpoint: Checkpoint) -> str:
+    """The narrowest dtype that holds every floating-point tensor of a checkpoint."""
+    names = {tensor.info.dtype.name for tensor in checkpoint.tensors.values()} - {"int64"}
+    if "float64" in names:
+        return "float64"
+    return names.pop() if len(names) == 1 else "float32"
+
+
+def block_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The keywords of an `AttentionSpec` as `blocks.make_attention` takes them."""
+    config = dataclasses.asdict(checkpoint.spec)
+    size = config.pop("eca_kernel_size")
+    return config | {"eca_kernel_sizes": (size,) if size else None}

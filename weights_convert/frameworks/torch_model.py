@@ -1,0 +1,81 @@
+"""PyTorch modules: their state dict is the canonical form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from weights_convert.checkpoint import Checkpoint
+from weights_convert.frameworks import block_config, check_config, common_dtype, config_of, match, selected
+from weights_convert.spec import AttentionSpec
+
+
+def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
+    while True:
+        inner = getattr(module, "_orig_mod", None)
+        if inner is None and "Parallel" in type(module).__name__:
+            inner = getattr(module, "module", None)
+        if not isinstance(inner, torch.nn.Module):
+            return module
+        module = inner
+
+
+def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+        return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
+    return tensor.numpy().copy()
+
+
+def _to_torch(array: np.ndarray) -> torch.Tensor:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
+
+
+def _dtype(tensor: torch.Tensor) -> np.dtype:
+    return (
+        np.dtype(ml_dtypes.bfloat16)
+        if tensor.dtype == torch.bfloat16
+        else tensor.new_empty(()).cpu().numpy().dtype
+    )
+
+
+def load_into(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str, scope: str | None) -> None:
+    module = unwrapped(module)
+    check_config(config_of(module), checkpoint)
+    state = module.state_dict()
+    wanted = {name: (tuple(tensor.shape), _dtype(tensor)) for name, tensor in state.items()}
+    arrays = match(wanted, checkpoint, selected(checkpoint, prefix))
+    with torch.no_grad():
+        for name, array in arrays.items():
+            state[name].copy_(_to_torch(array))
+
+
+def state_of(module: torch.nn.Module, scope: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    module = unwrapped(module)
+    return {name: _to_numpy(tensor) for name, tensor in module.state_dict().items()}, config_of(module)
+
+
+def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
+    from torch_impl import ResNet
+    from torch_impl.blocks import make_attention
+
+    dtype = getattr(torch, common_dtype(checkpoint))
+    with torch.device("meta"):  # no time for random weights
+        if isinstance(checkpoint.spec, AttentionSpec):
+            made = make_attention(checkpoint.spec.channels, 0, block_config(checkpoint))
+            assert made is not None  # an AttentionSpec has an attention
+            module = made[1]
+        else:
+            module = ResNet(**checkpoint.spec.model_kwargs())
+    module = module.to(dtype).to_empty(device="cpu")
+    for name, buffer in module.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.zero_()
+    load_into(module, checkpoint, "", None)
+    return module.eval()

@@ -1,0 +1,193 @@
+"""The role rules: how each kind of tensor is called and laid out, and this project's three layouts.
+
+A layout maps a canonical name to the name in a file and back. The role decides the axes; the rank never
+does: ECA's three-dimensional kernel would break a rule that guesses from it.
+
+    >>> spec = model_spec("eca_resnet50")
+    >>> LAYOUTS["keras"].rename("layer1.2.eca.conv.weight", spec)
+    'layer1/bottleneck_2/eca/conv/vars/0'
+    >>> LAYOUTS["tf1"].parse("layer1_2/eca/conv/kernel"), role_of("layer1.2.eca.conv.weight")
+    ('layer1.2.eca.conv.weight', 'conv1d')
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from weights_convert.spec import ResNetSpec, Spec, model_spec  # noqa: F401  (model_spec: in the example)
+
+
+class Role(NamedTuple):
+    """How one kind of tensor is called in each framework, and where its PyTorch axes go in TensorFlow."""
+
+    torch: str  # leaf name
+    tf: str | None  # leaf name in Keras and TF1; None: it has no place there
+    keras_index: int | None  # its number among the layer's variables in a Keras file
+    to_tf: tuple[int, ...] | None = None  # axes; None: as they are
+
+    @property
+    def to_torch(self) -> tuple[int, ...] | None:
+        return None if self.to_tf is None else tuple(int(axis) for axis in np.argsort(self.to_tf))
+
+
+ROLES = {
+    "conv2d": Role("weight", "kernel", 0, (2, 3, 1, 0)),  # O I H W -> H W I O; grouped: I is I / groups
+    "conv1d": Role("weight", "kernel", 0, (2, 1, 0)),
+    "dense": Role("weight", "kernel", 0, (1, 0)),
+    "bias": Role("bias", "bias", 1),
+    "scale": Role("weight", "gamma", 0),
+    "offset": Role("bias", "beta", 1),
+    "mean": Role("running_mean", "moving_mean", 2),
+    "variance": Role("running_var", "moving_variance", 3),
+    "count": Role("num_batches_tracked", None, None),
+}
+
+_BN_ROLES = {ROLES[role].torch: role for role in ("scale", "offset", "mean", "variance", "count")}
+_MODULE_ROLES = (  # the module's canonical name -> the role of its `weight`
+    (re.compile(r"(.*\.)?(bn\d?|downsample\.1)"), "batch_norm"),
+    (re.compile(r"(.*\.eca\.)?conv"), "conv1d"),
+    (re.compile(r"(.*\.)?(conv\d|spatial\.conv|downsample\.0)"), "conv2d"),
+    (re.compile(r"(.*\.)?fc\d?"), "dense"),
+)
+
+
+def role_of(name: str) -> str | None:
+    """The role of the tensor with this canonical name, or None where no tensor is called so.
+
+    >>> role_of("layer1.0.downsample.1.weight"), role_of("layer1.0.cbam.spatial.conv.weight"), role_of("x.y")
+    ('scale', 'conv2d', None)
+    """
+    module, _, leaf = name.rpartition(".")
+    for pattern, role in _MODULE_ROLES:
+        if pattern.fullmatch(module):
+            if role == "batch_norm":
+                return _BN_ROLES.get(leaf)
+            return {"weight": role, "bias": "bias"}.get(leaf)
+    return None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One of this project's own ways to name and lay out the tensors of a model.
+
+    Attributes:
+        rename: (canonical name, spec) -> the name in a file, None where it has no place.
+        parse: name in a file -> canonical name, None for a name that is not of this layout.
+        tensorflow_axes: whether kernels are laid out as TensorFlow does it.
+        prefixes: what may stand before every name and is looked through.
+        bookkeeping: names that are known not to be weights, and what they are.
+    """
+
+    name: str
+    rename: Callable[[str, Spec], str | None]
+    parse: Callable[[str], str | None]
+    tensorflow_axes: bool
+    bookkeeping: tuple[tuple[re.Pattern[str], str], ...] = ()
+
+    def axes_from_canonical(self, role: str) -> tuple[int, ...] | None:
+        return ROLES[role].to_tf if self.tensorflow_axes else None
+
+    def axes_to_canonical(self, role: str) -> tuple[int, ...] | None:
+        return ROLES[role].to_torch if self.tensorflow_axes else None
+
+
+def permuted(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The shape after a transposition; as it is where the number of axes does not fit (an error later)."""
+    return shape if axes is None or len(axes) != len(shape) else tuple(shape[axis] for axis in axes)
+
+
+# --------------------------------------------------------------------------------------------------
+# torch: layer1.0.conv1.weight, the canonical names themselves
+
+
+def _torch_rename(name: str, spec: Spec) -> str:  # noqa: ARG001
+    return name
+
+
+def _torch_parse(name: str) -> str | None:
+    return name if role_of(name) else None
+
+
+# --------------------------------------------------------------------------------------------------
+# tf1: layer1_0/conv1/kernel, a number belongs to what stands before it
+
+_TF_LEAVES = {ROLES[role].tf: ROLES[role].torch for role in ROLES if ROLES[role].tf}
+
+
+def _tf1_rename(name: str, spec: Spec) -> str | None:  # noqa: ARG001
+    leaf = ROLES[role_of(name) or "count"].tf
+    if leaf is None:
+        return None
+    module = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", name.rpartition(".")[0])
+    return f"{module.replace('.', '/')}/{leaf}"
+
+
+def _tf1_parse(name: str) -> str | None:
+    *path, leaf = name.split("/")
+    module = re.sub(r"\b(layer\d+|downsample)_(\d+)\b", r"\1.\2", ".".join(path))
+    canonical = f"{module}.{_TF_LEAVES.get(leaf)}"
+    role = role_of(canonical)
+    return canonical if role and ROLES[role].tf == leaf else None
+
+
+# --------------------------------------------------------------------------------------------------
+# keras: layer1/bottleneck_1/conv1/vars/0, where a list numbers its members per class
+
+_BLOCK_CLASSES = {"basic": "basic_block", "bottleneck": "bottleneck"}
+_DOWNSAMPLE = {"downsample.0": "downsample/conv2d", "downsample.1": "downsample/batch_normalization"}
+
+
+def _keras_rename(name: str, spec: Spec) -> str | None:
+    index = ROLES[role_of(name) or "count"].keras_index
+    if index is None:
+        return None
+    module = name.rpartition(".")[0]
+    for number, member in _DOWNSAMPLE.items():
+        module = module.replace(number, member)
+    if isinstance(spec, ResNetSpec):
+        block = _BLOCK_CLASSES[spec.block]
+        module = re.sub(r"^(layer\d+)\.0\.", rf"\1/{block}/", module)
+        module = re.sub(r"^(layer\d+)\.(\d+)\.", rf"\1/{block}_\2/", module)
+    return f"{module.replace('.', '/')}/vars/{index}"
+
+
+_KERAS_BLOCK = re.compile(rf"^(layer\d+)/(?:{'|'.join(_BLOCK_CLASSES.values())})(?:_(\d+))?/")
+_KERAS_NAME = re.compile(r"(.+)/vars/(\d+)")
+
+
+def _keras_parse(name: str) -> str | None:
+    match = _KERAS_NAME.fullmatch(name)
+    if match is None:
+        return None
+    module = _KERAS_BLOCK.sub(lambda found: f"{found[1]}.{found[2] or 0}.", match[1])
+    for number, member in _DOWNSAMPLE.items():
+        module = module.replace(member, number)
+    module = module.replace("/", ".")
+    for leaf in ("weight", "bias", "running_mean", "running_var"):
+        role = role_of(f"{module}.{leaf}")
+        if role and ROLES[role].keras_index == int(match[2]):
+            return f"{module}.{leaf}"
+    return None
+
+
+_KERAS_BOOKKEEPING = (
+    (re.compile(r"(.*/)?optimizer/vars/\d+"), "optimizer state"),
+    (re.compile(r"(.*/)?(_?metrics|compile_metrics|loss_tracker|_loss_tracker)/.*"), "metric"),
+    (re.compile(r"(.*/)?seed_generator/vars/\d+"), "random seed"),
+)
+_TF1_BOOKKEEPING = (
+    (re.compile(r".*/(Momentum|Adam|Adam_1|RMSProp|RMSProp_1|Adagrad|Ftrl|Ftrl_1)"), "optimizer slot"),
+    (re.compile(r".*/(ExponentialMovingAverage|biased|local_step)"), "moving average"),
+    (re.compile(r"(.*/)?(global_step|beta[12]_power(_1)?)"), "step count"),
+)
+
+LAYOUTS = {
+    "torch": Layout("torch", _torch_rename, _torch_parse, False),
+    "keras": Layout("keras", _keras_rename, _keras_parse, True, _KERAS_BOOKKEEPING),
+    "tf1": Layout("tf1", _tf1_rename, _tf1_parse, True, _TF1_BOOKKEEPING),
+}

@@ -1,0 +1,165 @@
+"""The plan of a conversion: every tensor's way from source to target, made before anything is written."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from weights_convert.checkpoint import COUNTS, MAPPING_VERSION, Checkpoint
+from weights_convert.errors import DestinationError, SpecError, nearest
+from weights_convert.formats import format_for_writing
+from weights_convert.formats.base import Format, TensorInfo
+from weights_convert.layouts import LAYOUTS, permuted, role_of
+from weights_convert.spec import ResNetSpec
+
+DTYPES = {
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
+_ANY_LAYOUT = ("npz", "safetensors")  # containers in which a layout other than their own may stand
+
+
+@dataclass
+class Move:
+    """One tensor's way. `sha256` (of its little-endian bytes) is known after writing."""
+
+    canonical: str
+    source_name: str
+    target_name: str
+    axes: tuple[int, ...] | None
+    source: TensorInfo  # canonical shape
+    target: TensorInfo
+    sha256: str | None = None
+
+
+@dataclass
+class Plan:
+    """What a conversion does, or did: printed by `--dry-run`, recorded by `--json`."""
+
+    source: str
+    destination: Path
+    container: Format
+    family: str
+    scope: str | None
+    checkpoint: Checkpoint
+    moves: list[Move]
+    metadata: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain JSON values."""
+        checkpoint = self.checkpoint
+        return {
+            "mapping_version": MAPPING_VERSION,
+            "source": {"path": self.source, "format": checkpoint.format, "family": checkpoint.family},
+            "destination": {
+                "path": str(self.destination),
+                "format": self.container.name,
+                "family": self.family,
+                "scope": self.scope,
+            },
+            "model": checkpoint.model,
+            "spec": dataclasses.asdict(checkpoint.spec),
+            "assumed": list(checkpoint.assumed),
+            "tensors": [
+                {
+                    "canonical": move.canonical,
+                    "source": move.source_name,
+                    "target": move.target_name,
+                    "axes": move.axes,
+                    "shape": move.target.shape,
+                    "dtype": move.target.dtype.name,
+                    "source_dtype": move.source.dtype.name,
+                    "sha256": move.sha256,
+                }
+                for move in self.moves
+            ],
+            "left_out": checkpoint.left_out,
+            "notes": [*checkpoint.notes, *self.notes],
+            "warnings": self.warnings,
+        }
+
+
+def make_plan(
+    checkpoint: Checkpoint,
+    destination: str | Path,
+    *,
+    family: str | None = None,
+    dtype: str | None = None,
+    scope: str | None = None,
+) -> Plan:
+    """Plan the writing of a checkpoint; nothing is read or written.
+
+    Raises:
+        DestinationError: unknown suffix, or a layout that the container does not take.
+        SpecError: an unknown family or dtype.
+    """
+    destination = Path(destination)
+    container = format_for_writing(destination)
+    family = family or container.own_family
+    if family not in LAYOUTS:
+        raise SpecError(
+            f"there is no family {family!r}{nearest(family, LAYOUTS)}; known: {', '.join(LAYOUTS)}"
+        )
+    if family != container.own_family and container.name not in _ANY_LAYOUT:
+        raise DestinationError(
+            f"{destination}: the {family} layout goes into .npz and .safetensors only; "
+            f"{container.suffixes[0]} takes the {container.own_family} layout"
+        )
+    if scope and family != "tf1" and checkpoint.family == "tf1":
+        scope = None  # it chose the network in the source
+    if scope and family != "tf1":
+        raise DestinationError(
+            f"{destination}: --scope belongs to the tf1 layout, and this is written as {family}"
+        )
+    if dtype is not None and dtype not in DTYPES:
+        raise SpecError(f"there is no dtype {dtype!r}{nearest(dtype, DTYPES)}; known: {', '.join(DTYPES)}")
+
+    layout, prefix = LAYOUTS[family], f"{scope.rstrip('/')}/" if scope else ""
+    moves, counts = [], {}
+    for canonical, tensor in checkpoint.tensors.items():
+        name, role = layout.rename(canonical, checkpoint.spec), role_of(canonical)
+        assert role is not None  # a checkpoint holds the parameters of its spec
+        if name is None:
+            counts[canonical] = int(checkpoint[canonical])
+            continue
+        axes = layout.axes_from_canonical(role)
+        wanted = DTYPES[dtype] if dtype and role != "count" else tensor.info.dtype
+        target = TensorInfo(permuted(tensor.info.shape, axes), wanted)
+        moves.append(Move(canonical, tensor.name, prefix + name, axes, tensor.info, target))
+
+    metadata = {
+        "mapping_version": MAPPING_VERSION,
+        "family": family,
+        "kind": "resnet" if isinstance(checkpoint.spec, ResNetSpec) else "attention",
+        "spec": dataclasses.asdict(checkpoint.spec),
+        "assumed": list(checkpoint.assumed),
+    }
+    if counts:
+        metadata[COUNTS] = counts
+    if scope:
+        metadata["scope"] = scope.rstrip("/")
+    plan = Plan(
+        str(checkpoint.path) if checkpoint.path else "a model in memory",
+        destination,
+        container,
+        family,
+        scope,
+        checkpoint,
+        moves,
+        metadata,
+    )
+    changed = sorted({move.source.dtype.name for move in moves if move.source.dtype != move.target.dtype})
+    if changed:
+        plan.notes.append(f"dtype: {', '.join(changed)} becomes {dtype}, as asked")
+    if counts:
+        plan.notes.append(f"{len(counts)} {COUNTS} travel in the metadata: {family} has no place for them")
+    return plan
