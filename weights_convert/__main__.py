@@ -1,0 +1,319 @@
+"""The command line: `weights-convert` and `python -m weights_convert`.
+
+Exit 0: done. 1: two files differ. 2: bad usage or bad input. 3: the output could not be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from weights_convert import errors
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.console import Console
+
+OTHER_FAMILIES = (
+    "timm cadene torchvision moskomule cbam eca luuuyi mmpretrain pytorchcv tensorflowcv hikapok kobiso "
+    "tutorial_cbam qubvel keras_applications"
+).split()
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise errors.SpecError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """`stride_in=conv1` -> ("stride_in", "conv1"); numbers, tuples, True and None are read as Python writes them."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as stride_in=conv1")
+    try:
+        return key, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return key, value
+
+
+def parser() -> Parser:
+    root = Parser(prog="weights-convert", description=__doc__.splitlines()[0])
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+
+    convert = commands.add_parser("convert", help="write a checkpoint into another container or layout")
+    convert.add_argument("src", metavar="SRC", help="any checkpoint; what it is, its content says")
+    convert.add_argument("dst", metavar="DST", help="its suffix says what to write (list formats)")
+    convert.add_argument("--model", metavar="NAME", help="the architecture (list models)")
+    convert.add_argument(
+        "--set", metavar="KEY=VALUE", type=setting, action="append", default=[], dest="settings"
+    )
+    convert.add_argument("--from", metavar="FAMILY", dest="from_family", help="how SRC names its tensors")
+    convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="how DST is to name them")
+    convert.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
+    convert.add_argument("--dtype", metavar="D", help="float16, bfloat16, float32 or float64")
+    convert.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
+    convert.add_argument("--strict", action="store_true", help="NaN and infinity are errors")
+    convert.add_argument("--overwrite", action="store_true", help="replace DST")
+    convert.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
+    convert.add_argument("--json", metavar="FILE", help="the plan and every tensor's sha256; - for stdout")
+    convert.set_defaults(run=run_convert)
+
+    inspect = commands.add_parser("inspect", help="what a file holds, and how to convert it")
+    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("--json", metavar="FILE")
+    inspect.set_defaults(run=run_inspect)
+
+    diff = commands.add_parser(
+        "diff", help="whether two files hold the same weights, whatever their containers"
+    )
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+    diff.add_argument("--json", metavar="FILE")
+    diff.set_defaults(run=run_diff)
+
+    check = commands.add_parser("check", help="not in this version: verify a file against a manifest")
+    check.add_argument("manifest", metavar="MANIFEST")
+    check.add_argument("file", metavar="FILE")
+    check.set_defaults(run=run_check)
+
+    listing = commands.add_parser("list", help="the models, families and formats known here")
+    listing.add_argument("what", nargs="?", choices=("models", "families", "formats"))
+    listing.set_defaults(run=run_list)
+
+    table = commands.add_parser("table", help="every tensor of a model: its names and shapes")
+    table.add_argument("model", metavar="MODEL")
+    table.set_defaults(run=run_table)
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    try:
+        arguments = parser().parse_args(argv)
+        return arguments.run(arguments)
+    except errors.WeightsConvertError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except BrokenPipeError:  # the reader of a pipe has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; nothing was changed", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+# --------------------------------------------------------------------------------------------------
+# Commands. Heavy imports stand inside, so that --help and errors are quick.
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    from weights_convert.convert import convert
+
+    for family in (arguments.from_family, arguments.to_family):
+        _refuse_other_family(family)
+    console = _console(arguments.json)
+    with _progress(console) as progress:
+        plan = convert(
+            arguments.src,
+            arguments.dst,
+            model=arguments.model,
+            settings=dict(arguments.settings),
+            from_family=arguments.from_family,
+            to_family=arguments.to_family,
+            key=arguments.key,
+            dtype=arguments.dtype,
+            scope=arguments.scope,
+            strict=arguments.strict,
+            overwrite=arguments.overwrite,
+            dry_run=arguments.dry_run,
+            progress=progress,
+        )
+    report = plan.to_json()
+    if arguments.dry_run:
+        _print_table(
+            console,
+            ("source", "target", "shape", "dtype"),
+            ([m.source_name, m.target_name, str(m.target.shape), m.target.dtype.name] for m in plan.moves),
+        )
+    for name, what in report["left_out"].items():
+        _say(console, f"left out: {name} ({what})")
+    for note in report["notes"]:
+        _say(console, f"note: {note}")
+    for warning in report["warnings"]:
+        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
+    checkpoint = plan.checkpoint
+    verb = "would write" if arguments.dry_run else "wrote"
+    source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
+    _say(console, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
+    _write_json(arguments.json, report)
+    return 0
+
+
+def run_inspect(arguments: argparse.Namespace) -> int:
+    from weights_convert.checkpoint import load
+    from weights_convert.examine import facts
+
+    with load(arguments.file) as checkpoint:
+        report = facts(checkpoint)
+        what = checkpoint.describe()
+    console = _console(arguments.json)
+    dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
+    rows = [
+        ("file", f"{report['path']} ({report['format']}, {report['family']} layout)"),
+        ("architecture", what),
+        ("parameters", f"{report['parameters']:,} trainable"),
+        ("tensors", f"{report['tensors']} ({dtypes}), {report['bytes']:,} bytes"),
+        ("keywords", ", ".join(f"{key}={value!r}" for key, value in report["spec"].items())),
+        ("assumed", ", ".join(report["assumed"]) or "nothing: the file says it"),
+        *(("odd", line) for line in report["odd"] or ["nothing"]),
+        *(("left out", f"{name} ({text})") for name, text in report["left_out"].items()),
+        *(("note", line) for line in report["notes"]),
+        ("convert", report["convert"]),
+    ]
+    for title, text in rows:
+        _say(console, f"{title:<13} {text}")
+    _write_json(arguments.json, report)
+    return 0
+
+
+def run_diff(arguments: argparse.Namespace) -> int:
+    from weights_convert.checkpoint import load
+    from weights_convert.examine import diff
+
+    with load(arguments.a) as a, load(arguments.b) as b:
+        found = diff(a, b)
+        count = len(a)
+    console = _console(arguments.json)
+    if found:
+        rows = (
+            [line["tensor"], line["what"], f"{line['max_abs']:.3g}" if "max_abs" in line else "",
+             str(line.get("where", ""))]
+            for line in found
+        )  # fmt: skip
+        _print_table(console, ("tensor", "difference", "largest", "at"), rows)
+        _say(console, f"{len(found)} differences")
+    else:
+        _say(console, f"equal: {count} tensors, bit for bit")
+    _write_json(arguments.json, {"equal": not found, "differences": found})
+    return 1 if found else 0
+
+
+def run_check(arguments: argparse.Namespace) -> int:
+    raise errors.SpecError(f"check {arguments.manifest}: manifests are not in this version; use diff A B")
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    from weights_convert.formats import FORMATS
+    from weights_convert.layouts import LAYOUTS
+    from weights_convert.spec import MODELS, count_parameters, model_spec
+
+    tables: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[list[str]]]]] = {
+        "models": (
+            ("model", "parameters"),
+            lambda: ([name, f"{count_parameters(model_spec(name)):,}"] for name in MODELS),
+        ),
+        "families": (("family", "an example"), lambda: [[name, _example(name)] for name in LAYOUTS]),
+        "formats": (
+            ("format", "written as", "what it is", "layout"),
+            lambda: [[f.name, " ".join(f.suffixes), f.description, f.own_family] for f in FORMATS.values()],
+        ),
+    }
+    for name in [arguments.what] if arguments.what else tables:
+        columns, rows = tables[name]
+        _print_table(_console(None), columns, rows())
+    return 0
+
+
+def run_table(arguments: argparse.Namespace) -> int:
+    from weights_convert.layouts import LAYOUTS, permuted
+    from weights_convert.spec import model_spec, parameters
+
+    spec = model_spec(arguments.model)
+    rows = []
+    for name, shape, role in parameters(spec):
+        renamed = [LAYOUTS[family].rename(name, spec) or "-" for family in ("torch", "keras", "tf1")]
+        rows.append([*renamed, str(shape), str(permuted(shape, LAYOUTS["tf1"].axes_from_canonical(role)))])
+    _print_table(_console(None), ("torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"), rows)
+    return 0
+
+
+# --------------------------------------------------------------------------------------------------
+
+
+def _example(family: str) -> str:
+    from weights_convert.layouts import LAYOUTS
+    from weights_convert.spec import model_spec
+
+    return str(LAYOUTS[family].rename("layer1.1.se.fc1.weight", model_spec("se_resnet50")))
+
+
+def _refuse_other_family(family: str | None) -> None:
+    if family in OTHER_FAMILIES:
+        raise errors.SpecError(f"the family {family!r} is not in this version; known: torch, keras, tf1")
+
+
+def _console(json_target: str | None) -> Console:
+    """Where text for people goes: stdout, or stderr when the facts go to stdout as JSON."""
+    from rich.console import Console
+
+    return Console(stderr=json_target == "-", highlight=False, soft_wrap=True)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False)
+
+
+def _print_table(console: Console, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """A table on a terminal, tab-separated lines for a pipe."""
+    rows = list(rows)
+    if not console.is_terminal:
+        for row in [list(columns), *rows]:
+            _say(console, "\t".join(row))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(*columns, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    console.print(table)
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.progress import Progress
+
+    with Progress(console=type(console)(stderr=True), transient=True) as bar:
+        task = bar.add_task("writing and reading back")
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _write_json(target: str | None, report: dict[str, Any]) -> None:
+    if target is None:
+        return
+    text = json.dumps(report, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise errors.WriteError(f"{target}: could not be written ({error.strerror})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

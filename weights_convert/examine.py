@@ -1,0 +1,100 @@
+"""What a checkpoint is, and how two differ: plain facts, which `__main__` prints and `--json` records."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from weights_convert.checkpoint import Checkpoint
+from weights_convert.formats import FORMATS
+from weights_convert.spec import count_parameters
+
+
+def facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Everything `inspect` tells. Reads every tensor, one at a time, to look for NaN and odd statistics."""
+    dtypes = Counter(tensor.info.dtype.name for tensor in checkpoint.tensors.values())
+    return {
+        "path": str(checkpoint.path),
+        "format": checkpoint.format,
+        "family": checkpoint.family,
+        "model": checkpoint.model,
+        "attention": checkpoint.spec.attention,
+        "spec": dataclasses.asdict(checkpoint.spec),
+        "assumed": list(checkpoint.assumed),
+        "parameters": count_parameters(checkpoint.spec),
+        "tensors": len(checkpoint),
+        "dtypes": dict(dtypes),
+        "bytes": sum(tensor.info.nbytes for tensor in checkpoint.tensors.values()),
+        "odd": oddities(checkpoint),
+        "left_out": checkpoint.left_out,
+        "notes": checkpoint.notes,
+        "convert": suggestion(checkpoint),
+    }
+
+
+def oddities(checkpoint: Checkpoint) -> list[str]:
+    """NaN, infinity and batch statistics that cannot be, by tensor."""
+    found = []
+    for name in checkpoint:
+        array = checkpoint[name]
+        if array.dtype.kind not in "iu" and (count := int((~np.isfinite(array)).sum())):
+            found.append(f"{name}: {count} values are NaN or infinite")
+        elif name.endswith("running_var") and (count := int((array <= 0).sum())):
+            found.append(f"{name}: {count} variances are zero or negative")
+    return found
+
+
+def suggestion(checkpoint: Checkpoint) -> str:
+    """A command that converts the file into another framework's container."""
+    source = str(checkpoint.path)
+    target = FORMATS["keras" if checkpoint.family == "torch" else "torch"]
+    stem = source
+    for container in FORMATS.values():
+        for suffix in container.suffixes:
+            stem = stem.removesuffix(suffix)
+    return f"weights-convert convert {shlex.quote(source)} {shlex.quote(stem + target.suffixes[0])}"
+
+
+def diff(a: Checkpoint, b: Checkpoint) -> list[dict[str, Any]]:
+    """Every difference between two checkpoints, as canonical tensors; [] when they are the same bits.
+
+    Each is {"tensor", "what", and for differing values "max_abs" and "where"}. Keywords that only one of
+    the two assumes are not compared.
+    """
+    found: list[dict[str, Any]] = []
+    ours, theirs = dataclasses.asdict(a.spec), dataclasses.asdict(b.spec)
+    if type(a.spec) is type(b.spec):
+        for keyword in ours:
+            if ours[keyword] != theirs[keyword] and keyword not in {*a.assumed, *b.assumed}:
+                what = f"{ours[keyword]!r} in the first, {theirs[keyword]!r} in the second"
+                found.append({"tensor": f"({keyword})", "what": what})
+    for name in [*a, *(name for name in b if name not in a)]:
+        if name not in b or name not in a:
+            found.append({"tensor": name, "what": f"only in the {'first' if name in a else 'second'}"})
+        elif difference := _differ(a, b, name):
+            found.append({"tensor": name} | difference)
+    return found
+
+
+def _differ(a: Checkpoint, b: Checkpoint, name: str) -> dict[str, Any]:
+    first, second = a.tensors[name].info, b.tensors[name].info
+    if first.shape != second.shape:
+        return {"what": f"shape {first.shape} in the first, {second.shape} in the second"}
+    if first.dtype != second.dtype:
+        return {"what": f"dtype {first.dtype} in the first, {second.dtype} in the second"}
+    x, y = np.asarray(a[name], order="C"), np.asarray(b[name], order="C")
+    if x.tobytes() == y.tobytes():
+        return {}
+    if np.array_equal(x, y, equal_nan=x.dtype.kind not in "iu"):
+        return {"what": "equal values in other bits (a NaN's payload or the sign of zero)"}
+    with np.errstate(invalid="ignore"):
+        distance = np.abs(x.astype(np.float64) - y.astype(np.float64))
+    distance = np.where(np.isnan(distance) & ~(np.isnan(x) & np.isnan(y)), np.inf, np.nan_to_num(distance))
+    where = tuple(int(i) for i in np.unravel_index(int(distance.argmax()), distance.shape))
+    count = int((distance > 0).sum())
+    what = f"{count} of {x.size} values differ"
+    return {"what": what, "max_abs": float(distance.max()), "where": where}

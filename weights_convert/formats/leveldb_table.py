@@ -1,0 +1,209 @@
+"""LevelDB's immutable table as TensorFlow writes it: sorted keys and values, in blocks that carry a CRC-32C.
+
+Format: https://github.com/google/leveldb/blob/main/doc/table_format.md. A file is: data blocks, an empty
+"metaindex" block, an index block (last key of a data block -> where that block is), a footer of 48 bytes
+(where the metaindex and the index are, then the magic number). What LevelDB leaves open (block size, restart
+interval, index keys) follows TensorFlow's table_builder.cc, so that equal contents are equal bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+from pathlib import Path
+from typing import BinaryIO
+
+from weights_convert.errors import SourceError
+from weights_convert.formats.crc32c import crc32c, masked
+
+_MAGIC = bytes.fromhex("57fb808b247547db")
+_FOOTER_SIZE = 48
+_TRAILER_SIZE = 5  # compression type (one byte), masked CRC-32C of the block and that byte
+_UNCOMPRESSED = 0
+_BLOCK_SIZE = 256 * 1024  # a data block is closed once it is this long
+_RESTART_INTERVAL = 16  # every 16th key is written in full, the others share a prefix with the one before
+_MAX_EXPANSION = 64  # keys may be this many times as long as their block; an honest one stays below 16
+
+_Handle = tuple[int, int]  # offset and length of a block, without its trailer
+
+
+class WireError(ValueError):
+    """Bytes that break the format; whoever knows the file's path makes a `SourceError` of it."""
+
+
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
+    """An unsigned integer of up to 64 bits, seven bits a byte, lowest first; and the position after it."""
+    value = 0
+    for shift, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, at + shift + 1
+    raise WireError("an integer that does not end")
+
+
+def varint(value: int) -> bytes:
+    """The inverse of `read_varint`."""
+    groups = bytearray()
+    while value >= 0x80:
+        groups.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*groups, value])
+
+
+def read_bytes(data: bytes, at: int, length: int) -> tuple[bytes, int]:
+    """`length` bytes, all of them, and the position after them."""
+    if at + length > len(data):
+        raise WireError(f"{length} bytes announced where {max(len(data) - at, 0)} are left")
+    return data[at : at + length], at + length
+
+
+def read_table(path: Path) -> dict[bytes, bytes]:
+    """All keys and values, in the file's order; `SourceError` for a file that is damaged or no table."""
+    try:
+        if not path.is_file():
+            raise SourceError(f"{path}: no such file; a TF1 checkpoint needs it beside its .data files")
+        with path.open("rb") as file:
+            return dict(_table(file, size=file.seek(0, 2)))
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+    except WireError as error:
+        raise SourceError(
+            f"{path}: cannot be read as a checkpoint index ({error}); "
+            "copy the checkpoint again, or save it again with tf.train.Saver"
+        ) from error
+
+
+def _table(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
+    last_key = None
+    for _, handle in _entries(_read_block(file, size, _index_handle(file, size))):
+        for key, value in _entries(_read_block(file, size, _handle(handle, 0)[0])):
+            if last_key is not None and key <= last_key:
+                raise WireError("the keys of the index are not in order")
+            yield key, value
+            last_key = key
+
+
+def _index_handle(file: BinaryIO, size: int) -> _Handle:
+    if size < _FOOTER_SIZE:
+        raise WireError(f"{size} bytes, and a checkpoint index has at least {_FOOTER_SIZE}")
+    file.seek(size - _FOOTER_SIZE)
+    footer = file.read(_FOOTER_SIZE)
+    if not footer.endswith(_MAGIC):
+        raise WireError("it does not end with the magic number; truncated?")
+    _metaindex, at = _handle(footer, 0)
+    return _handle(footer, at)[0]
+
+
+def _handle(data: bytes, at: int) -> tuple[_Handle, int]:
+    offset, at = read_varint(data, at)
+    length, at = read_varint(data, at)
+    return (offset, length), at
+
+
+def _read_block(file: BinaryIO, size: int, handle: _Handle) -> bytes:
+    offset, length = handle
+    if offset + length + _TRAILER_SIZE > size - _FOOTER_SIZE:
+        raise WireError(f"{size} bytes, and a block of the index ends at byte {offset + length}")
+    file.seek(offset)
+    content, _ = read_bytes(file.read(length + _TRAILER_SIZE), 0, length + _TRAILER_SIZE)
+    if masked(crc32c(content[:-4])) != int.from_bytes(content[-4:], "little"):
+        raise WireError(f"wrong CRC-32C of the block at byte {offset}")
+    if content[length] != _UNCOMPRESSED:
+        raise WireError(
+            f"compressed index blocks are not supported, and block {offset} has type {content[length]}"
+        )
+    return content[:length]
+
+
+def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Keys and values. The restart points at the end serve binary search; reading in order needs none."""
+    restarts = int.from_bytes(block[-4:], "little")
+    end = len(block) - 4 * (restarts + 1)
+    if end < 0:
+        raise WireError(f"a block of {len(block)} bytes with {restarts} restart points")
+    block, at, key, expanded = block[:end], 0, b"", 0
+    while at < end:
+        shared, at = read_varint(block, at)
+        unshared, at = read_varint(block, at)
+        length, at = read_varint(block, at)
+        if shared > len(key):
+            raise WireError(f"a key that shares {shared} bytes with one of {len(key)}")
+        suffix, at = read_bytes(block, at, unshared)
+        value, at = read_bytes(block, at, length)
+        key = key[:shared] + suffix
+        expanded += len(key)
+        if expanded > _MAX_EXPANSION * end:
+            raise WireError(f"the keys of a block are more than {_MAX_EXPANSION} times as long as the block")
+        yield key, value
+
+
+def write_table(path: Path, pairs: Iterable[tuple[bytes, bytes]]) -> None:
+    """Write keys and values; the keys must be unique and sorted."""
+    with path.open("wb") as file:
+        index, block = _Block(restart_interval=1), _Block()
+        for key, value in pairs:
+            if block.size >= _BLOCK_SIZE:
+                index.add(_separator(block.last_key, key), _append(file, block))
+                block = _Block()
+            block.add(key, value)
+        if block.count:
+            index.add(_successor(block.last_key), _append(file, block))
+        handles = _append(file, _Block()) + _append(file, index)
+        file.write(handles.ljust(_FOOTER_SIZE - len(_MAGIC), b"\0") + _MAGIC)
+
+
+class _Block:
+    """A block in the making."""
+
+    def __init__(self, restart_interval: int = _RESTART_INTERVAL):
+        self.restart_interval = restart_interval
+        self.content = bytearray()
+        self.restarts: list[int] = []
+        self.count = 0
+        self.last_key = b""
+
+    @property
+    def size(self) -> int:
+        return len(self.content) + 4 * len(self.restarts) + 4
+
+    def add(self, key: bytes, value: bytes) -> None:
+        shared = 0
+        if self.count % self.restart_interval == 0:
+            self.restarts.append(len(self.content))
+        else:
+            shared = _common_prefix(self.last_key, key)
+        self.content += varint(shared) + varint(len(key) - shared) + varint(len(value)) + key[shared:] + value
+        self.count += 1
+        self.last_key = key
+
+    def finish(self) -> bytes:
+        restarts = self.restarts or [0]
+        return bytes(self.content) + b"".join(n.to_bytes(4, "little") for n in [*restarts, len(restarts)])
+
+
+def _append(file: BinaryIO, block: _Block) -> bytes:
+    """Write the block with its trailer; its handle."""
+    offset, content = file.tell(), block.finish()
+    checked = content + bytes([_UNCOMPRESSED])
+    file.write(checked + masked(crc32c(checked)).to_bytes(4, "little"))
+    return varint(offset) + varint(len(content))
+
+
+def _common_prefix(a: bytes, b: bytes) -> int:
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False)))
+
+
+def _separator(last: bytes, following: bytes) -> bytes:
+    """A short key k with last <= k < following."""
+    n = _common_prefix(last, following)
+    if n < min(len(last), len(following)) and last[n] + 1 < following[n]:
+        return last[:n] + bytes([last[n] + 1])
+    return last
+
+
+def _successor(last: bytes) -> bytes:
+    """A short key k with last <= k."""
+    for n, byte in enumerate(last):
+        if byte < 0xFF:
+            return last[:n] + bytes([byte + 1])
+    return last

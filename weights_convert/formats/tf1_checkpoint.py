@@ -1,0 +1,243 @@
+"""TF1 checkpoints: `tf.train.Saver`'s tensor bundles, read and written without TensorFlow.
+
+Format: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor_bundle/tensor_bundle.h
+`PREFIX.index` is a table: name -> where the tensor is, and under the empty name a header.
+`PREFIX.data-0000i-of-0000n` is the tensors' bytes, one after the other, and nothing else.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from io import BufferedReader
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from weights_convert.errors import DestinationError, MismatchError, SourceError
+from weights_convert.formats.base import (
+    METADATA_NAME,
+    Reader,
+    TensorInfo,
+    dump_metadata,
+    parse_metadata,
+    tensor_bytes,
+)
+from weights_convert.formats.crc32c import crc32c, masked
+from weights_convert.formats.leveldb_table import WireError, read_table, write_table
+from weights_convert.formats.tf1_proto import (
+    DTYPE_NUMBERS,
+    Entry,
+    dump_entry,
+    dump_header,
+    parse_entry,
+    parse_header,
+)
+
+_FILE_OF_PREFIX = re.compile(r"(?P<prefix>.+)\.(index|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
+_STATE = "checkpoint"  # a CheckpointState as protobuf text; its first line names the newest checkpoint
+_STATE_LINE = re.compile(
+    rb"""^[ \t]*model_checkpoint_path[ \t]*:[ \t]*(["'])((?:\\.|(?!\1)[^\\\n])+)\1""", re.MULTILINE
+)
+_STATE_ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)")
+_MAX_STATE_BYTES = 1 << 16
+_ADVICE = "copy the checkpoint again, or save it again with tf.train.Saver"
+
+
+def open_tf1(path: Path) -> TF1Reader:
+    """Open a checkpoint by its prefix, one of its files, or a directory with a file named `checkpoint`."""
+    prefix = find_tf1_prefix(path)
+    if prefix is None:
+        raise SourceError(
+            f"{path}: not a TF1 checkpoint; expected its prefix (model.ckpt-12345), its .index or .data file "
+            f"or a directory in which a file named {_STATE!r} names the prefix"
+        )
+    return TF1Reader(prefix)
+
+
+def find_tf1_prefix(path: Path) -> Path | None:
+    """The prefix of the checkpoint that `path` stands for; None if it stands for none.
+
+    Whether the files of that prefix are there and sound is for `open_tf1` to say, file by file.
+    """
+    path = Path(path)
+    one_of_its_files = _FILE_OF_PREFIX.fullmatch(path.name)
+    if one_of_its_files and _is_file(path):
+        return path.with_name(one_of_its_files["prefix"])
+    if _is_file(path / _STATE):
+        return _prefix_in_state(path / _STATE)
+    return path if _is_file(_index_path(path)) and not _is_file(path) else None
+
+
+def tf1_files(path: Path) -> list[Path]:
+    """What `write_tf1(path)` leaves on disk."""
+    return [_data_path(path, 0, 1), _index_path(path)]
+
+
+class TF1Reader(Reader):
+    """A tensor bundle. One of TF2's `tf.train.Checkpoint` reads as plain names, without its object graph."""
+
+    format = "tf1"
+
+    def __init__(self, prefix: Path):
+        super().__init__(prefix)
+        self._entries: dict[str, Entry] = {}
+        self._data_files: dict[int, BufferedReader] = {}
+        self._open_files = ExitStack()
+        with self._open_files as files:  # closes them if the checkpoint is refused
+            self._read_index(_index_path(prefix))
+            self._take_metadata()
+            self._open_files = files.pop_all()
+
+    def read(self, name: str) -> np.ndarray:
+        entry = self._entries[name]
+        array = np.empty(entry.info.shape, entry.info.dtype)
+        raw = array.reshape(-1).view(np.uint8)  # the same memory
+        try:
+            self._data_files[entry.shard].seek(entry.offset)
+            count = self._data_files[entry.shard].readinto(raw.data)
+        except OSError as error:
+            raise self._data_error(entry, f"tensor {name!r} cannot be read ({error.strerror})") from error
+        if count != entry.size:
+            raise self._data_error(entry, f"only {count} of {entry.size} bytes of tensor {name!r}; {_ADVICE}")
+        if masked(crc32c(raw)) != entry.crc:
+            raise self._data_error(entry, f"tensor {name!r} is damaged (wrong CRC-32C); {_ADVICE}")
+        if self._header.byte_order != sys.byteorder:
+            _swap_bytes(array)
+        return array
+
+    def close(self) -> None:
+        self._open_files.close()
+
+    def _read_index(self, path: Path) -> None:
+        table = read_table(path)
+        part = "the header"
+        if b"" not in table:
+            raise SourceError(f"{path}: a table, but without the header of a TF1 checkpoint; {_ADVICE}")
+        try:
+            self._header = parse_header(table.pop(b""))
+            for key, value in table.items():
+                if key.startswith(b"\0"):  # one slice of a variable that has an entry of its own
+                    continue
+                part = f"the entry of {key.decode(errors='replace')!r}"
+                self._add(key.decode(), parse_entry(value))
+        except (WireError, UnicodeDecodeError) as error:
+            raise SourceError(f"{path}: cannot use {part} ({error}); {_ADVICE}") from error
+
+    def _add(self, name: str, entry: Entry | str) -> None:
+        if isinstance(entry, str):
+            self.left_out[name] = entry
+            return
+        if entry.shard >= self._header.shards:
+            raise WireError(f"data file number {entry.shard} of {self._header.shards}")
+        available, end = self._data_file(entry).seek(0, 2), entry.offset + entry.size
+        if end > available:  # checked now, so that no array is allocated for bytes that do not exist
+            problem = f"{available} bytes, and tensor {name!r} ends at byte {end}: truncated; {_ADVICE}"
+            raise self._data_error(entry, problem)
+        self._entries[name] = entry
+        self.tensors[name] = entry.info
+
+    def _data_file(self, entry: Entry) -> BufferedReader:
+        if entry.shard not in self._data_files:
+            path = _data_path(self.path, entry.shard, self._header.shards)
+            if not _is_file(path):
+                raise self._data_error(entry, "no such file, but the index needs it; copy it there too")
+            try:
+                self._data_files[entry.shard] = self._open_files.enter_context(path.open("rb"))
+            except OSError as error:
+                raise self._data_error(entry, f"cannot be opened ({error.strerror})") from error
+        return self._data_files[entry.shard]
+
+    def _data_error(self, entry: Entry, problem: str) -> SourceError:
+        return SourceError(f"{_data_path(self.path, entry.shard, self._header.shards)}: {problem}")
+
+    def _take_metadata(self) -> None:
+        info = self.tensors.get(METADATA_NAME)
+        if info and info.dtype == np.uint8 and len(info.shape) == 1:
+            self.metadata = parse_metadata(self.read(METADATA_NAME).tobytes(), self.path)
+            del self.tensors[METADATA_NAME]
+
+
+def write_tf1(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint with the prefix `path`, one tensor in memory at a time, the index last.
+
+    But for the entry that holds the metadata, the bytes are those that `tf.train.Saver` writes.
+    """
+    _check_writable(path, tensors)
+    text = np.frombuffer(dump_metadata(metadata).encode(), np.uint8)
+    infos = {**tensors, METADATA_NAME: TensorInfo(text.shape, text.dtype)} if metadata else tensors
+    data_path, index_path = tf1_files(path)
+    table = {b"": dump_header()}
+    with data_path.open("wb") as file:
+        for name in sorted(infos, key=str.encode):
+            array = text if name == METADATA_NAME else read(name)
+            if (array.shape, array.dtype) != infos[name]:
+                found, expected = TensorInfo(array.shape, array.dtype), infos[name]
+                raise MismatchError(f"{path}: tensor {name!r} came as {found}, announced was {expected}")
+            table[name.encode()] = dump_entry(_write_tensor(file, array))
+    write_table(index_path, table.items())
+
+
+def _check_writable(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
+    if METADATA_NAME in tensors:
+        raise DestinationError(
+            f"{path}: tensor name {METADATA_NAME!r} is kept for metadata; rename the tensor"
+        )
+    refused = [f"{name}: {info.dtype}" for name, info in tensors.items() if info.dtype not in DTYPE_NUMBERS]
+    if refused:
+        raise DestinationError(
+            f"{path}: dtypes that a TF1 checkpoint cannot hold; convert them first", refused
+        )
+
+
+def _write_tensor(file: BinaryIO, array: np.ndarray) -> Entry:
+    raw, offset = tensor_bytes(array), file.tell()
+    file.write(raw)
+    return Entry(TensorInfo(array.shape, array.dtype), 0, offset, raw.nbytes, masked(crc32c(raw)))
+
+
+def _swap_bytes(array: np.ndarray) -> None:
+    """Reverse the bytes of each number in place; a complex number is two of them."""
+    width = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
+    array.reshape(-1).view(f"u{width}").byteswap(inplace=True)
+
+
+def _index_path(prefix: Path) -> Path:
+    return Path(f"{prefix}.index")
+
+
+def _data_path(prefix: Path, shard: int, shards: int) -> Path:
+    return Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}")
+
+
+def _prefix_in_state(state: Path) -> Path | None:
+    """What a file named `checkpoint` names; beside that file if the directory has moved since."""
+    try:
+        with state.open("rb") as file:
+            line = _STATE_LINE.search(file.read(_MAX_STATE_BYTES))
+        if line is None:
+            return None
+        named = Path(_STATE_ESCAPE.sub(_unescape, line[2]).decode())
+    except (OSError, UnicodeDecodeError):
+        return None
+    moved = named.is_absolute() and not _is_file(_index_path(named))
+    return state.parent / (named.name if moved else named)
+
+
+def _unescape(escape: re.Match[bytes]) -> bytes:
+    return bytes([int(escape[1], 8) & 0xFF]) if escape[1].isdigit() else escape[1]
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # not permitted, a name too long
+        return False
