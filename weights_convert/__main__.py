@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-OTHER_FAMILIES = (
-    "timm cadene torchvision moskomule cbam eca luuuyi mmpretrain pytorchcv tensorflowcv hikapok kobiso "
-    "tutorial_cbam qubvel keras_applications"
-).split()
+OTHER_FAMILIES = ("timm", "cadene", "torchvision", "moskomule", "cbam", "eca", "luuuyi", "mmpretrain")
+OTHER_FAMILIES += ("pytorchcv", "tensorflowcv", "hikapok", "kobiso", "tutorial_cbam", "qubvel")
+OTHER_FAMILIES += ("keras_applications",)
 
 
 class Parser(argparse.ArgumentParser):
@@ -36,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def setting(text: str) -> tuple[str, Any]:
-    """`stride_in=conv1` -> ("stride_in", "conv1"); numbers, tuples, True and None are read as Python writes them."""
+    """`stride_in=conv1` -> ("stride_in", "conv1"); numbers, tuples, True and None as Python writes them."""
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as stride_in=conv1")

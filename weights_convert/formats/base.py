@@ -97,7 +97,7 @@ def parse_metadata(text: str | bytes, path: Path) -> dict[str, Any]:
     """The inverse of `dump_metadata`; `SourceError` for anything that is not a JSON object."""
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{path}: its {METADATA_NAME!r} metadata is not JSON ({error})") from error
     if not isinstance(value, dict):
         raise SourceError(

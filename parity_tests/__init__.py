@@ -1,0 +1,1 @@
+"""The proof that the three implementations give the same numbers, and its tests."""

@@ -1,0 +1,171 @@
+"""The main job on the command line: `parity` and `python -m parity_tests [MODEL | CHECKPOINT ...]`.
+
+Exit 0: parity holds. 1: a difference was found. 2: bad usage or bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from weights_convert import Checkpoint, load, model_spec
+from weights_convert.errors import SpecError, WeightsConvertError, WriteError, nearest
+from weights_convert.spec import MODELS, ResNetSpec
+
+FRAMEWORKS = ("torch", "keras", "tf1")
+DTYPES = ("float64", "float32")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SpecError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+def parser() -> Parser:
+    root = Parser(prog="parity", description=__doc__.splitlines()[0])
+    root.add_argument(
+        "what",
+        nargs="*",
+        default=["se_resnext50_32x4d"],
+        metavar="MODEL | CHECKPOINT",
+        help="a model's name (with random weights) or a file; by default se_resnext50_32x4d",
+    )
+    root.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
+    root.add_argument("--dtype", choices=DTYPES, help="by default both")
+    root.add_argument("--images", metavar="DIR", type=Path, help="photographs; by default the project's own")
+    root.add_argument("--json", metavar="FILE", help="the differences for a machine; - for stdout")
+    root.add_argument("--train-steps", metavar="N", help="not in this version")
+    root.add_argument("--report", metavar="FILE.html", help="not in this version")
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the main job; its exit code."""
+    try:
+        return _run(parser().parse_args(argv))
+    except WeightsConvertError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    for option in ("train_steps", "report"):
+        if getattr(arguments, option) is not None:
+            raise SpecError(f"--{option.replace('_', '-')} is not in this version")
+    checkpoints = [_checkpoint(what) for what in arguments.what]
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
+    _check_installed(arguments.frameworks)
+
+    from rich.console import Console
+
+    from parity_tests.harness import prove
+    from parity_tests.photographs import OWN, photographs
+
+    console = Console(stderr=arguments.json == "-", highlight=False, soft_wrap=True)
+    results = []
+    for what, checkpoint in zip(arguments.what, checkpoints, strict=True):
+        images = photographs(arguments.images or OWN, checkpoint.spec)
+        dtypes = [arguments.dtype] if arguments.dtype else DTYPES
+        with Console(stderr=True).status(what) as status:
+            result = prove(
+                what,
+                checkpoint,
+                images,
+                frameworks=arguments.frameworks,
+                dtypes=dtypes,
+                say=lambda step, what=what, status=status: status.update(f"{what}: {step}"),
+            )
+        _show(console, result)
+        results.append(result)
+    _write_json(arguments.json, [result.to_json() for result in results])
+    return 0 if all(result.holds for result in results) else 1
+
+
+def _checkpoint(what: str) -> Checkpoint:
+    """A named model's random weights, or a file's own."""
+    if what in MODELS:
+        from parity_tests.synthetic import weights
+
+        return weights(model_spec(what))
+    if not Path(what).exists() and os.sep not in what and "." not in what:
+        raise SpecError(f"{what}: neither a model nor a file{nearest(what, MODELS)}")
+    checkpoint = load(what)
+    if not isinstance(checkpoint.spec, ResNetSpec):
+        raise SpecError(f"{what}: holds {checkpoint.describe()}, expected a whole network")
+    return checkpoint
+
+
+def _check_installed(frameworks: Sequence[str]) -> None:
+    import importlib.util
+
+    for framework in ("torch", *frameworks):  # torch measures the float32 noise
+        module = "tensorflow" if framework == "tf1" else framework
+        if importlib.util.find_spec(module) is None:
+            raise SpecError(
+                f"{framework} is not installed: pip install .[{framework}], or choose --frameworks"
+            )
+
+
+def _show(console, result) -> None:  # type: ignore[no-untyped-def]
+    """The table of a `harness.Result`, and the verdict."""
+    from rich.table import Table
+
+    batch, _, height, width = result.images
+    kinds = f"{result.parameters:,} parameters, {batch} images of {height}x{width}"
+    keys = list(result.rows[0].errors)
+    dtypes = list(result.rows[0].limits)
+    table = Table(title=f"{result.name}: {kinds}", box=None, title_justify="left", header_style="bold")
+    table.add_column("point")
+    table.add_column("shape")
+    for dtype in dtypes:
+        table.add_column(f"{dtype} limit", justify="right", style="dim")
+        for _, framework in (key for key in keys if key[0] == dtype):
+            table.add_column(framework, justify="right")
+    for row in result.rows:
+        cells = [row.point, "x".join(map(str, row.shape))]
+        failures = row.failures()
+        for dtype in dtypes:
+            cells.append(f"{row.limits[dtype]:.1e}")
+            for key in (key for key in keys if key[0] == dtype):
+                text = f"{row.errors[key]:.1e}"
+                cells.append(f"[bold red]{text} ![/]" if key in failures else text)
+        table.add_row(*cells)
+    console.print(table)
+    console.print(f"files: {', '.join(f'{suffix} {size:,}' for suffix, size in result.files.items())} bytes")
+    if result.not_equal:
+        console.print(f"weights: {len(result.not_equal)} tensors are not the same bits:", style="bold red")
+        for line in result.not_equal[:20]:
+            console.print(f"  {line}", markup=False)
+    else:
+        console.print("weights: the same bits in every file and every framework")
+    verdict = (
+        "parity holds" if result.holds else f"NO PARITY: {result.first_divergence() or 'weights differ'}"
+    )
+    console.print(f"{verdict} ({result.seconds:.0f} s)", markup=False)
+
+
+def _write_json(target: str | None, report: object) -> None:
+    if target is None:
+        return
+    text = json.dumps(report, indent=2) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+        return
+    try:
+        Path(target).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise WriteError(f"{target}: could not be written ({error.strerror})") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""The main job: one set of weights in every container, loaded by each framework from its own file, one table.
+
+    weights -> .pth -> .safetensors, .npz, .weights.h5, .ckpt -> torch, Keras, TF1 -> differences per stage
+
+The NumPy judge computes the reference in float64. See `tolerances` for the limits.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from parity_tests import numpy_reference, tolerances
+from parity_tests.runners import RUNNERS, SUFFIXES, Points, same_bits
+from weights_convert import Checkpoint, convert, load, save
+from weights_convert.examine import diff
+from weights_convert.spec import ResNetSpec, count_parameters
+
+CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
+
+
+@dataclass
+class Row:
+    """One point of the network: its largest value, and per dtype the limit and each framework's error."""
+
+    point: str
+    shape: tuple[int, ...]
+    limits: dict[str, float]
+    errors: dict[tuple[str, str], float]  # (dtype, framework)
+
+    def failures(self) -> list[tuple[str, str]]:
+        return [key for key, error in self.errors.items() if not error <= self.limits[key[0]]]
+
+
+@dataclass
+class Result:
+    """What the main job found for one network."""
+
+    name: str
+    parameters: int
+    images: tuple[int, ...]
+    rows: list[Row] = field(default_factory=list)
+    files: dict[str, int] = field(default_factory=dict)  # suffix -> bytes
+    not_equal: list[str] = field(default_factory=list)  # weights or files that are not the same bits
+    seconds: float = 0.0
+
+    @property
+    def holds(self) -> bool:
+        return not self.not_equal and not any(row.failures() for row in self.rows)
+
+    def first_divergence(self) -> str | None:
+        """The first point, in execution order, at which a framework exceeds its limit."""
+        for row in self.rows:
+            for dtype, framework in row.failures():
+                error, limit = row.errors[dtype, framework], row.limits[dtype]
+                return f"{framework} in {dtype} differs at {row.point}: {error:.1e}, limit {limit:.1e}"
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """The result as plain JSON values."""
+        return {
+            "name": self.name,
+            "parameters": self.parameters,
+            "images": self.images,
+            "holds": self.holds,
+            "first_divergence": self.first_divergence(),
+            "not_equal": self.not_equal,
+            "files": self.files,
+            "seconds": round(self.seconds, 2),
+            "points": [
+                {
+                    "point": row.point,
+                    "shape": row.shape,
+                    "limits": row.limits,
+                    "errors": {f"{framework} {dtype}": e for (dtype, framework), e in row.errors.items()},
+                }
+                for row in self.rows
+            ],
+        }
+
+
+def prove(
+    name: str,
+    checkpoint: Checkpoint,
+    images: np.ndarray,
+    *,
+    frameworks: Sequence[str] = tuple(RUNNERS),
+    dtypes: Sequence[str] = ("float64", "float32"),
+    say: Callable[[str], None] | None = None,
+) -> Result:
+    """Carry out the main job for one checkpoint.
+
+    Args:
+        name: how the result is called.
+        checkpoint: of a network, in memory or of a file.
+        images: (N, C, H, W).
+        frameworks, dtypes: which to run.
+        say: told what is being done.
+    """
+    started, say = time.perf_counter(), say or (lambda _: None)
+    spec = checkpoint.spec
+    torch_runs: dict[str, Points] = {}
+    assert isinstance(spec, ResNetSpec)
+    result = Result(name, count_parameters(spec), images.shape)
+    say("the NumPy judge, float64")
+    reference = numpy_reference.resnet(images, checkpoint, spec)
+    result.rows = [Row(point, array.shape, {}, {}) for point, array in reference.items()]
+    with tempfile.TemporaryDirectory(prefix="parity-") as folder:
+        say("writing every container")
+        files = write_all(checkpoint, Path(folder), result)
+        wide = Path(folder) / "float64"
+        for dtype in dtypes:
+            for framework in frameworks:
+                say(f"{framework}, {dtype}")
+                own = files[SUFFIXES[framework]]
+                if framework == "tf1" and dtype == "float64":  # its Saver does not cast
+                    wide.mkdir(exist_ok=True)
+                    own = convert(own, wide / own.name, dtype=dtype).destination
+                outcome = RUNNERS[framework](spec, own, images, dtype)
+                if framework == "torch":
+                    torch_runs[dtype] = outcome.points
+                result.not_equal += [
+                    f"{framework} {dtype}: {tensor}" for tensor in same_bits(checkpoint, outcome.state, dtype)
+                ]
+                for row in result.rows:
+                    error = tolerances.relative_error(outcome.points[row.point], reference[row.point])
+                    row.errors[dtype, framework] = error
+    if "float32" in dtypes:
+        say("float32 noise: torch against itself")
+        noise = _noise(spec, checkpoint, images, torch_runs)
+    else:
+        noise = {}
+    for row in result.rows:
+        all_limits = {"float64": tolerances.FLOAT64}
+        if noise:
+            all_limits["float32"] = tolerances.float32_limit(noise[row.point])
+        row.limits = {dtype: all_limits[dtype] for dtype in dtypes}
+    result.seconds = time.perf_counter() - started
+    return result
+
+
+def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str, Path]:
+    """The checkpoint in every container, each made from the one before, and compared with the first."""
+    files, previous = {}, None
+    for suffix in CONTAINERS:
+        path = folder / f"weights{suffix}"
+        plan = save(checkpoint, path) if previous is None else convert(previous, path)
+        files[suffix] = previous = path
+        result.files[suffix] = sum(file.stat().st_size for file in plan.container.files(path))
+    with load(previous) as last:
+        result.not_equal += [
+            f"{previous.suffix}: {line['tensor']} {line['what']}" for line in diff(checkpoint, last)
+        ]
+    return files
+
+
+def _noise(
+    spec: ResNetSpec, checkpoint: Checkpoint, images: np.ndarray, runs: dict[str, Points]
+) -> dict[str, float]:
+    """torch's float32 against torch's float64, same weights: what rounding alone does at each point."""
+    for dtype in ("float32", "float64"):
+        if dtype not in runs:
+            runs[dtype] = RUNNERS["torch"](spec, checkpoint, images, dtype).points
+    return {
+        point: tolerances.relative_error(single, runs["float64"][point])
+        for point, single in runs["float32"].items()
+    }

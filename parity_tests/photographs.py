@@ -1,0 +1,53 @@
+"""Photographs, cropped and normalised as ImageNet classifiers are fed them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from weights_convert.errors import SourceError
+from weights_convert.spec import ResNetSpec
+
+OWN = Path(__file__).parent / "images"
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+_MEAN = np.array([0.485, 0.456, 0.406])  # of ImageNet, RGB in [0, 1]
+_STD = np.array([0.229, 0.224, 0.225])
+
+
+def photographs(folder: Path, spec: ResNetSpec) -> np.ndarray:
+    """Every picture of a folder, in name order: (N, C, size, size) float32.
+
+    The shorter side is scaled to size * 256 / 224 and the middle cropped; size is 224, or 32 for networks
+    with the "3x3" stem. Networks of one input channel get grey, of more than three the colours repeated.
+
+    Raises:
+        SourceError: no folder, no pictures in it, or one that cannot be read.
+    """
+    if not folder.is_dir():
+        raise SourceError(f"{folder}: there is no such folder of images")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not paths:
+        raise SourceError(f"{folder}: no images in it ({', '.join(sorted(_SUFFIXES))})")
+    size = 32 if spec.stem == "3x3" else 224
+    return np.stack([_photograph(path, size, spec.in_channels) for path in paths])
+
+
+def _photograph(path: Path, size: int, channels: int) -> np.ndarray:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            picture = file.convert("RGB")
+    except (OSError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read as an image ({error})") from None
+    scale = size * 256 / 224 / min(picture.size)
+    width, height = (max(size, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+    left, top = (width - size) // 2, (height - size) // 2
+    pixels = np.asarray(picture.crop((left, top, left + size, top + size)), np.float64) / 255
+    normalised = ((pixels - _MEAN) / _STD).transpose(2, 0, 1)
+    if channels == 1:
+        normalised = normalised.mean(0, keepdims=True)
+    repeated = np.resize(normalised, (channels, size, size)) if channels > 3 else normalised[:channels]
+    return np.asarray(repeated, np.float32)

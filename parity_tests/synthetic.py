@@ -1,0 +1,76 @@
+"""Weights and images for tests: random but well-conditioned, or coded by position."""
+
+from __future__ import annotations
+
+import re
+import zlib
+
+import numpy as np
+
+from weights_convert import Checkpoint
+from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, parameters
+
+# The last batch norm of every residual branch is scaled by this. Undamped random weights make activations
+# grow with depth, and a deep net then measures its own conditioning (8.5e-10 in float64 for torch alone).
+DAMPING = 0.25
+
+
+def weights(spec: Spec, seed: int = 0) -> Checkpoint:
+    """Random float32 weights with random BN statistics: mean 0 and variance 1 would hide mistakes."""
+    random = np.random.default_rng([seed, 1])
+    last_bn = "bn2" if isinstance(spec, ResNetSpec) and spec.block == "basic" else "bn3"
+    arrays = {}
+    for name, shape, role in parameters(spec):
+        if role in ("conv2d", "conv1d", "dense"):
+            array = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
+        elif role in ("scale", "variance"):
+            array = random.uniform(0.5, 1.5, shape)
+            if role == "scale" and re.fullmatch(rf"layer\d+\.\d+\.{last_bn}\.weight", name):
+                array *= DAMPING
+        elif role == "count":
+            array = np.array(random.integers(1, 1000), np.int64)
+        else:
+            array = random.normal(0, 0.1, shape)
+        arrays[name] = array if role == "count" else array.astype(np.float32)
+    return checkpoint(arrays, spec)
+
+
+def position_coded(spec: Spec, dtype: np.dtype | type = np.float32) -> Checkpoint:
+    """Every value says where it stood: a transposed square kernel or a swapped pair is seen bit for bit."""
+    arrays = {}
+    for name, shape, role in parameters(spec):
+        start = zlib.crc32(name.encode()) % 1009
+        values = np.arange(int(np.prod(shape)), dtype=np.int64).reshape(shape) + start
+        arrays[name] = values if role == "count" else values.astype(dtype)
+    return checkpoint(arrays, spec)
+
+
+def checkpoint(arrays: dict[str, np.ndarray], spec: Spec) -> Checkpoint:
+    keywords = {name: getattr(spec, name) for name in spec.__dataclass_fields__}
+    return Checkpoint.from_arrays(arrays, keywords)
+
+
+def images(size: tuple[int, int] = (64, 64), batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:
+    """Random images (N, C, H, W) in float32, with negative values as after normalisation."""
+    return np.random.default_rng([seed, 2]).normal(0, 1, (batch, channels, *size)).astype(np.float32)
+
+
+def tiny(**keywords: object) -> ResNetSpec:
+    """A network of every kind of layer that runs in milliseconds."""
+    defaults = {"depths": (2, 1), "width": 8, "stem_width": 8, "num_classes": 5, "reduction": 4}
+    return ResNetSpec(**(defaults | keywords))  # type: ignore[arg-type]
+
+
+ATTENTION_SPECS = {
+    "se": AttentionSpec(attention="se", channels=16, reduction=4),
+    "se_no_bias": AttentionSpec(attention="se", channels=16, reduction=4, se_bias=False),
+    "se_multiple_of_8": AttentionSpec(attention="se", channels=24, reduction=2, hidden_rule="multiple_of_8"),
+    "cbam": AttentionSpec(attention="cbam", channels=16, reduction=4),
+    "cbam_mean_max": AttentionSpec(attention="cbam", channels=16, cbam_order="mean_max", cbam_mlp_bias=False),
+    "cbam_input": AttentionSpec(
+        attention="cbam", channels=16, cbam_bn=False, cbam_spatial_bias=True, cbam_spatial_input="input"
+    ),
+    "cbam_kernel_3": AttentionSpec(attention="cbam", channels=16, cbam_kernel_size=3, bn_epsilon=1e-3),
+    "eca": AttentionSpec(attention="eca", channels=64, eca_kernel_size=3),
+    "eca_5": AttentionSpec(attention="eca", channels=32, eca_kernel_size=5),
+}
