@@ -121,25 +121,22 @@ def _show(console, result) -> None:  # type: ignore[no-untyped-def]
     from rich.table import Table
 
     batch, _, height, width = result.images
-    kinds = f"{result.parameters:,} parameters, {batch} images of {height}x{width}"
+    console.print(f"{result.name}: {result.parameters:,} parameters, {batch} images of {height}x{width}")
     keys = list(result.rows[0].errors)
-    dtypes = list(result.rows[0].limits)
-    table = Table(title=f"{result.name}: {kinds}", box=None, title_justify="left", header_style="bold")
-    table.add_column("point")
-    table.add_column("shape")
-    for dtype in dtypes:
-        table.add_column(f"{dtype} limit", justify="right", style="dim")
-        for _, framework in (key for key in keys if key[0] == dtype):
-            table.add_column(framework, justify="right")
-    for row in result.rows:
-        cells = [row.point, "x".join(map(str, row.shape))]
-        failures = row.failures()
-        for dtype in dtypes:
-            cells.append(f"{row.limits[dtype]:.1e}")
-            for key in (key for key in keys if key[0] == dtype):
-                text = f"{row.errors[key]:.1e}"
-                cells.append(f"[bold red]{text} ![/]" if key in failures else text)
-        table.add_row(*cells)
+    frameworks = list(dict.fromkeys(framework for _, framework in keys))
+    table = Table(box=None, header_style="bold")
+    for title in ("dtype", "point", "shape"):
+        table.add_column(title, no_wrap=True)
+    for title in (*frameworks, "limit"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for dtype in result.rows[0].limits:
+        for row in result.rows:
+            cells = [dtype, row.point, "x".join(map(str, row.shape))]
+            for framework in frameworks:
+                error = f"{row.errors[dtype, framework]:.1e}"
+                failed = (dtype, framework) in row.failures()
+                cells.append(f"[bold red]{error} ![/]" if failed else error)
+            table.add_row(*cells, f"{row.limits[dtype]:.1e}")
     console.print(table)
     console.print(f"files: {', '.join(f'{suffix} {size:,}' for suffix, size in result.files.items())} bytes")
     if result.not_equal:

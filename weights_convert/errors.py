@@ -57,5 +57,5 @@ def nearest(name: str, names: Iterable[str]) -> str:
     >>> nearest("se_resnet5", ["se_resnet50", "resnet18"])
     "; did you mean 'se_resnet50'?"
     """
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""

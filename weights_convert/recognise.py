@@ -2,14 +2,17 @@
 
 Everything that leaves a trace in a shape is read from it; what leaves none takes the default, and
 `Inferred.assumed` says so (a stride, a padding, an epsilon). The inference is tolerant of missing and
-misshapen tensors, so that the comparison with `parameters(spec)` afterwards can name each of them.
+misshapen tensors, so that the comparison with `parameters(spec)` afterwards can name each of them: where
+several tensors show a keyword, most of them decide.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from weights_convert.spec import (
@@ -57,10 +60,20 @@ def infer_resnet(shapes: Shapes) -> dict[str, Any] | None:
         return None
     keywords: dict[str, Any] = {"depths": depths, "block": _block(shapes)}
     keywords |= _infer_stem(shapes) | _infer_widths(shapes, keywords["block"])
-    keywords |= _infer_attention(shapes, len(depths)) | _infer_projection(shapes, len(depths))
-    if len(head := shapes.get("fc.weight", shapes.get("fc.bias", ()))) > 0:
-        keywords["num_classes"] = head[0]
+    keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
+    if head := _first_axes(shapes, ("fc.weight", "fc.bias")):
+        keywords["num_classes"] = _most(head)
     return keywords
+
+
+def _most(values: Iterable[Any]) -> Any:
+    """The most common of some values; the first of equals."""
+    return Counter(values).most_common(1)[0][0]
+
+
+def _first_axes(shapes: Shapes, names: Iterable[str]) -> list[int]:
+    """The length of the first axis of each of these tensors that is there and has one."""
+    return [shape[0] for name in names if (shape := shapes.get(name)) and shape[0]]
 
 
 def _depths(shapes: Shapes) -> tuple[int, ...]:
@@ -89,112 +102,128 @@ def _of_rank(shapes: Shapes, name: str, rank: int) -> tuple[int, ...] | None:
 def _infer_stem(shapes: Shapes) -> dict[str, Any]:
     keywords: dict[str, Any] = {}
     if kernel := _of_rank(shapes, "conv1.weight", 4):
-        keywords |= {"stem_width": kernel[0], "in_channels": kernel[1]}
+        keywords["in_channels"] = kernel[1]
         keywords["stem"] = "7x7" if kernel[2] == 7 else "3x3"
+    bn = [f"bn1.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
+    if widths := _first_axes(shapes, ("conv1.weight", *bn)):
+        keywords["stem_width"] = _most(widths)
     if "conv3.weight" in shapes or "bn3.weight" in shapes:
         keywords["stem"] = "deep"
     return keywords
 
 
 def _infer_widths(shapes: Shapes, block: str) -> dict[str, Any]:
-    """`width` and what divides it, from the first block whose kernels are all there."""
+    """`width` and what divides it, as most blocks show them."""
+    blocks = []  # how much wider than in layer1, and the kernels' shapes
     for name in shapes:
-        match = re.fullmatch(r"layer(\d+)\.(\d+)\.conv2\.weight", name)
-        if match is None:
-            continue
-        prefix, scale = name.removesuffix("conv2.weight"), 2 ** (int(match[1]) - 1)
-        second = _of_rank(shapes, name, 4)
-        if block == "basic" and second:
-            return {"width": second[0] // scale}
-        first = _of_rank(shapes, f"{prefix}conv1.weight", 4)
-        third = _of_rank(shapes, f"{prefix}conv3.weight", 4)
-        if not (first and second and third) or third[0] < 4 * scale:
-            continue
-        planes = third[0] // 4
-        inner, groups = second[0], max(first[0] // second[1], 1)
-        return {
-            "width": planes // scale,
-            "groups": groups,
-            "width_per_group": max(inner // groups * 64 // planes, 1),
-            "reduce_first": max(inner // first[0], 1),
-        }
-    return {}
+        if match := re.fullmatch(r"(layer(\d+)\.\d+\.)conv2\.weight", name):
+            names = [f"{match[1]}conv{number}.weight" for number in (1, 2, 3)]
+            blocks.append((2 ** (int(match[2]) - 1), *(_of_rank(shapes, name, 4) for name in names)))
+    if block == "basic":
+        widths = [second[0] // scale for scale, _, second, _ in blocks if second and second[0] >= scale]
+        return {"width": _most(widths)} if widths else {}
+    whole = [
+        (scale, first, second, third)
+        for scale, first, second, third in blocks
+        if first and second and third and third[0] >= 4 * scale
+    ]
+    if not whole:
+        return {}
+    width = _most(third[0] // (4 * scale) for scale, _, _, third in whole)
+    groups = _most(max(first[0] // second[1], 1) for _, first, second, _ in whole)
+    inner = [(width * scale, second[0]) for scale, _, second, _ in whole]  # planes, channels of the 3x3
+    guesses = [max(math.ceil(channels // groups * 64 / planes), 1) for planes, channels in inner]
+
+    def fits(guess: int) -> int:  # the last stage's guess is the finest
+        return sum(int(planes * guess / 64) * groups == channels for planes, channels in inner)
+
+    return {
+        "width": width,
+        "groups": groups,
+        "width_per_group": max(guesses, key=fits),
+        "reduce_first": _most(max(second[0] // first[0], 1) for _, first, second, _ in whole),
+    }
 
 
-def _infer_attention(shapes: Shapes, stages: int) -> dict[str, Any]:
+def _infer_attention(shapes: Shapes, depths: tuple[int, ...]) -> dict[str, Any]:
     for kind in ("se", "cbam", "eca"):
-        marks = [name for name in shapes if re.match(rf"layer\d+\.\d+\.{kind}\.", name)]
-        if not marks:
+        blocks: dict[str, dict[str, tuple[int, ...]]] = {}
+        for name in shapes:
+            prefix, mark, rest = name.partition(f".{kind}.")
+            if mark and re.fullmatch(r"layer\d+\.\d+", prefix):
+                blocks.setdefault(prefix, {})[rest] = shapes[name]
+        if 2 * len(blocks) <= sum(depths):  # none, or strays that the comparison will name
             continue
-        blocks = {}
-        for name in marks:
-            prefix, _, rest = name.partition(f".{kind}.")
-            blocks.setdefault(prefix, {})[rest] = shapes[name]
         keywords = _attention_keywords(kind, list(blocks.values()))
         if kind == "eca":
-            sizes = tuple(_eca_size(shapes, stage) for stage in range(1, stages + 1))
-            keywords["eca_kernel_sizes"] = None if any(size is None for size in sizes) else sizes
-            if sizes == tuple(_eca_rule(shapes, stage) for stage in range(1, stages + 1)):
-                keywords["eca_kernel_sizes"] = None
+            stages = range(1, len(depths) + 1)
+            sizes = tuple(_eca_size(shapes, stage) for stage in stages)
+            by_rule = sizes == tuple(_eca_rule(shapes, stage) for stage in stages)
+            keywords["eca_kernel_sizes"] = None if by_rule or None in sizes else sizes
         return keywords
     return {"attention": "none"}
 
 
 def _eca_size(shapes: Shapes, stage: int) -> int | None:
-    sizes = [shapes[name] for name in shapes if re.fullmatch(rf"layer{stage}\.\d+\.eca\.conv\.weight", name)]
-    return sizes[0][-1] if sizes and len(sizes[0]) == 3 and sizes[0][-1] % 2 else None
+    kernels = (shapes[n] for n in shapes if re.fullmatch(rf"layer{stage}\.\d+\.eca\.conv\.weight", n))
+    sizes = [kernel[2] for kernel in kernels if len(kernel) == 3 and kernel[2] % 2]
+    return _most(sizes) if sizes else None
 
 
 def _eca_rule(shapes: Shapes, stage: int) -> int | None:
     """The kernel size that the paper's rule gives for a stage's output channels."""
-    for name in shapes:
-        if re.fullmatch(rf"layer{stage}\.\d+\.bn3\.weight", name) and shapes[name]:
-            return eca_kernel_size(shapes[name][0])
-    for name in shapes:
-        if re.fullmatch(rf"layer{stage}\.\d+\.bn2\.weight", name) and shapes[name]:
-            return eca_kernel_size(shapes[name][0])
+    for last in ("bn3", "bn2"):
+        names = [name for name in shapes if re.fullmatch(rf"layer{stage}\.\d+\.{last}\.weight", name)]
+        if channels := _first_axes(shapes, names):
+            return eca_kernel_size(_most(channels))
     return None
 
 
 def _attention_keywords(kind: str, blocks: list[dict[str, tuple[int, ...]]]) -> dict[str, Any]:
     """The keywords that the tensors of attention blocks of one kind show."""
 
-    def shown(leaf: str) -> bool:  # by most blocks: one missing tensor is an error to report, not a variant
-        return 2 * sum(leaf in block for block in blocks) > len(blocks)
+    def shown(*leaves: str) -> bool:  # by most blocks: one that is missing is an error, not a variant
+        return 2 * sum(any(leaf in block for leaf in leaves) for block in blocks) > len(blocks)
 
     keywords: dict[str, Any] = {"attention": kind}
     if kind == "se":
-        keywords["se_bias"] = shown("fc1.bias") or shown("fc2.bias")
+        keywords["se_bias"] = shown("fc1.bias", "fc2.bias")
     if kind == "cbam":
-        keywords["cbam_mlp_bias"] = shown("channel.fc1.bias") or shown("channel.fc2.bias")
+        keywords["cbam_mlp_bias"] = shown("channel.fc1.bias", "channel.fc2.bias")
         keywords["cbam_spatial_bias"] = shown("spatial.conv.bias")
-        keywords["cbam_bn"] = shown("spatial.bn.weight")
-        for block in blocks:
-            kernel = _of_rank(block, "spatial.conv.weight", 4)
-            if kernel and kernel[2] % 2:
-                keywords["cbam_kernel_size"] = kernel[2]
-                break
+        keywords["cbam_bn"] = shown(*(f"spatial.bn.{leaf}" for leaf in ("weight", "bias", "running_var")))
+        kernels = [_of_rank(block, "spatial.conv.weight", 4) for block in blocks]
+        if sizes := [kernel[2] for kernel in kernels if kernel and kernel[2] % 2]:
+            keywords["cbam_kernel_size"] = _most(sizes)
     if kind in ("se", "cbam"):
-        fc1 = "fc1.weight" if kind == "se" else "channel.fc1.weight"
-        pairs = {(shape[1], shape[0]) for block in blocks if (shape := _of_rank(block, fc1, 2))}
-        keywords |= _reduction(pairs)
+        keywords |= _reduction({pair for block in blocks if (pair := _mlp_widths(kind, block))})
     return keywords
 
 
+def _mlp_widths(kind: str, block: Shapes) -> tuple[int, int] | None:
+    """(channels, hidden) of an attention MLP, as most of its tensors show them."""
+    mlp = "channel." if kind == "cbam" else ""
+    first, second = (_of_rank(block, f"{mlp}fc{number}.weight", 2) for number in (1, 2))
+    channels = [*([first[1]] if first else []), *_first_axes(block, (f"{mlp}fc2.weight", f"{mlp}fc2.bias"))]
+    hidden = [*([second[1]] if second else []), *_first_axes(block, (f"{mlp}fc1.weight", f"{mlp}fc1.bias"))]
+    return (_most(channels), _most(hidden)) if channels and hidden else None
+
+
 def _reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
-    """The rule and the reduction that give every (channels, hidden) pair; the paper's 16 where it fits."""
-    guesses = [16, *sorted({channels // hidden for channels, hidden in pairs}, reverse=True)]
-    fits = {
-        (rule, reduction): sum(
-            hidden_channels(channels, reduction, rule) == hidden for channels, hidden in pairs
-        )
-        for rule in ("floor", "multiple_of_8")
-        for reduction in guesses
-        if reduction
-    }
+    """The rule and the reduction that give most (channels, hidden) pairs; the paper's 16 where it fits."""
     if not pairs:
         return {}
-    rule, reduction = max(fits, key=lambda guess: fits[guess])  # the first of equals
+
+    def fits(guess: tuple[str, int]) -> int:
+        rule, reduction = guess
+        return sum(hidden_channels(channels, reduction, rule) == hidden for channels, hidden in pairs)
+
+    ratios = sorted({channels // hidden for channels, hidden in pairs if hidden <= channels}, reverse=True)
+    guesses = [(rule, reduction) for rule in ("floor", "multiple_of_8") for reduction in (16, *ratios)]
+    if max(map(fits, guesses)) < len(pairs):  # rounding hides the ratio
+        widest = max(channels for channels, _ in pairs)
+        guesses += [(rule, n) for rule in ("floor", "multiple_of_8") for n in range(1, widest + 1)]
+    rule, reduction = max(guesses, key=fits)  # the first of equals
     return {"hidden_rule": rule, "reduction": reduction}
 
 
@@ -207,12 +236,13 @@ def _infer_projection(shapes: Shapes, stages: int) -> dict[str, Any]:
 
 def _infer_attention_block(shapes: Shapes) -> dict[str, Any] | None:
     """The keywords of an attention block standing alone."""
-    marks = {"se": "fc1.weight", "cbam": "channel.fc1.weight", "eca": "conv.weight"}
-    for kind, mark in marks.items():
-        rank = 3 if kind == "eca" else 2
-        if shape := _of_rank(shapes, mark, rank):
-            keywords = _attention_keywords(kind, [dict(shapes)])
-            return keywords | ({"eca_kernel_size": shape[-1]} if kind == "eca" else {"channels": shape[1]})
+    if kernel := _of_rank(shapes, "conv.weight", 3):
+        return {"attention": "eca"} | ({"eca_kernel_size": kernel[2]} if kernel[2] % 2 else {})
+    for kind, mlp in (("se", "fc"), ("cbam", "channel.fc")):
+        if any(re.fullmatch(rf"{re.escape(mlp)}[12]\.(weight|bias)", name) for name in shapes):
+            widths = _mlp_widths(kind, shapes)
+            channels = {"channels": widths[0]} if widths else {}
+            return _attention_keywords(kind, [dict(shapes)]) | channels
     return None
 
 

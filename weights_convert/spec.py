@@ -132,6 +132,13 @@ def _is_ints(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(_is_value(item, 1) for item in value)
 
 
+_KERNEL_SIZES = {
+    "cbam_kernel_size": "an odd size, such as 7",
+    "eca_kernel_size": "an odd size, such as 3, or None",
+    "eca_kernel_sizes": "odd sizes, one per stage, such as 3,5,5,7, or None",
+}
+
+
 def check_fields(spec: AttentionOptions) -> None:
     """Raise `SpecError` for the first field whose value cannot be; the message shows what can."""
     for field in dataclasses.fields(spec):
@@ -141,10 +148,11 @@ def check_fields(spec: AttentionOptions) -> None:
                 raise SpecError(f"{name}={value!r}: expected one of {', '.join(map(repr, CHOICES[name]))}")
         elif name == "depths" and not _is_ints(value):
             raise SpecError(f"depths={value!r}: expected the number of blocks of each stage, such as 3,4,6,3")
-        elif name in ("eca_kernel_sizes", "eca_kernel_size", "cbam_kernel_size"):
-            sizes = value if isinstance(value, tuple) else (value,)
-            if value is not None and not (_is_ints(sizes) and all(size % 2 for size in sizes)):
-                raise SpecError(f"{name}={value!r}: expected odd kernel sizes")
+        elif name in _KERNEL_SIZES:
+            sizes = value if name == "eca_kernel_sizes" else (value,)
+            optional = name != "cbam_kernel_size" and value is None
+            if not optional and not (_is_ints(sizes) and all(size % 2 for size in sizes)):
+                raise SpecError(f"{name}={value!r}: expected {_KERNEL_SIZES[name]}")
         elif name not in ("depths", "stem_pool") and not _is_value(value, field.default):
             kind = type(field.default).__name__
             raise SpecError(f"{name}={value!r}: expected {kind}, such as {field.default!r}")

@@ -1,0 +1,127 @@
+"""Whole networks in inference, in each framework, against the NumPy judge at every stage.
+
+Tiny networks for every keyword and odd and even sizes; every family once at full depth.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from parity_tests import numpy_reference, synthetic, tolerances
+from parity_tests.runners import RUNNERS, same_bits
+from parity_tests.synthetic import tiny
+from weights_convert.spec import MODELS, ResNetSpec, model_spec
+
+SIZES = [(64, 64), (33, 47), (50, 31)]
+VARIANTS = {
+    "bottleneck": {},
+    "basic": {"block": "basic"},
+    "grouped": {"groups": 8, "width_per_group": 16},
+    "stride_in_conv1": {"stride_in": "conv1", "stem_pool": "ceil"},
+    "senet": {"groups": 4, "width_per_group": 32, "reduce_first": 2, "stem": "deep", "downsample_kernel": 3},
+    "pool_same": {"stem_pool": "same"},
+    "pool_ceil": {"stem_pool": "ceil"},
+    "avg_down": {"downsample_pool": "avg", "stem": "deep"},
+    "cifar": {"stem": "3x3", "block": "basic", "depths": (1, 1, 1)},
+    "se": {"attention": "se"},
+    "se_no_bias": {"attention": "se", "se_bias": False, "hidden_rule": "multiple_of_8"},
+    "se_relu": {"attention": "se", "block": "basic", "relu_before_attention": True},
+    "cbam": {"attention": "cbam"},
+    "cbam_mean_max": {"attention": "cbam", "cbam_order": "mean_max", "cbam_mlp_bias": False},
+    "cbam_input": {
+        "attention": "cbam",
+        "cbam_bn": False,
+        "cbam_spatial_bias": True,
+        "cbam_spatial_input": "input",
+        "cbam_kernel_size": 3,
+    },
+    "eca": {"attention": "eca"},
+    "eca_sizes": {"attention": "eca", "eca_kernel_sizes": (5, 7)},
+    "epsilon": {"bn_epsilon": 1e-3},
+    "one_channel": {"in_channels": 1, "num_classes": 2},
+}
+FULL_DEPTH = [
+    "resnet50",
+    "resnext101_32x4d",
+    "se_resnet152",
+    "se_resnext50_32x4d",
+    "senet154",
+    "cbam_resnet152",
+    "eca_resnet152",
+    "se_resnet56",
+]
+
+
+def check_float64(spec: ResNetSpec, framework: str, images: np.ndarray, seed: int = 0) -> None:
+    """Every point within 1e-12 of the judge, and every weight in the live model bit for bit."""
+    weights = synthetic.weights(spec, seed)
+    reference = numpy_reference.resnet(images, weights, spec)
+    outcome = RUNNERS[framework](spec, weights, images, "float64")
+    assert list(outcome.points) == list(reference)
+    errors = {p: tolerances.relative_error(outcome.points[p], reference[p]) for p in reference}
+    assert max(errors.values()) <= tolerances.FLOAT64, errors
+    assert same_bits(weights, outcome.state, "float64") == []
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("framework", RUNNERS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float64(variant, framework):
+    spec = tiny(**VARIANTS[variant])
+    check_float64(spec, framework, synthetic.images(SIZES[1], channels=spec.in_channels))
+
+
+@pytest.mark.parametrize("framework", RUNNERS)
+@pytest.mark.parametrize("size", [SIZES[0], SIZES[2]], ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float64_at_other_sizes(variant, size, framework):
+    spec = tiny(**VARIANTS[variant])
+    check_float64(spec, framework, synthetic.images(size, channels=spec.in_channels, seed=1), seed=1)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_float32(variant, size):
+    """Every point within 8 times torch's own float32 noise there, in all three frameworks."""
+    spec = tiny(**VARIANTS[variant])
+    check_float32(spec, synthetic.images(size, channels=spec.in_channels))
+
+
+def check_float32(spec: ResNetSpec, images: np.ndarray) -> None:
+    weights = synthetic.weights(spec)
+    reference = numpy_reference.resnet(images, weights, spec)
+    single = {name: run(spec, weights, images, "float32").points for name, run in RUNNERS.items()}
+    double = RUNNERS["torch"](spec, weights, images, "float64").points
+    for point in reference:
+        limit = tolerances.float32_limit(tolerances.relative_error(single["torch"][point], double[point]))
+        errors = {
+            name: tolerances.relative_error(points[point], reference[point])
+            for name, points in single.items()
+        }
+        assert max(errors.values()) <= limit, (point, limit, errors)
+
+
+@pytest.mark.parametrize("framework", RUNNERS)
+@pytest.mark.parametrize("name", FULL_DEPTH)
+def test_full_depth_float64(name, framework):
+    check_float64(model_spec(name), framework, synthetic.images((65, 64), batch=1))
+
+
+@pytest.mark.parametrize("name", ["se_resnext50_32x4d", "cbam_resnet18", "eca_resnet34", "senet154"])
+def test_full_depth_float32(name):
+    check_float32(model_spec(name), synthetic.images((64, 65), batch=1))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("framework", RUNNERS)
+@pytest.mark.parametrize("size", [(97, 130), (64, 64)], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_float64(name, size, framework):
+    check_float64(model_spec(name), framework, synthetic.images(size))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_float32(name):
+    check_float32(model_spec(name), synthetic.images((97, 130)))

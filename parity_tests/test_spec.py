@@ -1,0 +1,234 @@
+"""The architectures: exact parameter counts, and every framework's names and shapes held to `spec.py`."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import tensorflow.compat.v1 as tf
+import torch
+
+import keras_impl
+import tf1_compat
+import torch_impl
+from parity_tests.synthetic import tiny
+from weights_convert import frameworks, state_of
+from weights_convert.errors import SpecError
+from weights_convert.layouts import LAYOUTS, permuted
+from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec, parameters
+
+COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFAR sizes 10
+    "resnet18": 11_689_512,
+    "resnet34": 21_797_672,
+    "resnet50": 25_557_032,
+    "resnet101": 44_549_160,
+    "resnet152": 60_192_808,
+    "resnext50_32x4d": 25_028_904,
+    "resnext101_32x4d": 44_177_704,
+    "se_resnet18": 11_778_592,
+    "se_resnet34": 21_958_868,
+    "se_resnet50": 28_088_024,
+    "se_resnet101": 49_326_872,
+    "se_resnet152": 66_821_848,
+    "se_resnext50_32x4d": 27_559_896,
+    "se_resnext101_32x4d": 48_955_416,
+    "senet154": 115_088_984,
+    "cbam_resnet18": 11_779_392,
+    "cbam_resnet34": 21_960_468,
+    "cbam_resnet50": 28_089_624,
+    "cbam_resnet101": 49_330_172,
+    "cbam_resnet152": 66_826_848,
+    "eca_resnet18": 11_689_548,
+    "eca_resnet34": 21_797_746,
+    "eca_resnet50": 25_557_118,
+    "eca_resnet101": 44_549_331,
+    "eca_resnet152": 60_193_064,
+    "resnet20": 272_474,
+    "resnet32": 466_906,
+    "resnet56": 855_770,
+    "se_resnet20": 274_847,
+    "se_resnet32": 470_861,
+    "se_resnet56": 862_889,
+    "cbam_resnet20": 275_747,
+    "cbam_resnet32": 472_361,
+    "cbam_resnet56": 865_589,
+    "eca_resnet20": 272_501,
+    "eca_resnet32": 466_951,
+    "eca_resnet56": 855_851,
+}
+VARIANT_COUNTS = [
+    ("se_resnet50", {"se_bias": False}, 28_071_976),
+    ("se_resnet50", {"se_bias": False, "num_classes": 4}, 26_031_172),
+    ("eca_resnet18", {"eca_kernel_sizes": (3, 5, 7, 7)}, 11_689_556),
+    ("eca_resnet34", {"eca_kernel_sizes": (3, 3, 5, 7)}, 21_797_744),
+    ("eca_resnet50", {"eca_kernel_sizes": (3, 5, 5, 7)}, 25_557_112),
+    ("eca_resnet101", {"eca_kernel_sizes": (3, 3, 5, 7)}, 44_549_317),
+    ("eca_resnet152", {"eca_kernel_sizes": (3, 3, 5, 7)}, 60_193_042),
+    ("eca_resnet50", {"stem": "3x3"}, 25_549_438),
+]
+CIFAR = [name for name in MODELS if "num_classes" in MODELS[name]]
+IMAGENET = [name for name in MODELS if name not in CIFAR]
+
+
+def torch_tensors(**keywords: object) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        model = torch_impl.ResNet(**keywords)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def tf1_tensors(**keywords: object) -> dict[str, tuple[int, ...]]:
+    with tf.Graph().as_default():
+        tf1_compat.resnet(tf.placeholder(tf.float32, (None, None, None, keywords["in_channels"])), **keywords)
+        return {variable.op.name: tuple(variable.shape.as_list()) for variable in tf.global_variables()}
+
+
+def expected(spec: ResNetSpec, family: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor's name and shape in a framework, from the spec."""
+    layout, found = LAYOUTS[family], {}
+    for name, shape, role in parameters(spec):
+        if renamed := layout.rename(name, spec):
+            found[renamed] = permuted(shape, layout.axes_from_canonical(role))
+    return found
+
+
+@pytest.mark.quick
+def test_no_model_is_missing():
+    assert set(COUNTS) == set(MODELS)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", MODELS)
+def test_spec_count(name):
+    assert count_parameters(model_spec(name)) == COUNTS[name]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("name", "keywords", "count"), VARIANT_COUNTS)
+def test_variant_count(name, keywords, count):
+    assert count_parameters(model_spec(name, **keywords)) == count
+    with torch.device("meta"):
+        model = getattr(torch_impl, name)(**keywords)
+    assert sum(parameter.numel() for parameter in model.parameters()) == count
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("implementation", [torch_impl, keras_impl, tf1_compat])
+def test_constructors_are_the_spec_rows(implementation, name):
+    """A constructor that is missing, or whose defaults are not the spec's row, is named here."""
+    constructor = getattr(implementation, name)
+    assert name in implementation.__all__
+    assert model_spec(name) == ResNetSpec(**constructor.defaults)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", MODELS)
+def test_torch_tensors(name):
+    """Names, shapes and even the order of the state dict are those of `parameters`."""
+    tensors = torch_tensors(**model_spec(name).model_kwargs())
+    assert list(tensors.items()) == [(p.name, p.shape) for p in parameters(model_spec(name))]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tf1_tensors(name):
+    spec = model_spec(name)
+    assert tf1_tensors(**spec.model_kwargs()) == expected(spec, "tf1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    CIFAR + [pytest.param(name, marks=pytest.mark.exhaustive) for name in IMAGENET],
+)
+def test_keras_tensors(name):
+    check_keras(model_spec(name))
+
+
+@pytest.mark.parametrize("name", ["se_resnext50_32x4d", "cbam_resnet18", "eca_resnet50", "senet154"])
+def test_keras_tensors_of_large_models(name):
+    check_keras(model_spec(name))
+
+
+def check_keras(spec: ResNetSpec) -> None:
+    model = keras_impl.ResNet(**spec.model_kwargs())
+    assert model.count_params() - count_statistics(spec) == count_parameters(spec)
+    variables = frameworks._module("keras")._variables(model)
+    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    layout = LAYOUTS["keras"]
+    assert shapes == {
+        p.name: permuted(p.shape, layout.axes_from_canonical(p.role))
+        for p in parameters(spec)
+        if p.role != "count"
+    }
+
+
+def count_statistics(spec: ResNetSpec) -> int:
+    return sum(math.prod(p.shape) for p in parameters(spec) if p.role in ("mean", "variance"))
+
+
+VARIANTS = [
+    {"block": "basic", "attention": "se", "relu_before_attention": True},
+    {"groups": 4, "width_per_group": 32, "reduce_first": 2, "stem": "deep", "downsample_kernel": 3},
+    {"attention": "cbam", "cbam_bn": False, "cbam_spatial_bias": True, "cbam_mlp_bias": False},
+    {"attention": "cbam", "cbam_kernel_size": 3, "hidden_rule": "multiple_of_8"},
+    {"attention": "eca", "eca_kernel_sizes": (5, 3), "in_channels": 1, "num_classes": 2},
+    {"attention": "se", "se_bias": False, "stem": "3x3", "downsample_pool": "avg"},
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("keywords", VARIANTS)
+def test_variants_have_the_same_tensors_everywhere(keywords):
+    spec = tiny(**keywords)
+    kwargs = spec.model_kwargs()
+    assert torch_tensors(**kwargs) == {p.name: p.shape for p in parameters(spec)}
+    assert tf1_tensors(**kwargs) == expected(spec, "tf1")
+    check_keras(spec)
+    state = state_of(keras_impl.ResNet(**kwargs))
+    assert {name: state[name].shape for name in state} == {
+        p.name: p.shape for p in parameters(spec) if p.role != "count"
+    }
+
+
+BAD_VALUES = [
+    ({"stem": "7X7"}, "stem='7X7': expected one of '7x7', 'deep', '3x3'"),
+    ({"attention": "sse"}, "attention='sse'"),
+    ({"depths": (3, 0)}, "depths=(3, 0)"),
+    ({"depths": ()}, "depths=()"),
+    ({"cbam_kernel_size": 4}, "cbam_kernel_size=4: expected odd"),
+    ({"eca_kernel_sizes": (3, 4, 5, 7)}, "eca_kernel_sizes=(3, 4, 5, 7): expected odd"),
+    ({"eca_kernel_sizes": (3, 5)}, "eca_kernel_sizes=(3, 5): expected 4"),
+    ({"num_classes": "10"}, "num_classes='10': expected int"),
+    ({"num_classes": True}, "num_classes=True: expected int"),
+    ({"se_bias": 1}, "se_bias=1: expected bool"),
+    ({"bn_epsilon": -1e-5}, "bn_epsilon=-1e-05: expected float"),
+    (
+        {"block": "basic", "groups": 32},
+        "groups, width_per_group and reduce_first belong to block='bottleneck'",
+    ),
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("keywords", "message"), BAD_VALUES)
+def test_bad_value(keywords, message):
+    with pytest.raises(SpecError) as caught:
+        ResNetSpec(**keywords)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.quick
+def test_unknown_names_offer_the_nearest():
+    with pytest.raises(SpecError, match="'seresnet50'; did you mean 'se_resnet50'"):
+        model_spec("seresnet50")
+    with pytest.raises(SpecError, match="'num_clases'; did you mean 'num_classes'"):
+        model_spec("resnet18", num_clases=3)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "keywords", [{"stem": "x"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}]
+)
+def test_every_framework_refuses_a_wrong_value(keywords):
+    for build in (torch_tensors, keras_impl.ResNet, tf1_tensors):
+        with pytest.raises(ValueError, match="expected one of"):
+            build(**(tiny().model_kwargs() | keywords))

@@ -1,0 +1,180 @@
+"""What a PyTorch file holds: which entry is the state dict, and a few words about everything else.
+
+A file written by `torch.save` may be a state dict, or a training checkpoint that has one (or several) among
+epochs, optimizer states and command line arguments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from weights_convert.errors import SourceError, nearest
+from weights_convert.formats.torch_pickle import Opaque, Storage, TensorRef
+
+# Where training checkpoints keep the state dict: the first of these, raw weights before averaged ones.
+ENTRIES = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "module",
+    "weights",
+    "params",
+    "state_dict_ema",
+    "model_ema",
+    "ema_state_dict",
+    "params_ema",
+    "ema",
+)
+TOP = "."  # the name of the file's top level among the entries
+MAX_DEPTH = 3  # of entries within entries
+MAX_LISTED = 20  # lines below an error, names in a note
+
+
+class Entry(NamedTuple):
+    """A mapping that holds tensors directly."""
+
+    steps: tuple[str, ...]  # the keys that lead to it
+    tensors: dict[str, TensorRef]
+
+
+def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
+    """The state dict in `root`, the one named `key` if that is given, and notes about the choice."""
+    entries = _entries(root) if isinstance(root, dict) else {}
+    if not entries:
+        raise _nothing_to_choose(path, root)
+    listed = [f"{label(name)!r}: {_tensors(len(entry.tensors))}" for name, entry in entries.items()]
+    listed = listed[:MAX_LISTED]
+    if key is not None and key not in entries:
+        found = f" (it is {describe(root[key])})" if key in root else nearest(key, entries)
+        raise SourceError(f"{path}: no entry {key!r} that holds tensors{found}; there are", listed)
+    name = key if key is not None else _preferred(entries)
+    if name is None:
+        raise SourceError(f"{path}: {len(entries)} entries hold tensors; choose one with --key", listed)
+    others = ", ".join(repr(label(other)) for other in list(entries)[:MAX_LISTED] if other != name)
+    note = f"took the entry {label(name)!r}; others that hold tensors: {others} (choose with --key)"
+    return entries[name], [note] if others and key is None else []
+
+
+def left_out(root: Mapping, chosen: Entry) -> dict[str, str]:
+    """Name -> description of everything that is neither a chosen tensor nor leads to one."""
+    found: dict[str, str] = {}
+    mapping, prefix = root, ""
+    for step in chosen.steps:
+        found |= {prefix + label(name): describe(value) for name, value in mapping.items() if name != step}
+        mapping, prefix = mapping[step], f"{prefix}{label(step)}."
+    rest = ((name, value) for name, value in mapping.items() if name not in chosen.tensors)
+    return found | {prefix + label(name): describe(value) for name, value in rest}
+
+
+def describe(value: Any) -> str:
+    """A few words about anything that the unpickler can produce."""
+    match value:
+        case Opaque():
+            return short(value.path)
+        case TensorRef():
+            return short(f"{value.dtype} tensor {value.shape}") if value.storage else "tensor without data"
+        case Storage():
+            return short(value.kind)
+        case dict() | list() | tuple() | set() | frozenset():
+            kind = "dict" if isinstance(value, dict) else type(value).__name__
+            count = _count_tensors(value)
+            return f"{kind} of {len(value)}" + (f" ({_tensors(count)})" if count else "")
+        case bytes() | bytearray():
+            return f"{type(value).__name__} of {len(value)}"
+        case None | bool():
+            return str(value)
+        case int() if value.bit_length() > 64:  # str() refuses very long ones
+            return f"int of {value.bit_length()} bits"
+        case int() | float():
+            return f"{type(value).__name__} {value}"
+        case str():
+            return f"str {short(ascii(value[:100]))}"
+        case type() if issubclass(value, Opaque):
+            return short(value.path)
+    return type(value).__name__
+
+
+def label(name: object) -> str:
+    """The key of an entry as text of bounded length."""
+    return short(name if isinstance(name, str) else describe(name).removeprefix("int "))
+
+
+def short(text: str, limit: int = 60) -> str:
+    """One printable line of at most `limit` characters."""
+    text = text[: limit + 1]
+    text = text if text.isprintable() else ascii(text)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def _entries(root: dict) -> dict[str, Entry]:
+    """Dotted name -> every mapping that holds tensors directly; the outer ones first."""
+    found: dict[str, Entry] = {}
+    seen: set[int] = set()
+    level: list[tuple[tuple[str, ...], dict]] = [((), root)]
+    for _ in range(MAX_DEPTH + 1):
+        inner = []
+        for steps, mapping in level:
+            if tensors := {name: value for name, value in mapping.items() if _is_tensor(name, value)}:
+                found.setdefault(".".join(steps) or TOP, Entry(steps, tensors))
+            if id(mapping) not in seen:  # one mapping may be reached in several ways, or hold itself
+                seen.add(id(mapping))
+                pairs = ((name, value) for name, value in mapping.items() if isinstance(name, str))
+                inner += [((*steps, name), value) for name, value in pairs if isinstance(value, dict)]
+        level = inner
+    return found
+
+
+def _is_tensor(name: Any, value: Any) -> bool:
+    return isinstance(name, str) and isinstance(value, TensorRef) and value.storage is not None
+
+
+def _preferred(entries: Mapping[str, Entry]) -> str | None:
+    known = next((name for name in ENTRIES if name in entries), None)
+    if TOP not in entries:
+        return known or (next(iter(entries)) if len(entries) == 1 else None)
+    # Training scripts put a lone tensor beside the state dict: the best accuracy, a step count.
+    fewer = known is not None and len(entries[TOP].tensors) < len(entries[known].tensors)
+    return known if fewer else TOP
+
+
+def _nothing_to_choose(path: Path, root: Any) -> SourceError:
+    what = describe(root)
+    if isinstance(root, Opaque):
+        return SourceError(
+            f"{path}: a pickled {what} object, expected a state dict; "
+            "load it where its class is defined and save model.state_dict()"
+        )
+    lines = (
+        [f"{label(name)}: {describe(value)}" for name, value in root.items()]
+        if isinstance(root, dict)
+        else []
+    )
+    return SourceError(
+        f"{path}: {what}, expected a mapping from names to tensors, such as model.state_dict()",
+        lines[:MAX_LISTED],
+    )
+
+
+def _tensors(count: int) -> str:
+    return f"{count} tensor{'s' * (count != 1)}"
+
+
+def _count_tensors(value: Any) -> int:
+    count, seen, waiting = 0, set(), [value]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:  # one list can be reached in very many ways, or hold itself
+            continue
+        seen.add(id(value))
+        if isinstance(value, TensorRef):
+            count += 1
+        elif isinstance(value, dict):
+            waiting.extend(value.values())
+        elif isinstance(value, list | tuple | set | frozenset):
+            waiting.extend(value)
+    return count

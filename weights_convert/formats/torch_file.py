@@ -1,0 +1,319 @@
+"""PyTorch checkpoints (.pth, .pt): both forms of `torch.save` are read, the newer one is written; no torch.
+
+Zip (torch 1.6 and later): `<stem>/data.pkl`, and an entry `<stem>/data/<key>` of raw bytes for each storage.
+Stream (before): pickles of a magic number, a version, the system, the object, the list of storage keys; then
+for each key the number of elements (int64) and the raw bytes, always little-endian.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from weights_convert.errors import MismatchError, SourceError
+from weights_convert.formats import torch_pickle
+from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, dump_metadata, parse_metadata
+from weights_convert.formats.torch_entries import choose, label, left_out, short
+from weights_convert.formats.torch_pickle import Storage, TensorRef
+
+DAMAGED = "the file is truncated or damaged"
+
+_TORCHSCRIPT = (
+    "a TorchScript archive, which holds code; load it with torch.jit.load and save model.state_dict()"
+)
+_EXPORT = "a torch.export archive (.pt2); load it with torch.export.load and save program.state_dict"
+_PACKAGE = "a torch.package archive, which holds code; load it with torch.package and save model.state_dict()"
+_TAR = "the tar form of PyTorch 0.1; load it with torch.load and save model.state_dict() again"
+REFUSED = {  # entries or folders of a zip, at its top or below its stem
+    "constants.pkl": _TORCHSCRIPT,
+    "code": _TORCHSCRIPT,
+    "archive_format": _EXPORT,
+    "models/model.json": _EXPORT,
+    "serialized_exported_program.json": _EXPORT,
+    ".data/extern_modules": _PACKAGE,
+}
+
+_MAGIC = 0x1950A86A20F9469CFC6C
+_MAGIC_PICKLES = (  # of protocol 1, and from 2 on
+    b"L%dL\n" % _MAGIC,
+    b"\x8a\x0a" + _MAGIC.to_bytes(10, "little"),
+)
+_STREAM_VERSION = 1001
+
+# A claimed size is believed up to these limits.
+_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # of an entry to its packed bytes
+_MAX_EXPANDED = 2**30  # bytes of a tensor whose strides repeat a smaller storage
+
+_STEM = "archive"
+_ALIGNMENT = 64
+_METADATA = f"{METADATA_NAME}.json"
+
+
+def looks_like_torch_stream(head: bytes) -> bool:
+    """Whether `head`, a file's first 64 bytes, begins the older form."""
+    return any(magic in head[:64] for magic in _MAGIC_PICKLES)
+
+
+def torch_zip_stem(names: Iterable[str]) -> str | None:
+    """The `<stem>` of `<stem>/data.pkl` among the names of a zip's entries."""
+    stems = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
+    return min(stems, key=len, default=None)
+
+
+class _Zip:
+    """The newer form: an object, and bytes by storage key."""
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self._file = file
+        self._length = file.seek(0, io.SEEK_END)
+        self._zip = zipfile.ZipFile(file)
+        names = self._zip.namelist()
+        _refuse_archives_of_code(path, names)
+        stem = torch_zip_stem(names)
+        if stem is None:
+            raise SourceError(f"{path}: a zip without <name>/data.pkl, expected a file written by torch.save")
+        folder = f"{stem}/"
+        inside = [info for info in self._zip.infolist() if info.filename.startswith(folder)]
+        self._infos = {info.filename.removeprefix(folder): info for info in inside}
+        self.root, _ = torch_pickle.load(io.BytesIO(self._whole("data.pkl")))
+        self.metadata = parse_metadata(self._whole(_METADATA), path) if _METADATA in self._infos else {}
+        order = self._whole("byteorder") if "byteorder" in self._infos else b"little"
+        if order not in (b"little", b"big"):
+            raise ValueError(f"byte order {order[:10]!r}")
+        self.byteswapped = order.decode() != sys.byteorder
+
+    def size(self, key: str) -> int:
+        name = f"data/{key}"
+        return self._size(self._infos[name]) if name in self._infos else 0
+
+    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+        self._read_into(self._infos[f"data/{key}"], start, buffer)
+
+    def _size(self, info: zipfile.ZipInfo) -> int:
+        """The entry's size according to the zip, but not more than the file can hold."""
+        packed = min(info.compress_size, self._length - info.header_offset - 30)
+        return max(0, min(info.file_size, packed * _MAX_RATIO.get(info.compress_type, 0)))
+
+    def _whole(self, name: str) -> bytes:
+        data = bytearray(self._size(self._infos[name]))
+        self._read_into(self._infos[name], 0, memoryview(data))
+        return bytes(data)
+
+    def _read_into(self, info: zipfile.ZipInfo, start: int, buffer: memoryview) -> None:
+        if info.flag_bits & 1:
+            raise zipfile.BadZipFile("the entry is encrypted")
+        if info.compress_type == zipfile.ZIP_STORED:
+            self._file.seek(self._data_start(info) + start)
+            _fill(self._file, buffer)
+        else:
+            with self._zip.open(info) as entry:
+                entry.seek(start)
+                _fill(entry, buffer)
+        # torch never checks this sum, and on request does not compute it: then it is 0.
+        if info.CRC and len(buffer) == info.file_size and zlib.crc32(buffer) != info.CRC:
+            raise zipfile.BadZipFile("the checksum (CRC-32) differs")
+
+    def _data_start(self, info: zipfile.ZipInfo) -> int:
+        self._file.seek(info.header_offset)
+        header = self._file.read(30)  # the local one: its extra field differs from the directory's
+        if header[:4] != b"PK\x03\x04":
+            raise zipfile.BadZipFile("no entry begins where the directory says")
+        return info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+
+
+class _Stream:
+    """The older form, seen the same way."""
+
+    byteswapped = sys.byteorder != "little"
+
+    def __init__(self, path: Path, file: BinaryIO):
+        self._file = file
+        self.metadata: dict[str, Any] = {}
+        length = file.seek(0, io.SEEK_END)
+        file.seek(0)
+        _magic, version, _system = (torch_pickle.load(file)[0] for _ in range(3))
+        if version != _STREAM_VERSION:
+            raise SourceError(
+                f"{path}: not version {_STREAM_VERSION} of the older form of torch.save; {DAMAGED}"
+            )
+        self.root, storages = torch_pickle.load(file)
+        keys, _ = torch_pickle.load(file)
+        self._places: dict[str, tuple[int, int]] = {}  # key -> first byte, number of bytes
+        for key in keys:
+            start, nbytes = self._places[key] = _next_place(file, storages[key])
+            if start + nbytes > length:
+                raise EOFError(f"{start + nbytes - length} bytes are missing")
+            file.seek(start + nbytes)
+
+    def size(self, key: str) -> int:
+        return self._places.get(key, (0, 0))[1]
+
+    def read_into(self, key: str, start: int, buffer: memoryview) -> None:
+        self._file.seek(self._places[key][0] + start)
+        _fill(self._file, buffer)
+
+
+def _next_place(file: BinaryIO, storage: Storage) -> tuple[int, int]:
+    (numel,) = struct.unpack("<q", file.read(8))
+    if numel != storage.numel:
+        raise ValueError(f"a storage of {numel} elements, announced as {storage.numel}")
+    return file.tell(), numel * storage.itemsize
+
+
+def _fill(file: Any, buffer: memoryview) -> None:
+    while len(buffer):
+        count = file.readinto(buffer)
+        if not count:
+            raise EOFError(f"{len(buffer)} bytes are missing")
+        buffer = buffer[count:]
+
+
+def _refuse_archives_of_code(path: Path, names: list[str]) -> None:
+    inner_names = {inner for name in names for inner in (name, name.partition("/")[2])}
+    for marker, what in REFUSED.items():
+        if any(inner == marker or inner.startswith(f"{marker}/") for inner in inner_names):
+            raise SourceError(f"{path}: {what}")
+
+
+def _open_container(path: Path, file: BinaryIO) -> _Zip | _Stream:
+    head = file.read(512)
+    container = _Zip if head.startswith(b"PK") else _Stream if looks_like_torch_stream(head) else None
+    if container is None:
+        raise SourceError(f"{path}: {_other_kind(head)}")
+    try:
+        return container(path, file)
+    except SourceError:
+        raise
+    except Exception as error:  # what zipfile, pickle and json raise for damaged input is nearly every kind
+        raise SourceError(
+            f"{path}: not readable as a file of torch.save ({_reason(error)}); {DAMAGED}"
+        ) from error
+
+
+def _other_kind(head: bytes) -> str:
+    if head[257:262] == b"ustar":
+        return _TAR
+    found = f"a file that begins with {head[:8]!r}" if head else "an empty file"
+    return f"{found}, expected one written by torch.save"
+
+
+def _reason(error: Exception) -> str:
+    return short(f"{type(error).__name__}: {error}", limit=120)
+
+
+class TorchReader(Reader):
+    """The state dict in a file of `torch.save`; `key` names the entry to take if there are several."""
+
+    format = "torch"
+
+    def __init__(self, path: Path, key: str | None = None):
+        super().__init__(path)
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be opened ({error.strerror})") from error
+        try:
+            self._container = _open_container(path, self._file)
+            root, self.metadata = self._container.root, self._container.metadata
+            chosen, self.notes = choose(path, root, key)
+            self.left_out = left_out(root, chosen)
+            self._refs = chosen.tensors
+            self.tensors = {name: self._info(name, ref) for name, ref in self._refs.items()}
+        except BaseException:
+            self.close()
+            raise
+
+    def read(self, name: str) -> np.ndarray:
+        ref = self._refs[name]
+        if not ref.span:
+            return np.empty(ref.shape, ref.dtype)
+        data = np.empty(ref.span * ref.dtype.itemsize, np.uint8)
+        try:
+            self._container.read_into(ref.storage.key, ref.start, data.data)
+        except Exception as error:  # as above
+            raise SourceError(f"{self.path}: tensor {label(name)!r}: {_reason(error)}; {DAMAGED}") from error
+        strides = [stride * ref.dtype.itemsize for stride in ref.strides]
+        array = np.asarray(np.ndarray(ref.shape, ref.dtype, data, strides=strides), order="C")
+        return array.byteswap(inplace=True) if self._container.byteswapped else array
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _info(self, name: str, ref: TensorRef) -> TensorInfo:
+        """Shape and dtype, believed once the file is seen to hold that many bytes (CVE-2026-24747)."""
+        storage, item = ref.storage, ref.dtype.itemsize
+        has = self._container.size(storage.key)
+        claims = (storage.first + storage.numel) * storage.itemsize
+        needs = ref.start + ref.span * item if ref.span else 0
+        full = math.prod(max(n, 1) for n in ref.shape) * item
+        if max(claims, needs) > has:
+            problem = f"needs {max(claims, needs)} bytes of storage data, the file has {has}"
+        elif needs > claims:
+            problem = f"needs {needs} bytes of a storage of {claims}"
+        elif full > max(claims, _MAX_EXPANDED):
+            problem = f"would expand {claims} bytes to {full}"
+        else:
+            return TensorInfo(ref.shape, ref.dtype)
+        raise SourceError(f"{self.path}: tensor {label(name)!r} of shape {ref.shape} {problem}; {DAMAGED}")
+
+
+def open_torch(path: Path, key: str | None = None) -> TorchReader:
+    """Open either form. `SourceError` for any other file, and for a file without a state dict."""
+    return TorchReader(path, key)
+
+
+def write_torch(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write the zip form: what `torch.load(path, weights_only=True, mmap=True)` reads as an `OrderedDict`."""
+    for name, info in tensors.items():
+        if info.dtype not in torch_pickle.STORAGE_CLASS:
+            known = ", ".join(map(str, torch_pickle.STORAGE_CLASS))
+            raise MismatchError(f"{path}: tensor {name!r} is {info.dtype}, expected one of {known}")
+    with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+        add = partial(_add_entry, archive, file)
+        add("data.pkl", torch_pickle.dump_state_dict(tensors))  # torch takes the stem from the first entry
+        add("byteorder", b"little")
+        for index, (name, info) in enumerate(tensors.items()):
+            add(f"data/{index}", _little_endian(name, info, read(name)))
+        add("version", b"3\n")
+        add(_METADATA, dump_metadata(metadata).encode())
+
+
+def _add_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes | memoryview) -> None:
+    """Store `data` unpacked and aligned, padded as torch does it: by an extra field in the local header."""
+    info = zipfile.ZipInfo(f"{_STEM}/{name}")  # dated 1980-01-01
+    info.create_system = 3  # the same on every system
+    zip64 = len(data) > zipfile.ZIP64_LIMIT
+    begin = file.tell() + 30 + len(info.filename) + (20 if zip64 else 0)
+    padding = -begin % _ALIGNMENT
+    if padding:
+        padding += _ALIGNMENT if padding < 4 else 0  # an extra field has a header of four bytes
+        info.extra = b"FB" + struct.pack("<H", padding - 4) + b"Z" * (padding - 4)
+    with archive.open(info, "w", force_zip64=zip64) as entry:
+        entry.write(data)
+    info.extra = b""  # not needed in the directory
+
+
+def _little_endian(name: str, info: TensorInfo, array: np.ndarray) -> memoryview:
+    """The array's bytes in row-major order."""
+    if array.shape != info.shape or array.dtype.newbyteorder("=") != info.dtype:
+        raise MismatchError(
+            f"tensor {name!r} is {array.dtype} {array.shape}, announced as {info.dtype} {info.shape}"
+        )
+    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
+        array = array.byteswap()
+    return np.asarray(array, order="C").reshape(-1).view(np.uint8).data

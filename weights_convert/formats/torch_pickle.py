@@ -1,0 +1,337 @@
+"""The pickle in a PyTorch file: an unpickler that runs nothing from the file, and a writer of state dicts.
+
+A pickle names what is to be imported and called. Here such a name is looked up in `ALLOWED`, which leads to
+this file only, and every other name becomes an `Opaque` stand-in that remembers its name and does nothing.
+A tensor becomes a `TensorRef`: where its numbers lie, not the numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from typing import Any, BinaryIO, ClassVar, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from weights_convert.formats.base import TensorInfo
+
+# torch dtype, prefix of its Storage and legacy Tensor class (None: stored untyped), NumPy dtype
+TYPES = (
+    ("float32", "Float", np.float32),
+    ("float64", "Double", np.float64),
+    ("float16", "Half", np.float16),
+    ("bfloat16", "BFloat16", ml_dtypes.bfloat16),
+    ("int8", "Char", np.int8),
+    ("int16", "Short", np.int16),
+    ("int32", "Int", np.int32),
+    ("int64", "Long", np.int64),
+    ("uint8", "Byte", np.uint8),
+    ("bool", "Bool", np.bool_),
+    ("complex64", "ComplexFloat", np.complex64),
+    ("complex128", "ComplexDouble", np.complex128),
+    ("uint16", None, np.uint16),
+    ("uint32", None, np.uint32),
+    ("uint64", None, np.uint64),
+    ("float8_e4m3fn", None, ml_dtypes.float8_e4m3fn),
+    ("float8_e5m2", None, ml_dtypes.float8_e5m2),
+    ("float8_e4m3fnuz", None, ml_dtypes.float8_e4m3fnuz),
+    ("float8_e5m2fnuz", None, ml_dtypes.float8_e5m2fnuz),
+)
+DTYPES = {f"torch.{name}": np.dtype(dtype) for name, _, dtype in TYPES}
+STORAGES = {f"torch.{prefix}Storage": np.dtype(dtype) for _, prefix, dtype in TYPES if prefix}
+STORAGE_CLASS = {dtype: name.removeprefix("torch.") for name, dtype in STORAGES.items()}
+STORAGES |= dict.fromkeys(("torch.storage.UntypedStorage", "torch.UntypedStorage"), np.dtype(np.uint8))
+# Quantized storages are never read, but in the stream form their size says where the next storage begins.
+QUANTIZED = {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
+ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORAGES.items()}
+ITEM_SIZES |= {f"torch.{prefix}Storage": size for prefix, size in QUANTIZED.items()}
+
+MAX_NDIM = 32  # what every NumPy takes
+MAX_INT = 2**63 - 1  # what torch itself can store
+
+
+class Opaque:
+    """Stands in for an object whose class is not on the list; what the pickle does to it has no effect."""
+
+    __slots__ = ()
+    path: ClassVar[str] = "object"  # "module.name"
+
+    def __new__(cls, *_: Any, **__: Any) -> Opaque:
+        return super().__new__(cls)
+
+    # `*_` takes `self` too: on the class itself (a pickled class or function) these do nothing either.
+    def _ignore(*_: Any, **__: Any) -> None:  # type: ignore[misc]
+        pass
+
+    __setstate__ = __setitem__ = append = extend = add = _ignore
+
+    def __call__(self, *_: Any, **__: Any) -> Opaque:
+        return self
+
+
+def _opaque(path: str) -> type[Opaque]:
+    """A class and not an instance, because the pickle may want to make objects of it."""
+    return type("Opaque", (Opaque,), {"__slots__": (), "path": path})
+
+
+class StateDict(dict):
+    """Stands in for `OrderedDict`. Attributes (`_metadata`: versions of modules) are dropped."""
+
+    __slots__ = ()
+
+    def __setstate__(*_: Any) -> None:  # type: ignore[misc]
+        pass
+
+
+class Storage(NamedTuple):
+    """A flat run of numbers in the file; `first` is not 0 in views of another storage (before torch 0.4)."""
+
+    key: str
+    kind: str  # "torch.FloatStorage"
+    numel: int
+    first: int = 0
+
+    @property
+    def dtype(self) -> np.dtype | None:
+        return STORAGES.get(self.kind)
+
+    @property
+    def itemsize(self) -> int:
+        return ITEM_SIZES[self.kind]
+
+
+class TensorRef:
+    """Where a tensor lies in a storage. `TensorRef(data)` is `data`: a Parameter is its tensor.
+
+    torch 0.1 pickled an empty tensor first and its place as the state that follows, hence `__setstate__`.
+    """
+
+    __slots__ = ("dtype", "offset", "shape", "storage", "strides")
+    storage: Storage  # None before the state has come
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # offset and strides count elements, as torch does
+
+    def __new__(cls, data: Any = None, *_: Any) -> Any:
+        if isinstance(data, TensorRef | Opaque):
+            return data
+        self = super().__new__(cls)
+        self.storage = None  # type: ignore[assignment]
+        return self
+
+    def __setstate__(self, state: Any) -> None:
+        match state:
+            case (Storage() as storage, offset, size, stride):
+                self._place(storage, offset, size, stride, storage.dtype)
+            case (TensorRef() as data, _, _, _, _) if data.storage:
+                self._place(data.storage, data.offset, data.shape, data.strides, data.dtype)
+        # Anything else is `requires_grad` and hooks.
+
+    def _place(self, storage: Storage, offset: int, size: tuple, stride: tuple, dtype: Any) -> None:
+        numbers = (offset, *size, *stride)
+        if not all(type(number) is int and 0 <= number <= MAX_INT for number in numbers):
+            raise pickle.UnpicklingError("a tensor whose offset, shape or strides are not counts")
+        if dtype is None or len(size) != len(stride) or len(size) > MAX_NDIM:
+            raise pickle.UnpicklingError(f"a tensor of {len(size)} dimensions with {len(stride)} strides")
+        self.storage, self.dtype, self.offset = storage, dtype, offset
+        self.shape, self.strides = tuple(size), tuple(stride)
+
+    @property
+    def span(self) -> int:
+        """Elements from the first to the last one that the tensor reaches, both included."""
+        if 0 in self.shape:
+            return 0
+        return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
+
+    @property
+    def start(self) -> int:
+        """First byte within the stored entry."""
+        return self.storage.first * self.storage.itemsize + self.offset * self.dtype.itemsize
+
+
+class _Allowed:
+    """A function that the pickle may call and, unlike a plain function, cannot set attributes of."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]):
+        self._function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setstate__(self, state: Any) -> None:
+        raise pickle.UnpicklingError("a function with a state")
+
+
+def _rebuild(storage: Any, offset: int, size: tuple, stride: tuple, dtype: Any, flags: Any = None) -> Any:
+    if not isinstance(storage, Storage):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    if flags:  # a lazy conjugate or negative: the numbers in the file are not the tensor's
+        return _opaque("torch.Tensor (lazily conjugated or negated)")()
+    if dtype is None or storage.dtype is None:
+        return _opaque(f"torch.Tensor of {storage.kind}")()
+    ref = TensorRef()
+    ref._place(storage, offset, size, stride, dtype)
+    return ref
+
+
+def _rebuild_v2(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> Any:
+    # rest: requires_grad, hooks, flags; `_rebuild_tensor` has none of them
+    dtype = storage.dtype if isinstance(storage, Storage) else None
+    return _rebuild(storage, offset, size, stride, dtype, *rest[2:3])
+
+
+def _rebuild_v3(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> Any:
+    _requires_grad, _hooks, dtype, *flags = rest
+    return _rebuild(storage, offset, size, stride, DTYPES.get(getattr(dtype, "path", "")), *flags[:1])
+
+
+def _rebuild_subclass(function: Callable[..., Any], _kind: Any, args: tuple, _state: Any) -> Any:
+    return function(*args)
+
+
+def _attribute(owner: Any, name: Any) -> type[Opaque]:
+    """Classes within classes are pickled as `getattr(Outer, "Inner")`."""
+    return _opaque(f"{getattr(owner, 'path', 'object')}.{name}")
+
+
+# Everything that a pickle can reach by name. None of it has attributes that a pickle could set.
+ALLOWED: dict[str, Any] = {
+    "collections.OrderedDict": StateDict,
+    "torch._utils._rebuild_tensor": _Allowed(_rebuild_v2),
+    "torch._utils._rebuild_tensor_v2": _Allowed(_rebuild_v2),
+    "torch._utils._rebuild_tensor_v3": _Allowed(_rebuild_v3),
+    "torch._utils._rebuild_parameter": _Allowed(TensorRef),
+    "torch._utils._rebuild_parameter_with_state": _Allowed(TensorRef),
+    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _Allowed(TensorRef),
+    "torch._tensor._rebuild_from_type": _Allowed(_rebuild_subclass),
+    "torch._tensor._rebuild_from_type_v2": _Allowed(_rebuild_subclass),
+    "torch.nn.parameter.Parameter": TensorRef,
+    "torch.autograd.variable.Variable": TensorRef,
+    **{
+        f"torch.{device}{prefix}Tensor": TensorRef
+        for _, prefix, _ in TYPES
+        if prefix
+        for device in ("", "cuda.")
+    },
+    "builtins.getattr": _Allowed(_attribute),
+    "__builtin__.getattr": _Allowed(_attribute),
+}
+# What some functions make, for the people who read the list of what was left out.
+MADE_BY = {
+    "_codecs.encode": "bytes",
+    "numpy.core.multiarray._reconstruct": "numpy.ndarray",
+    "numpy._core.multiarray._reconstruct": "numpy.ndarray",
+    "numpy.core.multiarray.scalar": "numpy scalar",
+    "numpy._core.multiarray.scalar": "numpy scalar",
+    "torch._utils._rebuild_qtensor": "quantized torch.Tensor",
+    "torch._utils._rebuild_sparse_tensor": "sparse torch.Tensor",
+}
+
+
+def _view(whole: Storage, view: Any = None) -> Storage:
+    """The older form's `(key, first, numel)`: a storage that is a part of another one."""
+    if view is None:
+        first, numel = 0, whole.numel
+    else:
+        _key, first, numel = view
+    if not (type(first) is type(numel) is int and 0 <= first <= first + numel <= whole.numel <= MAX_INT):
+        raise pickle.UnpicklingError("a storage of an impossible size")
+    return whole._replace(first=first, numel=numel)
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, encoding="latin1")  # Python 2's strings are bytes; latin1 takes any
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        path = f"{module}.{name}"
+        return ALLOWED[path] if path in ALLOWED else _opaque(MADE_BY.get(path, path))
+
+    def persistent_load(self, identity: Any) -> Any:
+        match identity:
+            case ("module", kind, *_):  # a class and its source code, in whole models of the older form
+                return kind
+            case ("storage", kind, str() as key, _, int() as numel, *view):
+                storage = Storage(key, getattr(kind, "path", "unknown"), numel)
+                self.storages.setdefault(key, storage)
+                return _view(storage, *view)
+        raise pickle.UnpicklingError("a reference to something that is not a storage")
+
+
+def _skip(file: BinaryIO) -> None:
+    """Move behind one pickle; refuse one whose bare numbers would make the C unpickler fill the memory."""
+    for count, (opcode, value, _) in enumerate(pickletools.genops(file)):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (value or 0) > count:
+            raise pickle.UnpicklingError(f"memo index {value} after {count} operations")
+
+
+def load(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+    """One pickle, from the file's position to its end, and the storages that it refers to.
+
+    Raises whatever a damaged pickle makes `pickle` raise: `UnpicklingError` and nearly every other exception.
+    """
+    start = file.tell()
+    _skip(file)
+    end = file.tell()
+    file.seek(start)
+    unpickler = _Unpickler(io.BytesIO(file.read(end - start)))
+    return unpickler.load(), unpickler.storages
+
+
+def _global(module: str, name: str) -> bytes:
+    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
+
+
+def _text(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogatepass")
+    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
+
+
+def _int(value: int) -> bytes:
+    if value < 2**31:
+        return pickle.BININT + struct.pack("<i", value)
+    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
+
+
+def _tuple(*items: bytes) -> bytes:
+    return pickle.MARK + b"".join(items) + pickle.TUPLE
+
+
+_EMPTY_ORDERED_DICT = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
+
+
+def _tensor(key: str, info: TensorInfo) -> bytes:
+    """`_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)` for a contiguous tensor."""
+    storage = _tuple(
+        _text("storage"),
+        _global("torch", STORAGE_CLASS[info.dtype]),
+        _text(key),
+        _text("cpu"),
+        _int(math.prod(info.shape)),
+    )
+    strides = [math.prod(max(n, 1) for n in info.shape[axis + 1 :]) for axis in range(len(info.shape))]
+    arguments = _tuple(
+        storage + pickle.BINPERSID,
+        _int(0),
+        _tuple(*map(_int, info.shape)),
+        _tuple(*map(_int, strides)),
+        pickle.NEWFALSE,
+        _EMPTY_ORDERED_DICT,
+    )
+    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
+
+
+def dump_state_dict(tensors: Mapping[str, TensorInfo]) -> bytes:
+    """The pickle of an `OrderedDict` of contiguous tensors; the i-th one's storage has the key `str(i)`."""
+    items = [_text(name) + _tensor(str(i), info) for i, (name, info) in enumerate(tensors.items())]
+    body = pickle.MARK + b"".join(items) + pickle.SETITEMS
+    return pickle.PROTO + b"\x02" + _EMPTY_ORDERED_DICT + body + pickle.STOP
