@@ -268,8 +268,8 @@ class CBAM(_ChannelLayer):
         super().__init__(channels, **keywords)
         check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
         self.spatial_input = spatial_input
-        mlp = {"reduction": reduction, "hidden_rule": hidden_rule, "bias": mlp_bias}
-        gate = {"kernel_size": kernel_size, "order": order, "bn": bn}
+        mlp: dict[str, Any] = {"reduction": reduction, "hidden_rule": hidden_rule, "bias": mlp_bias}
+        gate: dict[str, Any] = {"kernel_size": kernel_size, "order": order, "bn": bn}
         gate |= {"bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon, "bias": spatial_bias}
         self.channel = ChannelAttention(channels, **mlp, dtype=self.dtype_policy, name="channel")
         self.spatial = SpatialAttention(**gate, dtype=self.dtype_policy, name="spatial")

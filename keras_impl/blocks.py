@@ -6,7 +6,7 @@ The attention stands after the last batch normalisation, before the addition: SE
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -21,6 +21,9 @@ class ResidualBlock(keras.layers.Layer):
 
     A subclass makes its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
     """
+
+    branch: Callable[[Any, bool | None], Any]
+    branch_layers: Callable[[], tuple[keras.layers.Layer, ...]]
 
     def __init__(self, *, bn_epsilon: float, bn_momentum: float, **keywords: Any):
         super().__init__(**keywords)
@@ -59,7 +62,7 @@ class ResidualBlock(keras.layers.Layer):
         if attention is not None:
             self.attention, layer = attention
             setattr(self, self.attention, layer)
-        self.downsample = None
+        self.downsample: list[Any] | None = None
         self.downsample_pool = stride > 1 and downsample_pool == "avg"
         if stride > 1 or inputs != outputs:
             kernel = downsample_kernel if stride > 1 else 1
@@ -220,7 +223,7 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
 
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> list[ResidualBlock]:
     """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
-    block = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
+    block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool", "bn_epsilon", "bn_momentum"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]

@@ -11,11 +11,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from weights_convert import Checkpoint, load, model_spec
 from weights_convert.errors import SpecError, WeightsConvertError, WriteError, nearest
 from weights_convert.spec import MODELS, ResNetSpec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from parity_tests.harness import Result
 
 FRAMEWORKS = ("torch", "keras", "tf1")
 DTYPES = ("float64", "float32")
@@ -67,6 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_installed(arguments.frameworks)
 
     from rich.console import Console
+    from rich.status import Status
 
     from parity_tests.harness import prove
     from parity_tests.photographs import OWN, photographs
@@ -74,16 +80,22 @@ def _run(arguments: argparse.Namespace) -> int:
     console = Console(stderr=arguments.json == "-", highlight=False, soft_wrap=True)
     results = []
     for what, checkpoint in zip(arguments.what, checkpoints, strict=True):
-        images = photographs(arguments.images or OWN, checkpoint.spec)
+        spec = checkpoint.spec
+        assert isinstance(spec, ResNetSpec)  # _checkpoint takes no other
+        images = photographs(arguments.images or OWN, spec)
         dtypes = [arguments.dtype] if arguments.dtype else DTYPES
         with Console(stderr=True).status(what) as status:
+
+            def say(step: str, what: str = what, status: Status = status) -> None:
+                status.update(f"{what}: {step}")
+
             result = prove(
                 what,
                 checkpoint,
                 images,
                 frameworks=arguments.frameworks,
                 dtypes=dtypes,
-                say=lambda step, what=what, status=status: status.update(f"{what}: {step}"),
+                say=say,
             )
         _show(console, result)
         results.append(result)
@@ -116,7 +128,7 @@ def _check_installed(frameworks: Sequence[str]) -> None:
             )
 
 
-def _show(console, result) -> None:  # type: ignore[no-untyped-def]
+def _show(console: Console, result: Result) -> None:
     """The table of a `harness.Result`, and the verdict."""
     from rich.table import Table
 

@@ -147,12 +147,14 @@ def prove(
 
 def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str, Path]:
     """The checkpoint in every container, each made from the one before, and compared with the first."""
-    files, previous = {}, None
+    files: dict[str, Path] = {}
+    previous: Path | None = None
     for suffix in CONTAINERS:
         path = folder / f"weights{suffix}"
         plan = save(checkpoint, path) if previous is None else convert(previous, path)
         files[suffix] = previous = path
         result.files[suffix] = sum(file.stat().st_size for file in plan.container.files(path))
+    assert previous is not None  # there are containers
     with load(previous) as last:
         result.not_equal += [
             f"{previous.suffix}: {line['tensor']} {line['what']}" for line in diff(checkpoint, last)

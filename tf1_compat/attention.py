@@ -14,8 +14,6 @@ import math
 
 import tensorflow.compat.v1 as tf
 
-Tensor = tf.Tensor
-
 __all__ = ["cbam", "channel_attention", "eca", "spatial_attention", "squeeze_excitation"]
 
 _HIDDEN_RULES = ("floor", "multiple_of_8")
@@ -30,8 +28,8 @@ def check_choice(name: str, value: object, choices: tuple) -> None:
 
 
 def batch_norm(
-    x: Tensor, is_training: bool = False, *, epsilon: float = 1e-5, momentum: float = 0.1, scope: str
-) -> Tensor:
+    x: tf.Tensor, is_training: bool = False, *, epsilon: float = 1e-5, momentum: float = 0.1, scope: str
+) -> tf.Tensor:
     """Batch normalisation; variables `gamma`, `beta`, `moving_mean`, `moving_variance`.
 
     The running variance is the unbiased one, as in PyTorch, and `momentum` is PyTorch's: the weight of
@@ -63,7 +61,7 @@ def batch_norm(
         return y
 
 
-def dense(x: Tensor, units: int, bias: bool = True, *, scope: str) -> Tensor:
+def dense(x: tf.Tensor, units: int, bias: bool = True, *, scope: str) -> tf.Tensor:
     """x @ kernel + bias; variables `kernel` (C, units) and `bias`."""
     with tf.variable_scope(scope):
         uniform = tf.variance_scaling_initializer(1 / 3, "fan_in", "uniform")  # PyTorch's for Linear
@@ -93,8 +91,13 @@ def open_scope(scope: str | None, reuse: bool | None = None) -> tf.variable_scop
 
 
 def squeeze_excitation(
-    x: Tensor, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True, scope: str | None = None
-) -> Tensor:
+    x: tf.Tensor,
+    reduction: int = 16,
+    *,
+    hidden_rule: str = "floor",
+    bias: bool = True,
+    scope: str | None = None,
+) -> tf.Tensor:
     """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
 
     Args:
@@ -120,8 +123,13 @@ def squeeze_excitation(
 
 
 def channel_attention(
-    x: Tensor, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True, scope: str | None = None
-) -> Tensor:
+    x: tf.Tensor,
+    reduction: int = 16,
+    *,
+    hidden_rule: str = "floor",
+    bias: bool = True,
+    scope: str | None = None,
+) -> tf.Tensor:
     """Channel gate of CBAM, arXiv 1807.06521 eq. 2: x * sigmoid(MLP(mean(x)) + MLP(max(x))).
 
     Args:
@@ -131,7 +139,7 @@ def channel_attention(
     channels = int(x.shape[-1])
     hidden = hidden_channels(channels, reduction, hidden_rule)
 
-    def mlp(z: Tensor) -> Tensor:
+    def mlp(z: tf.Tensor) -> tf.Tensor:
         return dense(tf.nn.relu(dense(z, hidden, bias, scope="fc1")), channels, bias, scope="fc2")
 
     with open_scope(scope):
@@ -142,7 +150,7 @@ def channel_attention(
 
 
 def spatial_attention(
-    x: Tensor,
+    x: tf.Tensor,
     kernel_size: int = 7,
     *,
     order: str = "max_mean",
@@ -152,7 +160,7 @@ def spatial_attention(
     bias: bool = False,
     is_training: bool = False,
     scope: str | None = None,
-) -> Tensor:
+) -> tf.Tensor:
     """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, H, W, 1).
 
     It returns the gate, not the gated input, because CBAM's variants differ in what they multiply it with.
@@ -180,7 +188,7 @@ def spatial_attention(
 
 
 def cbam(
-    x: Tensor,
+    x: tf.Tensor,
     reduction: int = 16,
     *,
     hidden_rule: str = "floor",
@@ -194,7 +202,7 @@ def cbam(
     spatial_input: str = "refined",
     is_training: bool = False,
     scope: str | None = None,
-) -> Tensor:
+) -> tf.Tensor:
     """Convolutional block attention module, arXiv 1807.06521 eq. 1: channel attention, then spatial.
 
     Args:
@@ -221,7 +229,7 @@ def cbam(
         return refined * gate
 
 
-def eca(x: Tensor, kernel_size: int | None = None, *, scope: str | None = None) -> Tensor:
+def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = None) -> tf.Tensor:
     """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
 
     Args:

@@ -12,23 +12,23 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from .attention import Tensor, batch_norm, cbam, eca, squeeze_excitation
+from .attention import batch_norm, cbam, eca, squeeze_excitation
 from .layers import average_pool, conv2d
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 
 
 def attention_and_shortcut(
-    x: Tensor,
-    y: Tensor,
+    x: tf.Tensor,
+    y: tf.Tensor,
     stride: int,
     *,
-    attention: Callable[[Tensor], Tensor] | None = None,
+    attention: Callable[[tf.Tensor], tf.Tensor] | None = None,
     relu_before_attention: bool = False,
     downsample_kernel: int = 1,
     downsample_pool: str = "none",
-    norm: Callable[..., Tensor],
-) -> Tensor:
+    norm: Callable[..., tf.Tensor],
+) -> tf.Tensor:
     """What `basic_block` and `bottleneck` share: relu(attention(y) + shortcut(x)).
 
     Args:
@@ -54,14 +54,14 @@ def attention_and_shortcut(
 
 
 def basic_block(
-    x: Tensor,
+    x: tf.Tensor,
     planes: int,
     stride: int = 1,
     *,
-    norm: Callable[..., Tensor] = batch_norm,
+    norm: Callable[..., tf.Tensor] = batch_norm,
     scope: str,
     **keywords: Any,
-) -> Tensor:
+) -> tf.Tensor:
     """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
 
     Args:
@@ -78,7 +78,7 @@ def basic_block(
 
 
 def bottleneck(
-    x: Tensor,
+    x: tf.Tensor,
     planes: int,
     stride: int = 1,
     *,
@@ -86,10 +86,10 @@ def bottleneck(
     width_per_group: int = 64,
     reduce_first: int = 1,
     stride_in: str = "conv2",
-    norm: Callable[..., Tensor] = batch_norm,
+    norm: Callable[..., tf.Tensor] = batch_norm,
     scope: str,
     **keywords: Any,
-) -> Tensor:
+) -> tf.Tensor:
     """1x1, 3x3 (in groups: ResNeXt), 1x1 convolutions, arXiv 1512.03385 fig. 5 right.
 
     Args:
@@ -110,7 +110,9 @@ def bottleneck(
         return attention_and_shortcut(x, y, stride, norm=norm, **keywords)
 
 
-def make_attention(stage: int, c: Mapping[str, Any], is_training: bool) -> Callable[[Tensor], Tensor] | None:
+def make_attention(
+    stage: int, c: Mapping[str, Any], is_training: bool
+) -> Callable[[tf.Tensor], tf.Tensor] | None:
     """The attention of one block in its scope, from the keywords of `resnet`."""
     name = c["attention"]
     if name == "se":
@@ -144,8 +146,8 @@ def make_attention(stage: int, c: Mapping[str, Any], is_training: bool) -> Calla
 
 
 def make_stage(
-    x: Tensor, stage: int, c: Mapping[str, Any], norm: Callable[..., Tensor], is_training: bool
-) -> Tensor:
+    x: tf.Tensor, stage: int, c: Mapping[str, Any], norm: Callable[..., tf.Tensor], is_training: bool
+) -> tf.Tensor:
     """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
     block = {"basic": basic_block, "bottleneck": bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]

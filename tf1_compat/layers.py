@@ -10,18 +10,16 @@ from functools import cache
 
 import tensorflow.compat.v1 as tf
 
-from .attention import Tensor
-
 
 def conv2d(
-    x: Tensor,
+    x: tf.Tensor,
     filters: int,
     kernel_size: int,
     stride: int = 1,
     groups: int = 1,
     *,
     scope: str,
-) -> Tensor:
+) -> tf.Tensor:
     """Convolution padded by k // 2 on each side; variable `kernel` (k, k, C / groups, filters).
 
     SAME pads a strided convolution of an even size at the end only, which shifts it by one pixel.
@@ -42,7 +40,7 @@ def conv2d(
         return tf.nn.conv2d(x, kernel, stride, padding)
 
 
-def grouped_conv2d(x: Tensor, kernel: Tensor, stride: int, padding: str, groups: int) -> Tensor:
+def grouped_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, groups: int) -> tf.Tensor:
     """Convolution in groups, (N, H, W, C) with a kernel (kH, kW, C / groups, O).
 
     Native where its gradient exists (GPU, or oneDNN in float32); elsewhere one convolution per group and
@@ -71,7 +69,7 @@ def _has_grouped_gradient(dtype: str) -> bool:
     return True
 
 
-def max_pool(x: Tensor, rule: str) -> Tensor:
+def max_pool(x: tf.Tensor, rule: str) -> tf.Tensor:
     """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
     if rule == "none":
         return x
@@ -82,6 +80,6 @@ def max_pool(x: Tensor, rule: str) -> Tensor:
     return tf.nn.max_pool2d(x, 3, 2, [[0, 0], pad, pad, [0, 0]])
 
 
-def average_pool(x: Tensor) -> Tensor:
+def average_pool(x: tf.Tensor) -> tf.Tensor:
     """Means of 2x2 squares; at an odd edge of what is there."""
     return tf.nn.avg_pool2d(x, 2, 2, "SAME")

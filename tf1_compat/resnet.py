@@ -18,7 +18,7 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from .attention import Tensor, batch_norm, check_choice, dense, open_scope
+from .attention import batch_norm, check_choice, dense, open_scope
 from .blocks import make_stage
 from .layers import conv2d, max_pool
 
@@ -36,7 +36,7 @@ _CHOICES = {
 
 
 def resnet(
-    images: Tensor,
+    images: tf.Tensor,
     is_training: bool = False,
     *,
     scope: str | None = None,
@@ -71,7 +71,7 @@ def resnet(
     dropout: float = 0.0,
     num_classes: int = 1000,
     in_channels: int = 3,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A residual network with SE, CBAM, ECA or no attention.
 
     Args:
@@ -121,7 +121,7 @@ def resnet(
     if images.shape.rank != 4 or images.shape[-1] != in_channels:
         raise ValueError(f"images of shape {images.shape}, expected (N, H, W, {in_channels})")
     norm = partial(batch_norm, is_training=is_training, epsilon=bn_epsilon, momentum=bn_momentum)
-    end_points: dict[str, Tensor] = {}
+    end_points: dict[str, tf.Tensor] = {}
 
     with open_scope(scope, reuse) as opened:
         tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": c}))
@@ -140,12 +140,12 @@ def resnet(
     return end_points["logits"], end_points
 
 
-def _named(name: str, **defaults: Any) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+def _named(name: str, **defaults: Any) -> Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]:
     """The function of a named model: `resnet` with other defaults."""
 
     def network(
-        images: Tensor, is_training: bool = False, **keywords: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        images: tf.Tensor, is_training: bool = False, **keywords: Any
+    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         return resnet(images, is_training, **{**defaults, **keywords})
 
     network.__name__ = network.__qualname__ = name

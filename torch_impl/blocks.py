@@ -26,6 +26,8 @@ class ResidualBlock(nn.Module):
     A subclass makes its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
     """
 
+    branch: Callable[[Tensor], Tensor]
+
     def add_attention_and_shortcut(
         self,
         inputs: int,
@@ -181,7 +183,7 @@ def make_stage(
     inputs: int, stage: int, c: Mapping[str, Any], norm: Callable[[int], nn.Module]
 ) -> nn.Sequential:
     """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
-    block = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
+    block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]

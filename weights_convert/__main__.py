@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ast
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-OTHER_FAMILIES = ("timm", "cadene", "torchvision", "moskomule", "cbam", "eca", "luuuyi", "mmpretrain")
-OTHER_FAMILIES += ("pytorchcv", "tensorflowcv", "hikapok", "kobiso", "tutorial_cbam", "qubvel")
-OTHER_FAMILIES += ("keras_applications",)
+OTHER_FAMILIES = {"timm", "cadene", "torchvision", "moskomule", "cbam", "eca", "luuuyi", "mmpretrain"}
+OTHER_FAMILIES |= {"pytorchcv", "tensorflowcv", "hikapok", "kobiso", "tutorial_cbam", "qubvel"}
+OTHER_FAMILIES |= {"keras_applications"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,7 +42,7 @@ def setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as stride_in=conv1")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # what literal_eval raises
         return key, value
 
 
@@ -97,6 +98,9 @@ def parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file's name may be beyond the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(argv)
         return arguments.run(arguments)
@@ -106,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # the disk behind a redirected stdout is full
+        print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        return errors.WriteError.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was changed", file=sys.stderr)  # noqa: T201
         return 130
@@ -120,6 +127,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
     for family in (arguments.from_family, arguments.to_family):
         _refuse_other_family(family)
+    _check_json_target(arguments.json, arguments.src, arguments.dst)
     console = _console(arguments.json)
     with _progress(console) as progress:
         plan = convert(
@@ -162,6 +170,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from weights_convert.checkpoint import load
     from weights_convert.examine import facts
 
+    _check_json_target(arguments.json, arguments.file)
     with load(arguments.file) as checkpoint:
         report = facts(checkpoint)
         what = checkpoint.describe()
@@ -189,6 +198,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
     from weights_convert.checkpoint import load
     from weights_convert.examine import diff
 
+    _check_json_target(arguments.json, arguments.a, arguments.b)
     with load(arguments.a) as a, load(arguments.b) as b:
         found = diff(a, b)
         count = len(a)
@@ -203,6 +213,9 @@ def run_diff(arguments: argparse.Namespace) -> int:
         _say(console, f"{len(found)} differences")
     else:
         _say(console, f"equal: {count} tensors, bit for bit")
+    for line in found:
+        if not math.isfinite(line.get("max_abs", 0)):
+            line["max_abs"] = None  # JSON has no infinity
     _write_json(arguments.json, {"equal": not found, "differences": found})
     return 1 if found else 0
 
@@ -265,7 +278,7 @@ def _console(json_target: str | None) -> Console:
     """Where text for people goes: stdout, or stderr when the facts go to stdout as JSON."""
     from rich.console import Console
 
-    return Console(stderr=json_target == "-", highlight=False, soft_wrap=True)
+    return Console(stderr=json_target == "-", highlight=False, soft_wrap=True, emoji=False)
 
 
 def _say(console: Console, text: str) -> None:
@@ -301,10 +314,26 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
+def _check_json_target(target: str | None, *files: str) -> None:
+    """Raise `DestinationError` before any work is done for a report that could not be put there."""
+    if target is None or target == "-":
+        return
+    path = Path(target)
+    try:
+        if not path.parent.is_dir():
+            raise errors.DestinationError(f"{target}: the folder {str(path.parent)!r} does not exist")
+        if path.is_dir():
+            raise errors.DestinationError(f"{target}: is a directory, expected a file name for --json")
+        if path.resolve() in [Path(file).resolve() for file in files]:
+            raise errors.DestinationError(f"{target}: --json would replace the weights; choose another name")
+    except OSError as error:
+        raise errors.DestinationError(f"{target}: cannot be written ({error.strerror})") from error
+
+
 def _write_json(target: str | None, report: dict[str, Any]) -> None:
     if target is None:
         return
-    text = json.dumps(report, indent=2) + "\n"
+    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
     if target == "-":
         sys.stdout.write(text)
         return

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,10 @@ class Tensor(NamedTuple):
     info: TensorInfo
     name: str
     read: Callable[[], np.ndarray]
+
+
+def _in_memory(array: np.ndarray, name: str) -> Tensor:
+    return Tensor(TensorInfo(array.shape, array.dtype), name, lambda: array)
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
@@ -85,16 +90,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
     ) -> Checkpoint:
         """A checkpoint of arrays in memory; keywords of its spec that are not given are inferred."""
         keywords = dict(keywords or {})
+        arrays = {name: _native(array) for name, array in arrays.items()}
         found = infer({name: array.shape for name, array in arrays.items()})
         if found is None:
             raise MismatchError("the arrays' names are not those of a network or an attention block")
         assumed = tuple(name for name in found.assumed if name not in keywords)
-        spec = dataclasses.replace(found.spec, **keywords)
-
-        def tensor(name: str, array: np.ndarray) -> Tensor:
-            return Tensor(TensorInfo(array.shape, array.dtype), name, lambda: array)
-
-        tensors = {name: tensor(name, np.asarray(array)) for name, array in arrays.items()}
+        spec = _changed(found.spec, keywords)
+        tensors = {name: _in_memory(array, name) for name, array in arrays.items()}
         check_against_spec("the arrays", spec, tensors, {}, lambda name: name)
         return cls(tensors, spec, assumed=assumed)
 
@@ -120,6 +122,11 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if self._reader is not None:
             self._reader.close()
 
+    def close_when_dropped(self) -> None:
+        """Have the file closed as soon as nothing refers to this checkpoint any more."""
+        if self._reader is not None:
+            weakref.finalize(self, self._reader.close)
+
     @property
     def model(self) -> str | None:
         """The name of the architecture, None for one without a name."""
@@ -130,6 +137,20 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if isinstance(self.spec, AttentionSpec):
             return f"one {self.spec.attention} block"
         return self.model or "an unnamed resnet"
+
+
+def _native(array: np.ndarray) -> np.ndarray:
+    """The array in this machine's byte order, itself where it is so already."""
+    array = np.asarray(array)
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def _changed(spec: Spec, keywords: Mapping[str, Any]) -> Any:
+    """`spec` with other values for some keywords."""
+    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
+    if keywords.get("stem", values.get("stem")) != values.get("stem"):
+        values.pop("stem_pool")  # its default depends on the stem
+    return make_spec(type(spec), values | dict(keywords))
 
 
 def load(
@@ -181,7 +202,7 @@ def _load(
             left_out[name] = f"{known} {info.shape}"
         elif not name.startswith(prefix):
             left_out[name] = f"outside the prefix {prefix!r}"
-        elif canonical is None:
+        elif canonical is None or canonical in names:
             extra[name] = info.shape
         else:
             names[canonical] = name
@@ -189,10 +210,7 @@ def _load(
     tensors = {canonical: _tensor(reader, name, layout, canonical) for canonical, name in names.items()}
     for name, count in _saved_counts(reader).items():
         if name not in tensors:
-            array = np.array(count, np.int64)
-            tensors[name] = Tensor(
-                TensorInfo((), array.dtype), f"{name} (metadata)", lambda array=array: array
-            )
+            tensors[name] = _in_memory(np.array(count, np.int64), f"{name} (metadata)")
     shapes = {name: tensor.info.shape for name, tensor in tensors.items()}
     if 2 * len(extra) > len(reader.tensors):
         raise _unknown(reader, extra)
@@ -232,7 +250,7 @@ def _tensor(reader: Reader, name: str, layout: Layout, canonical: str) -> Tensor
 
 def _layout(reader: Reader, family: str | None) -> Layout:
     """The layout asked for, the one the file's metadata names, or the one that knows most of its names."""
-    family = family or reader.metadata.get("family")
+    family = family or _said(reader, "family", str)
     if family is not None:
         if family not in LAYOUTS:
             raise SpecError(
@@ -259,7 +277,7 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None, *, strict: bool =
         return prefix if names else ""
     if layout.name != "tf1":
         return ""
-    scope = scope if scope is not None else reader.metadata.get("scope")
+    scope = scope if scope is not None else _said(reader, "scope", str)
     if scope is not None:
         prefix = f"{scope.rstrip('/')}/" if scope else ""
         if strict and not any(name.startswith(prefix) for name in names):
@@ -276,10 +294,21 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None, *, strict: bool =
 
 
 def _saved_counts(reader: Reader) -> dict[str, int]:
-    counts = reader.metadata.get(COUNTS, {})
-    if not isinstance(counts, dict) or not all(isinstance(count, int) for count in counts.values()):
-        raise SourceError(f"{reader.path}: {COUNTS!r} in its metadata is not a mapping of names to numbers")
+    counts = _said(reader, COUNTS, dict) or {}
+    for name, count in counts.items():
+        if not isinstance(count, int) or not 0 <= count < 2**63:
+            raise SourceError(f"{reader.path}: {COUNTS!r} in its metadata has {count!r} for {name!r}")
     return counts
+
+
+def _said(reader: Reader, key: str, kind: type) -> Any:
+    """What a file's metadata say under `key`; None where they say nothing."""
+    value = reader.metadata.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise SourceError(
+            f"{reader.path}: {key!r} in its metadata is a {type(value).__name__}, expected {kind.__name__}"
+        )
+    return value
 
 
 def _spec(
@@ -292,20 +321,18 @@ def _spec(
         if found and isinstance(found.spec, ResNetSpec):
             sizes = {"num_classes": found.spec.num_classes, "in_channels": found.spec.in_channels}
         return Inferred(model_spec(model, **(sizes | settings)), ())
-    saved = reader.metadata.get("spec")
-    if isinstance(saved, dict):
+    saved = _said(reader, "spec", dict)
+    if saved is not None:
         kind = _KINDS.get(str(reader.metadata.get("kind")))
         if kind is None:
             raise SourceError(f"{reader.path}: its metadata has kind {reader.metadata.get('kind')!r}")
-        assumed = tuple(name for name in reader.metadata.get("assumed", ()) if name not in settings)
+        fields = {field.name for field in dataclasses.fields(kind)} - set(settings)
+        assumed = tuple(name for name in _said(reader, "assumed", list) or () if name in fields)
         return Inferred(make_spec(kind, saved | settings), assumed)
     if found is None:
         return None
-    values = {field.name: getattr(found.spec, field.name) for field in dataclasses.fields(found.spec)}
-    if settings.get("stem", values.get("stem")) != values.get("stem"):
-        values.pop("stem_pool")  # its default depends on the stem
     assumed = tuple(name for name in found.assumed if name not in settings)
-    return Inferred(make_spec(type(found.spec), values | settings), assumed)
+    return Inferred(_changed(found.spec, settings), assumed)
 
 
 def _unknown(reader: Reader, extra: Mapping[str, tuple[int, ...]]) -> MismatchError:

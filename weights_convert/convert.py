@@ -10,7 +10,8 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,20 @@ def save(
 
 def check_destination(path: Path, container: Format, overwrite: bool) -> None:
     """Raise `DestinationError` for a folder that is not there or a file that is."""
-    if not path.parent.is_dir():
-        raise DestinationError(f"{path}: the folder {str(path.parent)!r} does not exist")
-    if path.is_dir():
-        raise DestinationError(f"{path}: is a directory, expected a file name")
-    existing = [file for file in container.files(path) if file.exists()]
+    files = container.files(path)
+    try:
+        if not path.parent.is_dir():
+            raise DestinationError(f"{path}: the folder {str(path.parent)!r} does not exist")
+        for file in (path, *files):
+            if file.is_dir():
+                raise DestinationError(f"{file}: is a directory, expected a file name")
+        if path not in files and path.exists():
+            raise DestinationError(
+                f"{path}: is a file, which would hide the checkpoint of this prefix; choose another name"
+            )
+        existing = [file for file in files if file.exists()]
+    except OSError as error:  # a name too long, a folder that may not be searched
+        raise DestinationError(f"{path}: cannot be written ({error.strerror})") from error
     if existing and not overwrite:
         raise DestinationError(f"{existing[0]}: exists already (--overwrite replaces it)")
 
@@ -125,19 +135,17 @@ def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = Non
             raise WriteError(f"{destination}: could not be written ({error.strerror or error})") from error
         _read_back(plan, temporary, advance)
         try:
-            for new, old in zip(container.files(temporary), container.files(destination), strict=True):
-                new.replace(old)
-            _flush(destination.parent)
+            _put_in_place(container.files(temporary), container.files(destination))
         except OSError as error:
             raise WriteError(f"{destination}: could not be renamed into place ({error.strerror})") from error
+        with suppress(OSError):  # not every file system can flush a folder
+            _flush(destination.parent)
 
 
 def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
     """A tensor as it is to be written: checked for NaN and infinity, cast, transposed."""
     array = plan.checkpoint[move.canonical]
-    finite = array.dtype.kind in "iub" or bool(np.isfinite(array).all())
-    if not finite:
-        count = int((~np.isfinite(array)).sum())
+    if array.dtype.kind not in "iub" and (count := int((~np.isfinite(array)).sum())):
         message = f"{move.source_name} has {count} values that are NaN or infinite"
         if strict:
             raise MismatchError(f"{plan.source}: {message} (--strict)")
@@ -145,11 +153,13 @@ def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
     if array.dtype != move.target.dtype:
         with np.errstate(over="ignore", invalid="ignore"):
             cast = array.astype(move.target.dtype)
-        if finite and not bool(np.isfinite(cast).all()):
-            largest = float(np.abs(array.astype(np.float64)).max())
+        beyond = np.isfinite(array) & ~np.isfinite(cast)
+        if bool(beyond.any()):
+            largest = float(np.abs(array[beyond].astype(np.float64)).max())
+            wider = "bfloat16 or float32" if move.target.dtype == np.float16 else "float64"
             raise MismatchError(
                 f"{plan.source}: {move.source_name} would lose values: {largest:g} is beyond "
-                f"{move.target.dtype.name}; use --dtype bfloat16 or float32"
+                f"{move.target.dtype.name}; use --dtype {wider}"
             )
         array = cast
     return array if move.axes is None else np.asarray(array.transpose(move.axes), order="C")
@@ -158,12 +168,34 @@ def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
 @contextmanager
 def _temporary(destination: Path, container: Format) -> Iterator[Path]:
     """A name beside the destination; whatever stands under it afterwards is removed."""
-    temporary = destination.with_name(f".{destination.name}.{secrets.token_hex(4)}.tmp")
+    temporary = destination.with_name(f".{destination.name[:32]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
     finally:
         for file in container.files(temporary):
-            file.unlink(missing_ok=True)
+            with suppress(OSError):  # it was never made
+                file.unlink()
+
+
+def _put_in_place(new: list[Path], old: list[Path]) -> None:
+    """Rename `new` to `old`. One file is replaced in one step; of several, all are or none."""
+    undo: list[Callable[[], object]] = []
+    aside = [file.with_name(f"{file.name}.old") for file in new]
+    try:
+        for source, target, kept in zip(new, old, aside, strict=True):
+            if len(new) > 1 and target.exists():
+                target.replace(kept)
+                undo.append(partial(kept.replace, target))
+                source.replace(target)
+            else:
+                source.replace(target)
+                undo.append(target.unlink)
+    except OSError:
+        for step in reversed(undo):
+            step()
+        raise
+    for kept in aside:
+        kept.unlink(missing_ok=True)
 
 
 def _flush(path: Path) -> None:

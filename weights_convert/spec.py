@@ -132,10 +132,12 @@ def _is_ints(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(_is_value(item, 1) for item in value)
 
 
+MOST_BLOCKS = 10_000  # of a network; a file that claims more is not believed
+
 _KERNEL_SIZES = {
-    "cbam_kernel_size": "an odd size, such as 7",
-    "eca_kernel_size": "an odd size, such as 3, or None",
-    "eca_kernel_sizes": "odd sizes, one per stage, such as 3,5,5,7, or None",
+    "cbam_kernel_size": "odd kernel size, such as 7",
+    "eca_kernel_size": "odd kernel size, such as 3, or None",
+    "eca_kernel_sizes": "odd kernel sizes, one per stage, such as 3,5,5,7, or None",
 }
 
 
@@ -146,7 +148,7 @@ def check_fields(spec: AttentionOptions) -> None:
         if name in CHOICES:
             if value not in CHOICES[name]:
                 raise SpecError(f"{name}={value!r}: expected one of {', '.join(map(repr, CHOICES[name]))}")
-        elif name == "depths" and not _is_ints(value):
+        elif name == "depths" and not (_is_ints(value) and sum(value) <= MOST_BLOCKS):
             raise SpecError(f"depths={value!r}: expected the number of blocks of each stage, such as 3,4,6,3")
         elif name in _KERNEL_SIZES:
             sizes = value if name == "eca_kernel_sizes" else (value,)

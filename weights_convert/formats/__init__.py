@@ -62,15 +62,17 @@ def _format_of(path: Path) -> str:
     """The name of the container at `path`, from its first bytes."""
     if find_tf1_prefix(path) is not None:
         return "tf1"
-    if path.is_dir():
-        raise SourceError(f"{path}: a directory without a TF1 checkpoint in it, expected a checkpoint file")
     try:
+        if path.is_dir():
+            raise SourceError(
+                f"{path}: a directory without a TF1 checkpoint in it, expected a checkpoint file"
+            )
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file{_neighbour(path)}") from None
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if head.startswith(b"PK"):
         return _zip_format(path)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):

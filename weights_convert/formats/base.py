@@ -85,7 +85,7 @@ class Format:
 def tensor_bytes(array: np.ndarray) -> memoryview:
     """An array's little-endian bytes in C order, without a copy where it already is so."""
     array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    return memoryview(array.reshape(-1).view(np.uint8)) if array.size else memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:

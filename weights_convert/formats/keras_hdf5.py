@@ -10,7 +10,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import ml_dtypes
@@ -65,6 +65,7 @@ class KerasReader(Reader):
     def read(self, name: str) -> np.ndarray:
         shape, dtype = self.tensors[name]
         try:
+            assert self._file is not None  # open until close()
             array = np.asarray(self._file[name][()])
         except _DAMAGE as error:
             raise SourceError(f"{self.path}: {name} is damaged ({error})") from None
@@ -91,6 +92,52 @@ def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Datase
             yield prefix + name, item
 
 
+class _Sink:
+    """A file for h5py to write that keeps the first error for its end: HDF5 crashes after a failed write.
+
+    Measured with HDF5 1.14 and 2.0: a full disk ends the process with a segmentation fault.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file, self._end = file, 0
+        self.error: OSError | None = None
+
+    def __enter__(self) -> _Sink:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._attempt(self._file.flush)
+        if self.error:
+            raise self.error
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._attempt(self._file.seek, offset, whence)
+        return self._end if whence else offset
+
+    def write(self, data: memoryview) -> None:
+        self._attempt(self._file.write, data)
+        self._end = max(self._end, self._attempt(self._file.tell) or 0)
+
+    def truncate(self, size: int) -> None:
+        self._attempt(self._file.truncate, size)
+        self._end = size
+
+    def readinto(self, buffer: memoryview) -> int:
+        return self._attempt(self._file.readinto, buffer) or 0
+
+    read = readinto  # h5py only looks whether it is there
+
+    def flush(self) -> None:
+        self._attempt(self._file.flush)
+
+    def _attempt(self, action: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return None if self.error else action(*arguments)
+        except OSError as error:
+            self.error = error
+            return None
+
+
 def write_keras(
     path: Path,
     tensors: Mapping[str, TensorInfo],
@@ -98,9 +145,11 @@ def write_keras(
     metadata: Mapping[str, Any],
 ) -> None:
     """Write a `.weights.h5` that `model.load_weights` reads, one tensor in memory at a time."""
-    with h5py.File(path, "w") as file:
+    with path.open("w+b") as opened, _Sink(opened) as sink, h5py.File(sink, "w") as file:
         file.attrs[METADATA_NAME] = dump_metadata(metadata)
         for name, (shape, dtype) in tensors.items():
+            if sink.error:
+                break
             if dtype == _BFLOAT16:
                 # Keras's own way: opaque bytes and an attribute
                 dataset = file.create_dataset(name, shape, "V2", data=read(name).view("V2"))

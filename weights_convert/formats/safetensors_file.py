@@ -74,7 +74,7 @@ class SafetensorsReader(Reader):
         return np.array(self._file.get_tensor(name), order="C")
 
     def close(self) -> None:
-        self._file = None
+        del self._file
 
 
 def write_safetensors(

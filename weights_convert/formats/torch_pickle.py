@@ -65,7 +65,7 @@ class Opaque:
         return super().__new__(cls)
 
     # `*_` takes `self` too: on the class itself (a pickled class or function) these do nothing either.
-    def _ignore(*_: Any, **__: Any) -> None:  # type: ignore[misc]
+    def _ignore(*_: Any, **__: Any) -> None:
         pass
 
     __setstate__ = __setitem__ = append = extend = add = _ignore
@@ -84,7 +84,7 @@ class StateDict(dict):
 
     __slots__ = ()
 
-    def __setstate__(*_: Any) -> None:  # type: ignore[misc]
+    def __setstate__(*_: Any) -> None:
         pass
 
 

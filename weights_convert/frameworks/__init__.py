@@ -86,7 +86,12 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
         raise SpecError(
             f"there is no framework {framework!r}{nearest(framework, FRAMEWORKS)}; known: {known}"
         )
-    return _module(framework).load_model(load(path, **keywords))
+    checkpoint = load(path, **keywords)
+    if framework == "tf1":  # its variables read when a session initialises them
+        checkpoint.close_when_dropped()
+        return _module(framework).load_model(checkpoint)
+    with checkpoint:
+        return _module(framework).load_model(checkpoint)
 
 
 def _module(framework: str) -> ModuleType:
@@ -175,21 +180,22 @@ def match(
         raise MismatchError(
             f"the checkpoint's tensors are not the model's; {len(details)} do not fit:", details
         )
-    return {name: _cast(name, checkpoint[names[name]], wanted[name][1]) for name in common}
+    return {name: cast(name, checkpoint[names[name]], wanted[name][1]) for name in common}
 
 
-def _cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The array in another dtype; `MismatchError` if a value would not be the same."""
     if array.dtype == dtype:
         return array
     with np.errstate(all="ignore"):
-        cast = array.astype(dtype)
-        same = np.array_equal(cast.astype(array.dtype), array, equal_nan=True)
+        changed = array.astype(dtype)
+        same = np.array_equal(changed.astype(array.dtype), array, equal_nan=True)
     if not same:
         raise MismatchError(
             f"{name} is {array.dtype} in the checkpoint and {dtype} in the model, which would lose values; "
             f"make the model {array.dtype}, or convert the file with --dtype {dtype}"
         )
-    return cast
+    return changed
 
 
 def common_dtype(checkpoint: Checkpoint) -> str:

@@ -13,7 +13,7 @@ import tensorflow.compat.v1 as tf
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError
-from weights_convert.frameworks import block_config, check_config, common_dtype, match, selected
+from weights_convert.frameworks import block_config, cast, check_config, match, selected
 from weights_convert.layouts import LAYOUTS, ROLES, permuted, role_of
 from weights_convert.spec import AttentionSpec
 
@@ -87,18 +87,21 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
     from tf1_compat import resnet
     from tf1_compat.blocks import make_attention
 
-    dtype = common_dtype(checkpoint)
     reading = threading.Lock()  # a session runs its initialisers in parallel
 
     def initial_value(canonical: str) -> Callable[..., tf.Tensor]:
         axes = ROLES[str(role_of(canonical))].to_tf
 
-        def value() -> np.ndarray:
-            with reading:
-                array = checkpoint[canonical].astype(dtype)
-            return array if axes is None else array.transpose(axes)
-
         def initializer(shape: Any, dtype: Any = None, partition_info: Any = None) -> tf.Tensor:
+            wanted = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
+
+            def value() -> np.ndarray:
+                with reading:
+                    array = cast(canonical, checkpoint[canonical], wanted)
+                return array if axes is None else array.transpose(axes)
+
+            if checkpoint.tensors[canonical].info.dtype != wanted:
+                value()  # refuse now, not in the session, what would lose values
             # a function of the running process, not a constant: the graph does not hold the weights
             tensor = tf.numpy_function(value, [], dtype)
             tensor.set_shape(shape)
@@ -119,7 +122,7 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
 
         with tf.variable_scope(tf.get_variable_scope(), custom_getter=from_file):
             if isinstance(checkpoint.spec, AttentionSpec):
-                attend = make_attention(0, block_config(checkpoint), is_training)
+                attend: Any = make_attention(0, block_config(checkpoint), is_training)
                 assert attend is not None  # an AttentionSpec has an attention
                 y = attend(images, scope=scope)
                 return y, {"attention": y}

@@ -1,0 +1,152 @@
+"""Who may import whom: each implementation alone, the converter without a framework, copies that work."""
+
+from __future__ import annotations
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FRAMEWORKS = {"torch", "tensorflow", "keras", "jax"}
+HEAVY = FRAMEWORKS | {"rich", "PIL", "matplotlib", "hypothesis", "pytest"}
+pytestmark = pytest.mark.quick
+
+
+def python(code: str, cwd: Path, **environment: str) -> str:
+    """What a fresh interpreter prints, started in a folder with nothing of the project on its path."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=clean | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout.strip()
+
+
+def test_the_converter_imports_no_framework():
+    code = f"import weights_convert, sys; print(sorted({HEAVY} & set(sys.modules)))"
+    assert python(code, ROOT) == "[]"
+
+
+def test_converting_imports_no_framework(tmp_path):
+    """Not only the import: a conversion through every container."""
+    code = f"""
+import sys
+import numpy as np
+from weights_convert import Checkpoint, convert, save
+from weights_convert.spec import parameters, ResNetSpec
+spec = ResNetSpec(depths=(1,), width=8, stem_width=8)
+arrays = {{p.name: np.zeros(p.shape, np.float32) for p in parameters(spec) if p.role != "count"}}
+folder = {str(tmp_path)!r}
+save(Checkpoint.from_arrays(arrays), folder + "/a.pth")
+previous = folder + "/a.pth"
+for suffix in (".safetensors", ".npz", ".weights.h5", ".ckpt", ".pt"):
+    convert(previous, folder + "/a" + suffix)
+    previous = folder + "/a" + suffix
+print(sorted({FRAMEWORKS} & set(sys.modules)))
+"""
+    assert python(code, ROOT) == "[]"
+
+
+ALLOWED = {  # room -> the top-level modules that its files may import besides the standard library
+    "torch_impl": {"torch"},
+    "keras_impl": {"keras", "tensorflow", "jax"},
+    "tf1_compat": {"tensorflow"},
+    "weights_convert": {"weights_convert", "numpy", "h5py", "safetensors", "ml_dtypes"},
+}
+INSIDE = {  # what may be imported inside functions, or in a file that is only imported inside one
+    "weights_convert": {"rich", "torch", "keras", "tensorflow", "torch_impl", "keras_impl", "tf1_compat"},
+}
+
+
+def imports(tree: ast.AST, *, top_level: bool) -> set[str]:
+    nodes = ast.iter_child_nodes(tree) if top_level else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").split(".")[0])
+    return found - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("room", ALLOWED)
+def test_imports(room):
+    adapters = {
+        "torch_model.py",
+        "keras_model.py",
+        "tf1_session.py",
+    }  # imported inside frameworks/__init__.py
+    for path in (ROOT / room).rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        inside = ALLOWED[room] | INSIDE.get(room, set())
+        assert imports(tree, top_level=False) <= inside, path
+        if path.name not in adapters:
+            assert imports(tree, top_level=True) <= ALLOWED[room], path
+
+
+RUN = {
+    "torch_impl": "import torch, torch_impl; y = torch_impl.cbam_resnet20()(torch.zeros(2, 3, 32, 32))",
+    "keras_impl": "import numpy, keras_impl; y = keras_impl.cbam_resnet20()(numpy.zeros((2, 32, 32, 3)))",
+    "tf1_compat": """
+import tensorflow.compat.v1 as tf, tf1_compat
+with tf.Graph().as_default():
+    y, end_points = tf1_compat.cbam_resnet20(tf.zeros((2, 32, 32, 3)))
+""",
+}
+ATTENTION = {
+    "torch_impl": "import torch, attention; y = attention.CBAM(32)(torch.zeros(2, 32, 4, 4))",
+    "keras_impl": "import numpy, attention; y = attention.CBAM()(numpy.zeros((2, 4, 4, 32)))",
+    "tf1_compat": """
+import tensorflow.compat.v1 as tf, attention
+with tf.Graph().as_default():
+    y = attention.cbam(tf.zeros((2, 4, 4, 32)))
+""",
+}
+OTHERS = {  # TensorFlow itself imports Keras and, where it is installed, JAX
+    "torch_impl": {"tensorflow", "keras", "jax"},
+    "keras_impl": {"torch"},
+    "tf1_compat": {"torch"},
+}
+PROJECT = {"torch_impl", "keras_impl", "tf1_compat", "weights_convert", "parity_tests"}
+
+
+@pytest.mark.parametrize("room", RUN)
+def test_a_copy_runs_alone(room, tmp_path):
+    shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    others = (OTHERS[room] | PROJECT) - {room}
+    code = f"{RUN[room]}\nimport sys; print(tuple(y.shape), sorted({others} & set(sys.modules)))"
+    assert python(code, tmp_path, KERAS_BACKEND="tensorflow") == "(2, 10) []"
+
+
+@pytest.mark.parametrize("room", ATTENTION)
+def test_a_copy_of_attention_alone_runs(room, tmp_path):
+    shutil.copy(ROOT / room / "attention.py", tmp_path)
+    code = f"{ATTENTION[room]}\nimport sys; print(len(y.shape), sorted({PROJECT} & set(sys.modules)))"
+    assert python(code, tmp_path, KERAS_BACKEND="tensorflow") == "4 []"
+
+
+@pytest.mark.parametrize("file", ["attention.py", "blocks.py", "resnet.py"])
+def test_the_three_files_hold_the_same_definitions(file):
+    """Class for class in torch and Keras, function for class in TF1: they can be laid side by side."""
+
+    def definitions(room: str) -> set[str]:
+        tree = ast.parse((ROOT / room / file).read_text(encoding="utf-8"))
+        found = {node.name for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+        return {name.lower().replace("_", "") for name in found}
+
+    only_one = {"batchnormalization", "batchnorm", "dense", "mean", "channellayer", "openscope"}  # tools
+    only_one |= {"maxpoolsame", "conv2d", "buildchain", "residualblock", "attentionandshortcut"}
+    torch_, keras_, tf1_ = (
+        definitions(room) - only_one for room in ("torch_impl", "keras_impl", "tf1_compat")
+    )
+    assert torch_ == keras_ == tf1_

@@ -1,0 +1,257 @@
+"""Names, roles, inference: every name maps back, every role is known, and shapes alone tell the network."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+from parity_tests.synthetic import ATTENTION_SPECS, position_coded, tiny
+from weights_convert import Checkpoint, MismatchError, SourceError, load
+from weights_convert.layouts import LAYOUTS, ROLES, permuted, role_of
+from weights_convert.recognise import infer
+from weights_convert.spec import MODELS, Spec, model_spec, parameters
+
+VARIANTS = [  # of `tiny`: every keyword that leaves a trace in names and shapes, and odd combinations
+    {"block": "basic"},
+    {"depths": (1,)},
+    {"depths": (12, 1, 3)},
+    {"depths": (1, 1, 1, 1, 1), "block": "basic", "width": 2},
+    {"stem": "deep"},
+    {"stem": "3x3", "stem_width": 12},
+    {"in_channels": 1, "num_classes": 1},
+    {"in_channels": 11, "num_classes": 1001},
+    {"width": 6},
+    {"width": 1},
+    {"groups": 4, "width_per_group": 16},
+    {"groups": 2, "width_per_group": 48, "width": 10},  # 7.5 channels a group: rounded down
+    {"width_per_group": 50, "width": 10},
+    {"groups": 8, "width_per_group": 32, "width": 16},
+    {"width_per_group": 128},
+    {"reduce_first": 2},
+    {"groups": 4, "width_per_group": 32, "reduce_first": 2, "stem": "deep", "downsample_kernel": 3},
+    {"downsample_kernel": 3},
+    {"attention": "se"},
+    {"attention": "se", "se_bias": False},
+    {"attention": "se", "reduction": 3, "block": "basic"},
+    {"attention": "se", "reduction": 1},
+    {"attention": "se", "reduction": 1000},  # hidden 1
+    {"attention": "se", "hidden_rule": "multiple_of_8"},
+    {"attention": "se", "hidden_rule": "multiple_of_8", "reduction": 2, "width": 10},
+    {"attention": "se", "hidden_rule": "multiple_of_8", "reduction": 7, "width": 12},
+    {"attention": "cbam"},
+    {"attention": "cbam", "cbam_mlp_bias": False},
+    {"attention": "cbam", "cbam_kernel_size": 3},
+    {"attention": "cbam", "cbam_bn": False},
+    {"attention": "cbam", "cbam_bn": False, "cbam_spatial_bias": True, "block": "basic"},
+    {"attention": "cbam", "cbam_spatial_bias": True},
+    {"attention": "eca"},
+    {"attention": "eca", "block": "basic", "width": 64},
+    {"attention": "eca", "eca_kernel_sizes": (5, 7)},
+    {"attention": "eca", "eca_kernel_sizes": (1, 9)},
+]
+SPECS = {
+    **{name: model_spec(name) for name in MODELS},
+    **{" ".join(f"{k}={v}" for k, v in row.items()): tiny(**row) for row in VARIANTS},
+    **{f"block {name}": spec for name, spec in ATTENTION_SPECS.items()},
+}
+UNSEEN = {  # what no tensor shows, in order: stated by `Inferred.assumed`
+    "resnet18": "stem_pool downsample_pool bn_epsilon bn_momentum dropout",
+    "resnet50": "stem_pool stride_in downsample_pool bn_epsilon bn_momentum dropout",
+    "se_resnet20": "stem_pool downsample_pool relu_before_attention bn_epsilon bn_momentum dropout",
+    "cbam_resnet20": "stem_pool downsample_pool relu_before_attention cbam_order cbam_spatial_input "
+    "cbam_bn_momentum bn_epsilon bn_momentum dropout",
+    "block se": "",
+    "block cbam": "cbam_order cbam_spatial_input cbam_bn_momentum bn_epsilon",
+    "block cbam_input": "cbam_order cbam_spatial_input bn_epsilon",  # without a batch norm: no momentum
+    "block eca": "channels",
+}
+
+
+def shapes_of(spec: Spec) -> dict[str, tuple[int, ...]]:
+    return {parameter.name: parameter.shape for parameter in parameters(spec)}
+
+
+def zeros(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays that take no memory."""
+    counts = "num_batches_tracked"
+    return {n: np.broadcast_to(np.zeros((), int if n.endswith(counts) else np.float32), s)
+            for n, s in shapes.items()}  # fmt: skip
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("name", SPECS)
+def test_rename_and_parse_are_inverse(name: str, layout: str):
+    spec, rules = SPECS[name], LAYOUTS[layout]
+    there = {p.name: rules.rename(p.name, spec) for p in parameters(spec)}
+    without_place = {p.name for p in parameters(spec) if ROLES[p.role].tf is None and layout != "torch"}
+    assert {n for n, renamed in there.items() if renamed is None} == without_place
+    back = {renamed: rules.parse(renamed) for renamed in there.values() if renamed is not None}
+    assert list(back.values()) == [
+        n for n in there if n not in without_place
+    ]  # so no two names fall together
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", SPECS)
+def test_roles_agree_with_the_spec(name: str):
+    for parameter in parameters(SPECS[name]):
+        assert role_of(parameter.name) == parameter.role
+        role = ROLES[parameter.role]
+        assert role.torch == parameter.name.rpartition(".")[2]
+        assert permuted(permuted(parameter.shape, role.to_tf), role.to_torch) == parameter.shape
+        assert role.to_tf is None or sorted(role.to_tf) == list(range(len(parameter.shape)))
+
+
+def test_names_in_the_three_layouts():
+    spec = tiny(attention="cbam")
+    names = {layout: LAYOUTS[layout].rename for layout in LAYOUTS}
+    for canonical, keras, tf1 in [
+        ("conv1.weight", "conv1/vars/0", "conv1/kernel"),
+        ("bn1.running_var", "bn1/vars/3", "bn1/moving_variance"),
+        ("layer1.0.conv2.weight", "layer1/bottleneck/conv2/vars/0", "layer1_0/conv2/kernel"),
+        ("layer1.1.bn3.bias", "layer1/bottleneck_1/bn3/vars/1", "layer1_1/bn3/beta"),
+        ("layer2.0.downsample.0.weight", "layer2/bottleneck/downsample/conv2d/vars/0",
+         "layer2_0/downsample_0/kernel"),
+        ("layer2.0.downsample.1.weight", "layer2/bottleneck/downsample/batch_normalization/vars/0",
+         "layer2_0/downsample_1/gamma"),
+        ("layer1.0.cbam.spatial.bn.running_mean", "layer1/bottleneck/cbam/spatial/bn/vars/2",
+         "layer1_0/cbam/spatial/bn/moving_mean"),
+        ("fc.bias", "fc/vars/1", "fc/bias"),
+    ]:  # fmt: skip
+        assert (names["keras"](canonical, spec), names["tf1"](canonical, spec)) == (keras, tf1)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "weight", "conv1", "conv1.", "conv1.weights", "conv1.running_mean", "bn1.gamma", "fc.kernel",
+     "layer1.0.se.weight", "layer1.0.downsample.2.weight", "conv12.weight", "conv1/kernel:0", "conv1/gamma",
+     "bn1/kernel", "bn1/vars/4", "fc/vars/2", "conv1/vars/-1", "conv1/vars/x", "vars/0", "/vars/0"],
+)  # fmt: skip
+def test_other_names_are_nobodys(name: str):
+    assert role_of(name) is None
+    assert [layout for layout in LAYOUTS.values() if layout.parse(name)] == []
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", SPECS)
+def test_the_network_is_inferred_from_shapes(name: str):
+    found = infer(shapes_of(SPECS[name]))
+    assert found is not None
+    assert shapes_of(found.spec) == shapes_of(SPECS[name]) or "channels" in found.assumed
+    if name in MODELS:
+        assert found.spec == model_spec(name)
+    if name in UNSEEN:
+        assert found.assumed == tuple(UNSEEN[name].split())
+
+
+TENSORS = [  # (network, tensors of which it is clear that they, and not their neighbours, are wrong)
+    ("se_resnet50", r"bn1|layer[14].0"),
+    ("cbam_resnet20", r"bn1|layer3"),
+    ("stem=deep", r"(?!conv1|fc|layer2.0.conv)."),
+    ("groups=4 width_per_group=16", r"(?!conv1|fc|layer2.0.conv)."),
+    ("block cbam", r"(?!spatial.conv)."),
+    ("block se", r"."),
+]
+
+
+@pytest.mark.parametrize(("name", "pattern"), TENSORS)
+def test_one_wrong_tensor_is_the_only_one_named(name: str, pattern: str):
+    shapes = shapes_of(SPECS[name])
+    for tensor in [t for t in shapes if re.match(pattern, t) and not t.endswith("tracked")]:
+        wrong = [(*shapes[tensor], 1), (), *((shapes[tensor][0] + d, *shapes[tensor][1:]) for d in (-1, 1))]
+        for shape in (None, *wrong):
+            others = {n: s for n, s in shapes.items() if n != tensor} | ({tensor: shape} if shape else {})
+            with pytest.raises(MismatchError) as caught:
+                Checkpoint.from_arrays(zeros(others))
+            (line,) = caught.value.details
+            assert line.startswith(f"misshapen: {tensor} {shape}" if shape else f"missing: {tensor} ")
+
+
+@pytest.mark.parametrize(
+    "name", ["se_resnet20", "attention=eca", "reduce_first=2", "block cbam", "block eca"]
+)
+def test_inference_survives_any_shape(name: str):
+    shapes = shapes_of(SPECS[name])
+    for tensor in shapes:
+        for shape in [(), (0,), (0, 0, 0, 0), (1,), (4, 4), (2, 2, 2), (0, 3, 7, 7), (1, 1, 1, 1)]:
+            found = infer(shapes | {tensor: shape})  # whatever it is; it must not raise
+            assert found is None or parameters(found.spec)
+
+
+# --------------------------------------------------------------------------------------------------
+# Files without metadata, as others write them
+
+
+def arrays_in(layout: str, spec: Spec, prefix: str = "") -> dict[str, np.ndarray]:
+    """The position-coded tensors of a network under a layout's names, in its axes."""
+    checkpoint, rules = position_coded(spec), LAYOUTS[layout]
+    arrays = {}
+    for name in checkpoint:
+        if (renamed := rules.rename(name, spec)) is not None:
+            axes = rules.axes_from_canonical(str(role_of(name)))
+            arrays[prefix + renamed] = checkpoint[name] if axes is None else checkpoint[name].transpose(axes)
+    return arrays
+
+
+@pytest.mark.parametrize(
+    ("layout", "prefix"),
+    [("torch", "module."), ("torch", "_orig_mod."), ("torch", "module._orig_mod."),
+     ("torch", "_orig_mod.module."), ("tf1", "net/"), ("tf1", "tower_0/encoder/"), ("tf1", ""),
+     ("keras", ""), ("torch", "")],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["attention=se", "block=basic", *(n for n in SPECS if n.startswith("block "))]
+)
+def test_prefixes_are_looked_through(tmp_path, layout: str, prefix: str, name: str):
+    spec = SPECS[name]
+    np.savez(tmp_path / "x.npz", **arrays_in(layout, spec, prefix))
+    with load(tmp_path / "x.npz") as checkpoint:
+        assert checkpoint.family == layout
+        assert any(repr(prefix) in note for note in checkpoint.notes) == bool(prefix)
+        for name, array in position_coded(spec).items():
+            if name in checkpoint or layout == "torch":
+                assert np.array_equal(checkpoint[name], array)
+
+
+def test_scopes_of_two_networks_must_be_chosen(tmp_path):
+    spec, path = tiny(attention="eca"), tmp_path / "x.npz"
+    both = arrays_in("tf1", spec, "student/") | {n: a + 1 for n, a in arrays_in("tf1", spec, "t/").items()}
+    np.savez(path, **both)
+    with pytest.raises(SourceError, match="several networks, choose one with --scope") as caught:
+        load(path)
+    assert caught.value.details == ("student/", "t/")
+    for scope in ("t", "t/"):
+        with load(path, scope=scope) as checkpoint:
+            assert np.array_equal(checkpoint["fc.bias"], position_coded(spec)["fc.bias"] + 1)
+            assert len(checkpoint.left_out) == len(both) // 2
+    with pytest.raises(SourceError, match="has no scope 'nobody'"):
+        load(path, scope="nobody")
+
+
+def test_two_names_of_one_tensor_are_refused(tmp_path):
+    arrays = arrays_in("tf1", tiny())
+    np.savez(tmp_path / "x.npz", **arrays, **{"layer1.0/conv1/kernel": arrays["layer1_0/conv1/kernel"]})
+    with pytest.raises(MismatchError, match="1 do not fit") as caught:
+        load(tmp_path / "x.npz")
+    assert "extra: layer1" in caught.value.details[0]
+
+
+def test_what_is_assumed_is_said_and_can_be_set(tmp_path):
+    spec, path = tiny(attention="cbam"), tmp_path / "x.npz"
+    np.savez(path, **arrays_in("torch", spec))
+    with load(path) as checkpoint:
+        (note,) = checkpoint.notes
+        assert "stride_in='conv2'" in note
+        assert "cbam_order='max_mean'" in note
+        assert "stride_in" in checkpoint.assumed
+    with load(path, settings={"stride_in": "conv1", "cbam_order": "mean_max"}) as checkpoint:
+        assert (checkpoint.spec.stride_in, checkpoint.spec.cbam_order) == ("conv1", "mean_max")
+        assert {"stride_in", "cbam_order"}.isdisjoint(checkpoint.assumed)
+        assert "stride_in" not in checkpoint.notes[0]
+    with pytest.raises(MismatchError, match="do not fit"):
+        load(path, settings={"cbam_kernel_size": 3})
+    with pytest.raises(MismatchError, match="not those of resnet18"):
+        load(path, model="resnet18")
