@@ -179,7 +179,7 @@ def _named(name: str, **defaults: Any) -> Callable[..., ResNet]:
     """The constructor of a named model: `ResNet` with other defaults."""
 
     def constructor(**keywords: Any) -> ResNet:
-        return ResNet(**{**defaults, **keywords})
+        return ResNet(**{"name": name, **defaults, **keywords})
 
     constructor.__name__ = constructor.__qualname__ = name
     constructor.__doc__ = f"`ResNet` with {defaults}; every keyword of `ResNet` can be given."

@@ -75,6 +75,11 @@ def test_save_and_load_model(model, images, tmp_path):
     np.testing.assert_array_equal(other.predict(images, verbose=0), model.predict(images, verbose=0))
 
 
+def test_named_models_have_their_name():
+    assert keras_impl.se_resnet20().name == "se_resnet20"
+    assert keras_impl.se_resnet20(name="mine").name == "mine"
+
+
 def test_clone_from_config(model):
     other = keras_impl.ResNet.from_config(model.get_config())
     assert [v.path.split("/")[1:] for v in other.weights] == [v.path.split("/")[1:] for v in model.weights]

@@ -112,6 +112,8 @@ def test_training_moves_every_variable(spec, images):
 def test_wrong_images_are_refused(spec):
     with pytest.raises(ValueError, match=r"images of shape .*, expected \(N, H, W, 3\)"):
         tf1_compat.resnet(tf.placeholder(tf.float32, (None, 3, 32, 32)), **spec.model_kwargs())
+    with pytest.raises(ValueError, match="images of dtype uint8, expected float32 or float64"):
+        tf1_compat.resnet(tf.placeholder(tf.uint8, (None, 32, 32, 3)), **spec.model_kwargs())
 
 
 def frozen(spec: synthetic.ResNetSpec, path: Path) -> None:

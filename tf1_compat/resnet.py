@@ -118,6 +118,8 @@ def resnet(
     }
     for name, choices in _CHOICES.items():
         check_choice(name, c[name], choices)
+    if images.dtype not in (tf.float32, tf.float64):
+        raise ValueError(f"images of dtype {images.dtype.name}, expected float32 or float64")
     if images.shape.rank != 4 or images.shape[-1] != in_channels:
         raise ValueError(f"images of shape {images.shape}, expected (N, H, W, {in_channels})")
     norm = partial(batch_norm, is_training=is_training, epsilon=bn_epsilon, momentum=bn_momentum)

@@ -74,6 +74,7 @@ class ResNet(nn.Module):
         ValueError: a keyword's value is not one of those above.
 
     Example:
+        >>> import torch
         >>> model = se_resnet20().eval()
         >>> features = model.forward_features(torch.zeros(1, 3, 32, 32))
         >>> list(features), tuple(features["layer3"].shape)

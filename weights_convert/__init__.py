@@ -1,8 +1,13 @@
 """Weights between PyTorch, Keras 3 and TensorFlow 1, by name and role, without importing any framework.
 
->>> checkpoint = load("se_resnet50.pth")                    # doctest: +SKIP
->>> convert("se_resnet50.pth", "se_resnet50.weights.h5")    # doctest: +SKIP
->>> load_model("se_resnet50.pth", framework="keras")        # doctest: +SKIP
+Example:
+    >>> import tempfile, torch_impl
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     plan = save(state_of(torch_impl.se_resnet20()), f"{folder}/a.pth")
+    ...     plan = convert(f"{folder}/a.pth", f"{folder}/a.weights.h5")
+    ...     with load(f"{folder}/a.weights.h5") as checkpoint:
+    ...         checkpoint.model, checkpoint["layer1.0.se.fc1.weight"].shape
+    ('se_resnet20', (1, 16))
 """
 
 from weights_convert.checkpoint import Checkpoint, load

@@ -188,6 +188,13 @@ def load(
 def _load(
     reader: Reader, model: str | None, settings: dict[str, Any], family: str | None, scope: str | None
 ) -> Checkpoint:
+    if not reader.tensors:
+        raise SourceError(f"{reader.path}: holds no tensors, expected the weights of a network")
+    version = _said(reader, "mapping_version", int) or MAPPING_VERSION
+    if version > MAPPING_VERSION:
+        raise SourceError(
+            f"{reader.path}: written by a newer samenet (mapping version {version}, known here: {MAPPING_VERSION})"
+        )
     notes, left_out = list(reader.notes), dict(reader.left_out)
     layout = _layout(reader, family)
     prefix = _prefix(reader, layout, scope)
@@ -257,8 +264,6 @@ def _layout(reader: Reader, family: str | None) -> Layout:
                 f"there is no family {family!r}{nearest(family, LAYOUTS)}; known: {', '.join(LAYOUTS)}"
             )
         return LAYOUTS[family]
-    if not reader.tensors:
-        raise SourceError(f"{reader.path}: holds no tensors, expected the weights of a network")
 
     def known(layout: Layout) -> int:
         prefix = _prefix(reader, layout, None, strict=False)
@@ -274,7 +279,7 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None, *, strict: bool =
         prefix = ""
         while wrapper := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), None):
             prefix += wrapper
-        return prefix if names else ""
+        return prefix
     if layout.name != "tf1":
         return ""
     scope = scope if scope is not None else _said(reader, "scope", str)

@@ -93,39 +93,43 @@ def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Datase
 
 
 class _Sink:
-    """A file for h5py to write that keeps the first error for its end: HDF5 crashes after a failed write.
+    """A file for h5py to write that keeps its first error for the end, because HDF5 cannot go on after one.
 
-    Measured with HDF5 1.14 and 2.0: a full disk ends the process with a segmentation fault.
+    Measured (h5py 3.14, HDF5 1.14.6): with a full disk the process ends with a segmentation fault.
     """
 
     def __init__(self, file: BinaryIO):
-        self._file, self._end = file, 0
+        self._file, self._position, self._end = file, 0, 0
         self.error: OSError | None = None
 
     def __enter__(self) -> _Sink:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._attempt(self._file.flush)
+        self.flush()
         if self.error:
             raise self.error
 
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._attempt(self._file.seek, offset, whence)
-        return self._end if whence else offset
+    def seek(self, offset: int, whence: int = 0) -> None:
+        self._position = offset + (self._end if whence else 0)
+        self._attempt(self._file.seek, self._position)
+
+    def tell(self) -> int:
+        return self._position
 
     def write(self, data: memoryview) -> None:
         self._attempt(self._file.write, data)
-        self._end = max(self._end, self._attempt(self._file.tell) or 0)
-
-    def truncate(self, size: int) -> None:
-        self._attempt(self._file.truncate, size)
-        self._end = size
+        self._position += len(data)
+        self._end = max(self._end, self._position)
 
     def readinto(self, buffer: memoryview) -> int:
         return self._attempt(self._file.readinto, buffer) or 0
 
-    read = readinto  # h5py only looks whether it is there
+    read = readinto  # h5py looks whether it is there
+
+    def truncate(self, size: int) -> None:
+        self._attempt(self._file.truncate, size)
+        self._end = size
 
     def flush(self) -> None:
         self._attempt(self._file.flush)

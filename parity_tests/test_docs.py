@@ -1,0 +1,125 @@
+"""What the documentation promises: its code runs, its output is what is printed, its tables are true."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from weights_convert.__main__ import main as weights_convert_main
+from weights_convert.spec import CHOICES, MODELS, ResNetSpec, count_parameters, model_spec
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+pytestmark = pytest.mark.quick
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_readme_lists_every_model_with_its_parameters():
+    rows = dict(re.findall(r"^\| `(\w+)` \| ([\d,]+) \| yes \| yes \| yes \|$", README, re.MULTILINE))
+    assert rows == {name: f"{count_parameters(model_spec(name)):,}" for name in MODELS}
+
+
+def test_the_readme_example_prints_what_it_says(tmp_path):
+    """In a process of its own, in an empty folder, as a reader would run it."""
+    code = next(block for block in blocks("python") if "cbam.pth" in block)
+    assert len(code.splitlines()) <= 10
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr[-2000:]
+
+
+def test_the_readme_imports_exist():
+    code = next(block for block in blocks("python") if "from tf1_compat" in block)
+    exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_readme_commands_print_what_they_say(tmp_path, monkeypatch):
+    """Every `$ weights-convert` line runs; the output shown under one is a line of what it prints."""
+    from parity_tests.synthetic import weights
+    from weights_convert import save
+
+    save(weights(model_spec("se_resnet20")), tmp_path / "model.pth")
+    monkeypatch.chdir(tmp_path)
+    shell = next(block for block in blocks("console") if "$ weights-convert" in block)
+    for part in re.split(r"^\$ weights-convert ", shell, flags=re.MULTILINE)[1:]:
+        command, *shown = part.splitlines()
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            assert weights_convert_main(command.split()) == 0
+        assert set(shown) <= set(printed.getvalue().splitlines()), printed.getvalue()
+
+
+def without_numbers(text: str) -> list[str]:
+    """Lines with measured figures, times and runs of blanks made alike."""
+    text = re.sub(r"\d\.\de-\d\d", "#", text)
+    text = re.sub(r"\(\d+ s\)", "(# s)", text)
+    text = re.sub(r"\d{1,3}(,\d{3})+", "#", text)
+    return [re.sub(r" +", " ", line).strip() for line in text.strip().splitlines()]
+
+
+def test_the_readme_shows_the_main_job():
+    """The table under the first command is the main job's own, figures apart (they vary with the machine)."""
+    block = next(block for block in blocks("console") if "python -m parity_tests" in block)
+    shown = without_numbers(block.split("\n", 1)[1])
+    done = subprocess.run(
+        [sys.executable, "-m", "parity_tests"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    printed = without_numbers(done.stdout)
+    assert shown == printed
+
+
+def test_both_set_up_commands_stand_in_the_readme_and_ci_uses_the_second():
+    install = "python -m pip install -r requirements.txt"
+    assert f"    {install} && python -m parity_tests\n" in README
+    assert f"    {install} && python -m pytest\n" in README
+    assert "README.md" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_requirements_are_those_of_the_package():
+    """requirements.txt is everything, with pyproject's own lower bounds."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = set(project["dependencies"])
+    for extra in project["optional-dependencies"].values():
+        wanted |= {requirement for requirement in extra if not requirement.startswith("samenet")}
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert {line for line in lines if line and not line.startswith("#")} == wanted
+
+
+def test_the_table_of_keywords_is_the_spec():
+    text = (ROOT / "docs" / "keywords.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| (\w+) \| (.+?) \| .*\|$", text, re.MULTILINE))
+    rows.pop("keyword")
+    fields = {field.name: field for field in dataclasses.fields(ResNetSpec)}
+    assert set(rows) == set(fields)
+    for name, values in rows.items():
+        default = "None" if name == "stem_pool" else repr(fields[name].default).replace("'", '"')
+        assert values.split(", ")[0] == default or values == default, name
+        if name in CHOICES:
+            assert [value.strip('"') for value in values.split(", ") if value != "None"] == list(
+                map(str, CHOICES[name])
+            )
+
+
+def test_every_link_of_the_readme_leads_somewhere():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
