@@ -6,15 +6,15 @@ Exit 0: parity holds. 1: a difference was found. 2: bad usage or bad input.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from weights_convert import Checkpoint, load, model_spec
-from weights_convert.errors import SpecError, WeightsConvertError, WriteError, nearest
+from weights_convert.commandline import Parser, check_json_target, write_json
+from weights_convert.errors import SpecError, WeightsConvertError, nearest
 from weights_convert.spec import MODELS, ResNetSpec
 
 if TYPE_CHECKING:
@@ -24,13 +24,6 @@ if TYPE_CHECKING:
 
 FRAMEWORKS = ("torch", "keras", "tf1")
 DTYPES = ("float64", "float32")
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise SpecError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
 def parser() -> Parser:
@@ -67,6 +60,7 @@ def _run(arguments: argparse.Namespace) -> int:
     for option in ("train_steps", "report"):
         if getattr(arguments, option) is not None:
             raise SpecError(f"--{option.replace('_', '-')} is not in this version")
+    check_json_target(arguments.json)
     checkpoints = [_checkpoint(what) for what in arguments.what]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
     _check_installed(arguments.frameworks)
@@ -99,7 +93,7 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         _show(console, result)
         results.append(result)
-    _write_json(arguments.json, [result.to_json() for result in results])
+    write_json(arguments.json, [result.to_json() for result in results])
     return 0 if all(result.holds for result in results) else 1
 
 
@@ -161,19 +155,6 @@ def _show(console: Console, result: Result) -> None:
         "parity holds" if result.holds else f"NO PARITY: {result.first_divergence() or 'weights differ'}"
     )
     console.print(f"{verdict} ({result.seconds:.0f} s)", markup=False)
-
-
-def _write_json(target: str | None, report: object) -> None:
-    if target is None:
-        return
-    text = json.dumps(report, indent=2) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise WriteError(f"{target}: could not be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

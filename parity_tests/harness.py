@@ -7,6 +7,7 @@ The NumPy judge computes the reference in float64. See `tolerances` for the limi
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -78,7 +79,12 @@ class Result:
                     "point": row.point,
                     "shape": row.shape,
                     "limits": row.limits,
-                    "errors": {f"{framework} {dtype}": e for (dtype, framework), e in row.errors.items()},
+                    "errors": {
+                        f"{framework} {dtype}": error
+                        if math.isfinite(error)
+                        else None  # JSON has no infinity
+                        for (dtype, framework), error in row.errors.items()
+                    },
                 }
                 for row in self.rows
             ],

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import ast
-import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from weights_convert import errors
+from weights_convert.commandline import Parser, check_json_target, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,13 +25,6 @@ if TYPE_CHECKING:
 OTHER_FAMILIES = {"timm", "cadene", "torchvision", "moskomule", "cbam", "eca", "luuuyi", "mmpretrain"}
 OTHER_FAMILIES |= {"pytorchcv", "tensorflowcv", "hikapok", "kobiso", "tutorial_cbam", "qubvel"}
 OTHER_FAMILIES |= {"keras_applications"}
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
-
-    def error(self, message: str) -> NoReturn:
-        raise errors.SpecError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -127,7 +119,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
     for family in (arguments.from_family, arguments.to_family):
         _refuse_other_family(family)
-    _check_json_target(arguments.json, arguments.src, arguments.dst)
+    check_json_target(arguments.json, arguments.src, arguments.dst)
     console = _console(arguments.json)
     with _progress(console) as progress:
         plan = convert(
@@ -162,7 +154,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     verb = "would write" if arguments.dry_run else "wrote"
     source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
     _say(console, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
-    _write_json(arguments.json, report)
+    write_json(arguments.json, report)
     return 0
 
 
@@ -170,7 +162,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from weights_convert.checkpoint import load
     from weights_convert.examine import facts
 
-    _check_json_target(arguments.json, arguments.file)
+    check_json_target(arguments.json, arguments.file)
     with load(arguments.file) as checkpoint:
         report = facts(checkpoint)
         what = checkpoint.describe()
@@ -190,7 +182,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     ]
     for title, text in rows:
         _say(console, f"{title:<13} {text}")
-    _write_json(arguments.json, report)
+    write_json(arguments.json, report)
     return 0
 
 
@@ -198,7 +190,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
     from weights_convert.checkpoint import load
     from weights_convert.examine import diff
 
-    _check_json_target(arguments.json, arguments.a, arguments.b)
+    check_json_target(arguments.json, arguments.a, arguments.b)
     with load(arguments.a) as a, load(arguments.b) as b:
         found = diff(a, b)
         count = len(a)
@@ -216,7 +208,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
     for line in found:
         if not math.isfinite(line.get("max_abs", 0)):
             line["max_abs"] = None  # JSON has no infinity
-    _write_json(arguments.json, {"equal": not found, "differences": found})
+    write_json(arguments.json, {"equal": not found, "differences": found})
     return 1 if found else 0
 
 
@@ -312,35 +304,6 @@ def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
     with Progress(console=type(console)(stderr=True), transient=True) as bar:
         task = bar.add_task("writing and reading back")
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _check_json_target(target: str | None, *files: str) -> None:
-    """Raise `DestinationError` before any work is done for a report that could not be put there."""
-    if target is None or target == "-":
-        return
-    path = Path(target)
-    try:
-        if not path.parent.is_dir():
-            raise errors.DestinationError(f"{target}: the folder {str(path.parent)!r} does not exist")
-        if path.is_dir():
-            raise errors.DestinationError(f"{target}: is a directory, expected a file name for --json")
-        if path.resolve() in [Path(file).resolve() for file in files]:
-            raise errors.DestinationError(f"{target}: --json would replace the weights; choose another name")
-    except OSError as error:
-        raise errors.DestinationError(f"{target}: cannot be written ({error.strerror})") from error
-
-
-def _write_json(target: str | None, report: dict[str, Any]) -> None:
-    if target is None:
-        return
-    text = json.dumps(report, indent=2, allow_nan=False) + "\n"
-    if target == "-":
-        sys.stdout.write(text)
-        return
-    try:
-        Path(target).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise errors.WriteError(f"{target}: could not be written ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def _load(
     version = _said(reader, "mapping_version", int) or MAPPING_VERSION
     if version > MAPPING_VERSION:
         raise SourceError(
-            f"{reader.path}: written by a newer samenet (mapping version {version}, known here: {MAPPING_VERSION})"
+            f"{reader.path}: written by a newer samenet, mapping version {version} (here: {MAPPING_VERSION})"
         )
     notes, left_out = list(reader.notes), dict(reader.left_out)
     layout = _layout(reader, family)

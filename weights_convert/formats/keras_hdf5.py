@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import h5py
 import ml_dtypes
@@ -98,7 +99,7 @@ class _Sink:
     Measured (h5py 3.14, HDF5 1.14.6): with a full disk the process ends with a segmentation fault.
     """
 
-    def __init__(self, file: BinaryIO):
+    def __init__(self, file: BufferedRandom):
         self._file, self._position, self._end = file, 0, 0
         self.error: OSError | None = None
 
