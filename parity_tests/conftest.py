@@ -1,6 +1,67 @@
-"""Shared set-up of the tests: quiet TensorFlow, and nothing that depends on the machine's settings."""
+"""Shared set-up of the tests: quiet TensorFlow, nothing that depends on the machine, and the command line."""
 
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+class Ran(NamedTuple):
+    """What one command ended with and printed."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def lines(self) -> list[str]:
+        return self.err.splitlines()
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., Ran]:
+    """Runs `weights-convert` with these arguments; one clear line and no traceback, whatever happens."""
+    from weights_convert.__main__ import main
+
+    def run(*arguments: object) -> Ran:
+        capsys.readouterr()
+        code = main([str(argument) for argument in arguments])
+        ran = Ran(code, *capsys.readouterr())
+        assert "Traceback" not in ran.out + ran.err
+        if code not in (0, 1):  # one line, then a list that is indented
+            assert ran.err.endswith("\n")
+            assert ran.lines[0].strip() == ran.lines[0] != ""
+            assert all(line.startswith("  ") for line in ran.lines[1:])
+        return ran
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def good_files(tmp_path_factory) -> Path:
+    """One network in every container."""
+    from parity_tests.synthetic import SMALL, position_coded
+    from weights_convert import save
+
+    folder = tmp_path_factory.mktemp("good")
+    for suffix in (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt"):
+        save(position_coded(SMALL), folder / f"good{suffix}")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path, good_files, monkeypatch) -> Path:
+    """The current directory: a copy of `good_files`, and some things that are no checkpoints."""
+    shutil.copytree(good_files, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    Path("text.pth").write_text("these are not weights, whatever the name says\n")
+    Path("empty.pth").touch()
+    Path("folder").mkdir()
+    Path("folder.npz").mkdir()
+    return tmp_path

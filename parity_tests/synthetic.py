@@ -61,6 +61,8 @@ def tiny(**keywords: object) -> ResNetSpec:
     return ResNetSpec(**(defaults | keywords))  # type: ignore[arg-type]
 
 
+SMALL = tiny(attention="se", block="basic", depths=(1,), stem="3x3")  # what the command line is tested with
+
 ATTENTION_SPECS = {
     "se": AttentionSpec(attention="se", channels=16, reduction=4),
     "se_no_bias": AttentionSpec(attention="se", channels=16, reduction=4, se_bias=False),

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from weights_convert import errors
@@ -95,19 +95,28 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(argv)
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        sys.stdout.flush()  # now, while what goes wrong can be said
+        return code
     except errors.WeightsConvertError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         return 0
     except OSError as error:  # the disk behind a redirected stdout is full
         print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        _discard_stdout()
         return errors.WriteError.exit_code
     except KeyboardInterrupt:
         print("interrupted; nothing was changed", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _discard_stdout() -> None:
+    """Send what is still in its buffer nowhere, so that the interpreter does not try again at its end."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -149,7 +158,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
     for note in report["notes"]:
         _say(console, f"note: {note}")
     for warning in report["warnings"]:
-        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
+        print(f"warning: {errors.printable(warning)}", file=sys.stderr)  # noqa: T201
     checkpoint = plan.checkpoint
     verb = "would write" if arguments.dry_run else "wrote"
     source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
@@ -274,7 +283,7 @@ def _console(json_target: str | None) -> Console:
 
 
 def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False)
+    console.file.write(f"{errors.printable(text)}\n")  # not rich's print, which makes spaces of tabs
 
 
 def _print_table(console: Console, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
@@ -282,14 +291,14 @@ def _print_table(console: Console, columns: Iterable[str], rows: Iterable[Sequen
     rows = list(rows)
     if not console.is_terminal:
         for row in [list(columns), *rows]:
-            _say(console, "\t".join(row))
+            console.file.write("\t".join(map(errors.printable, row)) + "\n")
         return
     from rich.table import Table
     from rich.text import Text
 
     table = Table(*columns, box=None, header_style="bold")
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(errors.printable(cell)) for cell in row))
     console.print(table)
 
 

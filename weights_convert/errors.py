@@ -26,7 +26,7 @@ class WeightsConvertError(Exception):
         self.details = tuple(details)
 
     def __str__(self) -> str:
-        return "\n".join([self.message, *(f"  {line}" for line in self.details)])
+        return "\n".join([printable(self.message), *(f"  {printable(line)}" for line in self.details)])
 
 
 class SpecError(WeightsConvertError):
@@ -49,6 +49,15 @@ class WriteError(WeightsConvertError):
     """The output could not be written or did not read back; the destination is as it was before."""
 
     exit_code = 3
+
+
+def printable(text: str) -> str:
+    """One line without control characters: names come from files that anyone may have written.
+
+    >>> printable("se_resnet50"), printable("a\\nb")
+    ('se_resnet50', 'a\\\\nb')
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ def infer_resnet(shapes: Shapes) -> dict[str, Any] | None:
     keywords: dict[str, Any] = {"depths": depths, "block": _block(shapes)}
     keywords |= _infer_stem(shapes) | _infer_widths(shapes, keywords["block"])
     keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
-    if head := _first_axes(shapes, ("fc.weight", "fc.bias")):
+    if head := _first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias cannot be transposed
         keywords["num_classes"] = _most(head)
     return keywords
 

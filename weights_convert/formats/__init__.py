@@ -6,7 +6,7 @@ import zipfile
 from pathlib import Path
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.base import Format, Reader
+from weights_convert.formats.base import Format, Reader, one_line
 from weights_convert.formats.keras_hdf5 import KerasReader, write_keras
 from weights_convert.formats.npz_file import NpzReader, write_npz
 from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
@@ -95,7 +95,7 @@ def _zip_format(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise SourceError(f"{path}: a zip archive that is truncated or damaged ({error})") from None
+        raise SourceError(f"{path}: a zip archive that is truncated or damaged ({one_line(error)})") from None
     if "model.weights.h5" in names:
         return "keras"
     if names and all(name.endswith(".npy") for name in names):

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from weights_convert.errors import SourceError
+from weights_convert.errors import SourceError, printable
 
 METADATA_NAME = "samenet"  # the name under which every container keeps our JSON text
 
@@ -86,6 +86,12 @@ def tensor_bytes(array: np.ndarray) -> memoryview:
     """An array's little-endian bytes in C order, without a copy where it already is so."""
     array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
     return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+
+
+def one_line(text: object, limit: int = 160) -> str:
+    """What an error or a name from a file says, as one printable line of at most `limit` characters."""
+    line = printable(" ".join(str(text)[: 4 * limit].split()))
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:

@@ -18,7 +18,14 @@ import ml_dtypes
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, dump_metadata, parse_metadata
+from weights_convert.formats.base import (
+    METADATA_NAME,
+    Reader,
+    TensorInfo,
+    dump_metadata,
+    one_line,
+    parse_metadata,
+)
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INNER = "model.weights.h5"
@@ -46,7 +53,7 @@ class KerasReader(Reader):
         except _DAMAGE as error:
             self.close()
             raise SourceError(
-                f"{path}: not a readable Keras file, it is truncated or damaged ({error})"
+                f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
             ) from None
         if text is not None:
             self.metadata = parse_metadata(text, path)
@@ -69,7 +76,7 @@ class KerasReader(Reader):
             assert self._file is not None  # open until close()
             array = np.asarray(self._file[name][()])
         except _DAMAGE as error:
-            raise SourceError(f"{self.path}: {name} is damaged ({error})") from None
+            raise SourceError(f"{self.path}: {one_line(name)} is damaged ({one_line(error)})") from None
         if dtype == _BFLOAT16:
             array = array.view(_BFLOAT16)
         return np.asarray(array, dtype=dtype, order="C").reshape(shape)

@@ -14,7 +14,14 @@ from typing import IO, Any
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, dump_metadata, parse_metadata
+from weights_convert.formats.base import (
+    METADATA_NAME,
+    Reader,
+    TensorInfo,
+    dump_metadata,
+    one_line,
+    parse_metadata,
+)
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
 _SUFFIX = ".npy"
@@ -31,7 +38,9 @@ class NpzReader(Reader):
         try:
             self._zip = zipfile.ZipFile(path)
         except _DAMAGE as error:
-            raise SourceError(f"{path}: not a readable .npz, it is truncated or damaged ({error})") from None
+            raise SourceError(
+                f"{path}: not a readable .npz, it is truncated or damaged ({one_line(error)})"
+            ) from None
         for entry in self._zip.namelist():
             name = entry.removesuffix(_SUFFIX)
             if not entry.endswith(_SUFFIX):
@@ -57,12 +66,15 @@ class NpzReader(Reader):
                 shape, _, dtype = _HEADERS[version](file)
                 info = TensorInfo(tuple(shape), dtype.newbyteorder("="))
                 wanted = file.tell() + info.nbytes
-        except _DAMAGE as error:
-            raise SourceError(f"{self.path}: entry {entry!r} is not a readable array ({error})") from None
+        except Exception as error:  # what NumPy raises for a damaged header is nearly every kind
+            raise SourceError(
+                f"{self.path}: entry '{one_line(entry)}' is not a readable array ({one_line(error)})"
+            ) from None
         held = self._zip.getinfo(entry).file_size
         if not dtype.hasobject and held != wanted:
             raise SourceError(
-                f"{self.path}: entry {entry!r} has {held} bytes, expected {wanted} for {shape} {dtype}"
+                f"{self.path}: entry '{one_line(entry)}' has {held} bytes, "
+                f"expected {wanted} for {shape} {dtype}"
             )
         return info, dtype
 
@@ -71,7 +83,9 @@ class NpzReader(Reader):
             with self._zip.open(entry) as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
         except _DAMAGE as error:
-            raise SourceError(f"{self.path}: entry {entry!r} is damaged ({error})") from None
+            raise SourceError(
+                f"{self.path}: entry '{one_line(entry)}' is damaged ({one_line(error)})"
+            ) from None
 
     def read(self, name: str) -> np.ndarray:
         array = self._array(name + _SUFFIX)

@@ -22,6 +22,7 @@ from weights_convert.formats.base import (
     Reader,
     TensorInfo,
     dump_metadata,
+    one_line,
     parse_metadata,
     tensor_bytes,
 )
@@ -55,7 +56,7 @@ class SafetensorsReader(Reader):
             self._file = safetensors.safe_open(path, framework="numpy")
         except (safetensors.SafetensorError, OSError) as error:
             raise SourceError(
-                f"{path}: not a readable safetensors file, it is truncated or damaged ({error})"
+                f"{path}: not a readable safetensors file, it is truncated or damaged ({one_line(error)})"
             ) from None
         for name in self._file.keys():  # noqa: SIM118  (not a mapping)
             view = self._file.get_slice(name)

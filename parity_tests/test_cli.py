@@ -1,0 +1,270 @@
+"""The command line: what it prints, its exit codes, and one clear line for every wrong usage."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_tests.synthetic import arrays_of, position_coded, snapshot, tiny
+from weights_convert import MODELS, load, save
+
+pytestmark = pytest.mark.usefixtures("folder")
+CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
+
+
+LONG = "x" * 300
+BAD = [  # arguments after `convert`, and what the one line says
+    ("god.pth x.npz", r"god\.pth: there is no such file; did you mean 'good\.pth'\?"),
+    ("folder/none.pth x.npz", r"none\.pth: there is no such file$"),
+    ("good.pth/x x.npz", r"good\.pth/x: (there is no such file|cannot be read \(Not a directory\))"),
+    ("folder x.npz", r"folder: a directory without a TF1 checkpoint in it, expected a checkpoint file"),
+    ("empty.pth x.npz", r"empty\.pth: the file is empty"),
+    ("/dev/null x.npz", r"/dev/null: the file is empty"),
+    ("text.pth x.npz", r"text\.pth: not a checkpoint that can be read here \(it begins with b'these ar'\)"),
+    (f"{LONG}.pth x.npz", r"cannot be read \(File name too long\)"),
+    (f"good.pth {LONG}.npz", r"cannot be written \(File name too long\)"),
+    ("good.pth x.foo", r"x\.foo: the suffix says what to write; expected one of \.pth, \.pt, \.safetensors"),
+    ("good.pth x.h5", r"x\.h5: the suffix says what to write"),
+    ("good.pth x", r"x: the suffix says what to write"),
+    ("good.pth good.npz", r"good\.npz: exists already \(--overwrite replaces it\)"),
+    ("good.pth good.pth", r"good\.pth: exists already"),
+    ("good.pth good.ckpt", r"good\.ckpt\.data-00000-of-00001: exists already"),
+    ("good.pth good.npz --dry-run", r"good\.npz: exists already"),
+    ("good.pth none/x.npz", r"none/x\.npz: the folder 'none' does not exist"),
+    ("good.pth good.npz/x.npz", r"the folder 'good\.npz' does not exist"),
+    ("good.pth folder.npz --overwrite", r"folder\.npz: is a directory, expected a file name"),
+    ("good.pth x.npz --model se_resnet5x", r"there is no model 'se_resnet5x'; did you mean 'se_resnet5\d'\?"),
+    ("good.pth x.npz --set wdth=3", r"there is no keyword 'wdth'; did you mean 'width'\?"),
+    ("good.pth x.npz --set width", r"'width': expected KEY=VALUE, such as stride_in=conv1"),
+    ("good.pth x.npz --set width=big", r"width='big': expected int, such as 64"),
+    ("good.pth x.npz --set width=0", r"width=0: expected int"),
+    ("good.pth x.npz --set se_bias=1", r"se_bias=1: expected bool, such as True"),
+    ("good.pth x.npz --set stride_in=conv3", r"stride_in='conv3': expected one of 'conv2', 'conv1'"),
+    ("good.pth x.npz --set bn_epsilon=1e999", r"bn_epsilon=inf: expected float"),
+    ("good.pth x.npz --set eca_kernel_sizes=3", r"eca_kernel_sizes=3: expected odd kernel sizes, one per"),
+    ("good.pth x.npz --set cbam_kernel_size=(3,3)", r"cbam_kernel_size=\(3, 3\): expected odd kernel size"),
+    ("good.pth x.npz --set depths=1,999999999", r"depths=\(1, 999999999\): expected the number of blocks"),
+    ("good.pth x.npz --set depths={[]:1}", r"depths='\{\[\]:1\}': expected the number of blocks"),
+    ("good.pth x.npz --set =3", r"there is no keyword ''"),
+    ("good.pth x.npz --dtype float8", r"there is no dtype 'float8'; did you mean 'float\d\d'\?; known:"),
+    ("good.pth x.npz --dtype int64", r"there is no dtype 'int64'"),
+    ("good.pth x.npz --dtype bfloat16", r"is bfloat16, which \.npz cannot hold; use another container"),
+    ("good.pth x.npz --from kers", r"there is no family 'kers'; did you mean 'keras'\?; known: torch, keras"),
+    ("good.pth x.npz --to kers", r"there is no family 'kers'; did you mean 'keras'\?"),
+    ("good.pth x.npz --from timm", r"the family 'timm' is not in this version; known: torch, keras, tf1"),
+    ("good.pth x.npz --to cadene", r"the family 'cadene' is not in this version"),
+    ("good.pth x.ckpt --to torch", r"the torch layout goes into \.npz and \.safetensors only; \.ckpt takes"),
+    ("good.pth x.pth --to keras", r"the keras layout goes into \.npz and \.safetensors only; \.pth takes"),
+    ("good.npz x.pth --scope net", r"--scope belongs to the tf1 layout, and this is written as torch"),
+    ("good.ckpt x.pth --scope net", r"good\.ckpt: has no scope 'net'; its names are like \['bn1/beta'\]"),
+    ("good.pth x.npz --key nope", r"good\.pth: no entry 'nope' that holds tensors"),
+    ("good.npz x.pth --key state_dict", r"--key chooses an entry of a PyTorch file, and this is npz"),
+    ("good.pth x.npz --from tf1", r"the names of its \d+ tensors are those of no known family"),
+    ("good.pth x.npz --model resnet18", r"not those of resnet18; \d+ do not fit:"),
+    ("good.pth x.npz --set depths=2", r"depths=2: expected the number of blocks"),
+    ("good.pth x.npz --set depths=(2,)", r"\d+ do not fit:"),
+    ("good.pth x.npz --json none/x.json", r"none/x\.json: the folder 'none' does not exist"),
+    ("good.pth x.npz --json folder", r"folder: is a directory, expected a file name for --json"),
+    ("good.pth x.npz --json good.pth", r"good\.pth: --json would replace the weights; choose another name"),
+    ("good.pth x.npz --json folder/../x.npz", r"--json would replace the weights"),
+    ("good.pth", r"the following arguments are required: DST"),
+    ("good.pth x.npz y.npz", r"unrecognized arguments: y\.npz"),
+    ("good.pth x.npz --frobnicate", r"unrecognized arguments: --frobnicate"),
+]  # fmt: skip
+OTHER_COMMANDS = [
+    ("", r"the following arguments are required: COMMAND"),
+    ("convrt a b", r"invalid choice: 'convrt'"),
+    ("inspect none.pth", r"none\.pth: there is no such file"),
+    ("inspect text.pth", r"not a checkpoint that can be read here"),
+    ("inspect good.pth --json good.pth", r"--json would replace the weights"),
+    ("diff good.pth none.pth", r"none\.pth: there is no such file"),
+    ("diff good.pth good.npz --json ./good.npz", r"--json would replace the weights"),
+    ("diff good.pth", r"the following arguments are required: B"),
+    ("check a.json good.pth", r"manifests are not in this version; use diff A B"),
+    ("list modls", r"invalid choice: 'modls'"),
+    ("table se_resnet5", r"there is no model 'se_resnet5'; did you mean 'se_resnet5\d'\?"),
+    ("table", r"the following arguments are required: MODEL"),
+]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(("line", "message"), [(f"convert {line}", m) for line, m in BAD] + OTHER_COMMANDS)
+def test_bad_usage_and_input(folder, run, line: str, message: str):
+    before = snapshot(folder)
+    ran = run(*line.split())
+    assert ran.code == 2
+    assert re.search(message, ran.lines[0]), ran.err
+    assert ran.out == ""
+    assert snapshot(folder) == before
+
+
+# --------------------------------------------------------------------------------------------------
+# What goes well
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_convert_and_diff_and_inspect(run, suffix: str):
+    ran = run("convert", "good.pth", f"x{suffix}", "--json", "plan.json")
+    assert (ran.code, ran.err) == (0, "")
+    number = 21 if suffix in (".weights.h5", ".ckpt") else 24  # step counts travel in the metadata
+    written = f"wrote x{suffix}: {number} tensors of an unnamed resnet, torch in the torch layout\n"
+    assert ran.out.endswith(written)
+    plan = json.loads(Path("plan.json").read_text())
+    assert {len(tensor["sha256"]) for tensor in plan["tensors"]} == {64}
+    assert plan["destination"]["path"] == f"x{suffix}"
+    assert run("diff", "good.pth", f"x{suffix}") == (0, "equal: 24 tensors, bit for bit\n", "")
+    ran = run("inspect", f"x{suffix}", "--json", "-")
+    facts = json.loads(ran.out)
+    assert (facts["attention"], facts["assumed"], facts["odd"]) == ("se", [], [])
+    assert "architecture  an unnamed resnet" in ran.err
+
+
+def test_dry_run_writes_nothing(folder, run):
+    before = snapshot(folder)
+    ran = run("convert", "good.pth", "x.ckpt", "--dry-run", "--scope", "net", "--json", "-")
+    assert ran.code == 0
+    assert snapshot(folder) == before
+    assert "fc.weight\tnet/fc/kernel\t(8, 5)\tfloat32\n" in ran.err
+    assert "would write x.ckpt: 21 tensors" in ran.err
+    assert {tensor["sha256"] for tensor in json.loads(ran.out)["tensors"]} == {None}
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_a_file_may_replace_itself(folder, run, suffix: str):
+    assert run("convert", f"good{suffix}", f"good{suffix}", "--overwrite").code == 0
+    assert run("diff", "good.pth", f"good{suffix}").code == 0
+    assert run("convert", f"good{suffix}", f"good{suffix}", "--overwrite", "--dtype", "float64").code == 0
+    with load(f"good{suffix}") as checkpoint:
+        assert checkpoint["fc.weight"].dtype == np.float64
+    assert len(list(folder.iterdir())) == before  # nothing stays behind
+
+
+def test_scope_options(run):
+    assert run("convert", "good.pth", "a.ckpt", "--scope", "net/inner/").code == 0
+    assert run("diff", "good.pth", "a.ckpt").code == 0
+    assert run("convert", "a.ckpt", "b.npz", "--scope", "net/inner").code == 0
+    assert run("diff", "good.pth", "b.npz").code == 0
+
+
+def test_a_checkpoint_prefix_is_not_hidden_by_a_file(folder, run):
+    Path("lightning.ckpt").write_bytes(Path("good.pth").read_bytes())
+    before = snapshot(folder)
+    for options in ([], ["--overwrite"]):
+        ran = run("convert", "lightning.ckpt", "lightning.ckpt", *options)
+        assert ran.code == 2
+        assert "lightning.ckpt: is a file, which would hide the checkpoint of this prefix" in ran.err
+    assert snapshot(folder) == before
+
+
+DIFFERENCES = [
+    ({"fc.bias": np.array([341, 342, 343, 344.5, 345], np.float32)}, "values differ"),
+    ({"fc.bias": NAN}, "5 of 5 values differ"),
+    ({"fc.bias": np.zeros(5)}, "dtype float32 in the first, float64 in the second"),
+    ({"bn1.num_batches_tracked": None}, "only in the first"),
+]
+
+
+@pytest.mark.parametrize(("change", "what"), DIFFERENCES)
+def test_differences(run, change: dict, what: str):
+    np.savez("other.npz", **arrays_of(change))
+    (name,) = change
+    ran = run("diff", "good.pth", "other.npz", "--json", "-")
+    assert ran.code == 1
+    report = json.loads(ran.out, parse_constant=pytest.fail)  # no NaN, no Infinity
+    assert not report["equal"]
+    assert [line["tensor"] for line in report["differences"]] == [name]
+    assert what in report["differences"][0]["what"]
+    assert ran.lines[-1] == "1 differences"
+    assert run("diff", "other.npz", "other.npz").code == 0  # NaN in the same bits is no difference
+
+
+def test_files_whose_keywords_differ_are_different(run):
+    save(
+        position_coded(tiny(attention="se", block="basic", depths=(1,), stem="3x3", bn_epsilon=1e-3)), "e.npz"
+    )
+    ran = run("diff", "good.pth", "e.npz")
+    assert ran.code == 1
+    assert "(bn_epsilon)\t1e-05 in the first, 0.001 in the second" in ran.out
+
+
+def test_list_and_table(run):
+    models = dict(line.split("\t") for line in run("list", "models").out.splitlines()[1:])
+    assert list(models) == list(MODELS)
+    assert models["se_resnet50"] == "28,088,024"
+    assert [line.split("\t")[0] for line in run("list", "families").out.splitlines()[1:]] == [
+        "torch",
+        "keras",
+        "tf1",
+    ]
+    formats = [line.split("\t")[1] for line in run("list", "formats").out.splitlines()[1:]]
+    assert formats == [".pth .pt", ".safetensors", ".npz", ".weights.h5", ".ckpt"]
+    assert run("list").out.count("\n") > len(MODELS) + 8
+    lines = run("table", "eca_resnet18").out.splitlines()
+    assert lines[0].split("\t") == ["torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"]
+    assert ("layer1.0.eca.conv.weight\tlayer1/basic_block/eca/conv/vars/0\tlayer1_0/eca/conv/kernel\t"
+            "(1, 1, 3)\t(3, 1, 1)") in lines  # fmt: skip
+    assert "bn1.num_batches_tracked\t-\t-\t()\t()" in lines
+
+
+def test_odd_file_names(run):
+    for name in (
+        "a b.npz",
+        "ü.npz",
+        ":smile: [red].npz",
+        "\udcff.npz",
+        "-x.npz",
+        "%s{0}.npz",
+        "x" * 250 + ".npz",
+    ):
+        assert run("convert", "good.pth", f"./{name}").code == 0
+        ran = run("inspect", f"./{name}")
+        assert ran.code == 0
+        assert name.encode(errors="backslashreplace").decode() in ran.out
+
+
+# --------------------------------------------------------------------------------------------------
+# As a real process
+
+
+def python(*arguments: str, stdout: int | object = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", *arguments],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.quick
+def test_no_framework_is_imported():
+    modules = "{'torch', 'tensorflow', 'keras', 'jax'} & set(sys.modules)"
+    assert python("-c", f"import weights_convert, sys; print({modules})").stdout == "set()\n"
+    work = "import sys, weights_convert.__main__ as m, weights_convert as w"
+    for suffix in CONTAINERS:
+        work += f"; m.main(['convert', 'good.pth', 'x{suffix}']); w.load('x{suffix}').close()"
+    ran = python("-c", f"{work}; print({modules})")
+    assert ran.stdout.splitlines()[-1] == "set()", ran.stderr
+
+
+def test_exit_codes_of_the_process():
+    done = python("-m", "weights_convert", "convert", "good.pth", "x.weights.h5")
+    assert (done.returncode, done.stderr) == (0, "")
+    done = python("-m", "weights_convert", "diff", "x.weights.h5", "good.pth", "--json", "-")
+    assert json.loads(done.stdout) == {"equal": True, "differences": []}
+    np.savez("zero.npz", **arrays_of({"fc.weight": FC}))
+    assert python("-m", "weights_convert", "diff", "zero.npz", "good.pth").returncode == 1
+    done = python("-m", "weights_convert", "convert", "0.bin", "y.npz")
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "0.bin: there is no such file\n")
+    done = python("-m", "weights_convert", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = python("-m", "weights_convert", "list", "models", stdout=full)
+    assert (done.returncode, done.stderr) == (3, "standard output: No space left on device\n")
