@@ -2,9 +2,10 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -65,3 +66,29 @@ def folder(tmp_path, good_files, monkeypatch) -> Path:
     Path("folder").mkdir()
     Path("folder.npz").mkdir()
     return tmp_path
+
+
+@pytest.fixture
+def unchanged(folder) -> Callable[[], AbstractContextManager[None]]:
+    """`with unchanged():` no file in the current directory changes, comes or goes."""
+
+    def contents() -> dict[str, bytes]:
+        return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+    @contextmanager
+    def unchanged() -> Iterator[None]:
+        before = contents()
+        yield
+        assert contents() == before
+
+    return unchanged
+
+
+@pytest.fixture
+def session() -> Iterator[Any]:
+    """A TF1 session of a graph of its own, which is not the default one: Keras would build models there."""
+    import tensorflow.compat.v1 as tf
+
+    opened = tf.Session(graph=tf.Graph())
+    yield opened
+    opened.close()

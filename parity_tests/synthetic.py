@@ -50,6 +50,12 @@ def checkpoint(arrays: dict[str, np.ndarray], spec: Spec) -> Checkpoint:
     return Checkpoint.from_arrays(arrays, keywords)
 
 
+def arrays_with(change: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
+    """The position-coded tensors of `SMALL` with some changed or added, or left out where None."""
+    arrays = dict(position_coded(SMALL)) | change
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
 def images(size: tuple[int, int] = (64, 64), batch: int = 2, channels: int = 3, seed: int = 0) -> np.ndarray:
     """Random images (N, C, H, W) in float32, with negative values as after normalisation."""
     return np.random.default_rng([seed, 2]).normal(0, 1, (batch, channels, *size)).astype(np.float32)

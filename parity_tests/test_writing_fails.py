@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.synthetic import SMALL, position_coded, snapshot
+from parity_tests.synthetic import SMALL, position_coded
 from weights_convert import WriteError, convert
 from weights_convert.formats import FORMATS
 from weights_convert.formats.base import tensor_bytes
@@ -26,20 +26,18 @@ def test_a_folder_that_cannot_be_written(run, suffix: str):
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_a_full_disk(folder, suffix: str):
+def test_a_full_disk(unchanged, suffix: str):
     limited = (
         "import resource, sys; from weights_convert.__main__ import main; "
         "resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); sys.exit(main(sys.argv[2:]))"
     )
-    before = snapshot(folder)
     for size in (100, 5000):
-        command = ["convert", "good.pth", f"good{suffix}", "--overwrite"]
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", limited, str(size), *command],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        command = ["-c", limited, str(size), "convert", "good.pth", f"good{suffix}", "--overwrite"]
+        with unchanged():
+            done = subprocess.run(
+                [sys.executable, "-W", "error", *command], capture_output=True, text=True, check=False
+            )
         assert (done.returncode, done.stderr) == (3, f"good{suffix}: could not be written (File too large)\n")
-        assert snapshot(folder) == before
 
 
 def failing_writer(suffix: str, damage: str) -> Callable[..., None]:
@@ -77,24 +75,23 @@ FAILURES = {
 @pytest.mark.quick
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("damage", FAILURES)
-def test_a_writer_that_fails(folder, run, monkeypatch, suffix: str, damage: str):
+def test_a_writer_that_fails(run, unchanged, monkeypatch, suffix: str, damage: str):
     name, container = next((n, c) for n, c in FORMATS.items() if suffix in c.suffixes)
     failing = dataclasses.replace(container, write=failing_writer(suffix, damage))
     monkeypatch.setitem(FORMATS, name, failing)
-    before = snapshot(folder)
     for target in (f"good{suffix}", f"new{suffix}"):
-        with pytest.raises(WriteError, match=FAILURES[damage]):
+        with unchanged(), pytest.raises(WriteError, match=FAILURES[damage]):
             convert("good.npz", target, overwrite=True)
-        ran = run("convert", "good.npz", target, "--overwrite")
+        with unchanged():
+            ran = run("convert", "good.npz", target, "--overwrite")
         assert ran.code == 3
         assert ran.err.startswith(f"{target}: ")
-        assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("target", ["good", "new"])
-def test_renaming_that_fails(folder, run, monkeypatch, suffix: str, target: str):
-    before, rename = snapshot(folder), Path.replace
+def test_renaming_that_fails(run, unchanged, monkeypatch, suffix: str, target: str):
+    rename = Path.replace
     last = f"{target}{suffix}" + (".index" if suffix == ".ckpt" else "")
 
     def fail_once(self: Path, other: Path) -> Path:
@@ -103,7 +100,7 @@ def test_renaming_that_fails(folder, run, monkeypatch, suffix: str, target: str)
         return rename(self, other)
 
     monkeypatch.setattr(Path, "replace", fail_once)
-    ran = run("convert", "good.npz", f"{target}{suffix}", "--overwrite")
+    with unchanged():
+        ran = run("convert", "good.npz", f"{target}{suffix}", "--overwrite")
     assert ran.code == 3
     assert "could not be renamed into place (Input/output error)" in ran.err
-    assert snapshot(folder) == before

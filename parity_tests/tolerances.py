@@ -19,7 +19,7 @@ FLOAT32_FACTOR = 8
 # A float32 value cannot be told from its neighbours any better, however small the measured noise is.
 FLOAT32_RESOLUTION = float(np.finfo(np.float32).eps)
 
-# float32 gradients of nets of a few layers; of deep ones torch itself is off by 0.04 to 0.17 (no claim there).
+# float32 gradients of nets of a few layers; deep ones: torch itself is off by 0.04 to 0.17.
 FLOAT32_SHALLOW_GRADIENT = 3e-5
 
 

@@ -10,7 +10,7 @@ Example:
     ('se_resnet20', (1, 16))
 """
 
-from weights_convert.checkpoint import Checkpoint, load
+from weights_convert.checkpoint import Checkpoint
 from weights_convert.convert import convert, save
 from weights_convert.errors import (
     DestinationError,
@@ -21,6 +21,7 @@ from weights_convert.errors import (
     WriteError,
 )
 from weights_convert.frameworks import load_into, load_model, state_of
+from weights_convert.loading import load
 from weights_convert.plan import Plan
 from weights_convert.spec import MODELS, AttentionSpec, ResNetSpec, model_spec, parameters
 

@@ -168,8 +168,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
-    from weights_convert.checkpoint import load
     from weights_convert.examine import facts
+    from weights_convert.loading import load
 
     check_json_target(arguments.json, arguments.file)
     with load(arguments.file) as checkpoint:
@@ -196,8 +196,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def run_diff(arguments: argparse.Namespace) -> int:
-    from weights_convert.checkpoint import load
     from weights_convert.examine import diff
+    from weights_convert.loading import load
 
     check_json_target(arguments.json, arguments.a, arguments.b)
     with load(arguments.a) as a, load(arguments.b) as b:

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from weights_convert.checkpoint import Checkpoint, load
+from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
 from weights_convert.formats.base import Format, tensor_bytes
+from weights_convert.loading import load
 from weights_convert.plan import Move, Plan, make_plan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all

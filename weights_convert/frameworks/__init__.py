@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from weights_convert.checkpoint import Checkpoint, load
+from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError, SpecError, nearest
+from weights_convert.loading import load
 from weights_convert.recognise import matters_unseen
 from weights_convert.spec import ResNetSpec, make_spec, parameters
 

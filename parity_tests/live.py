@@ -1,0 +1,66 @@
+"""Live networks for tests, what must be in them bit for bit, and what is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow.compat.v1 as tf
+import torch
+
+import keras_impl
+import tf1_compat
+import torch_impl
+from parity_tests.synthetic import tiny
+from weights_convert import Checkpoint
+from weights_convert.layouts import LAYOUTS
+from weights_convert.spec import ResNetSpec
+
+NETWORKS = {
+    "none": tiny(groups=2, width_per_group=32, stem="deep", downsample_kernel=3, reduce_first=2),
+    "se": tiny(attention="se", block="basic", stem="3x3", depths=(1, 2)),
+    "cbam": tiny(attention="cbam", cbam_order="mean_max", cbam_spatial_bias=True, stride_in="conv1"),
+    "eca": tiny(attention="eca", eca_kernel_sizes=(5, 3), bn_epsilon=1e-3),
+}
+TO_TENSORFLOW = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}  # by rank: right for these tensors
+
+
+def without_counts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    return {name: checkpoint[name] for name in checkpoint if not name.endswith("num_batches_tracked")}
+
+
+def in_tensorflow(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
+    """What TensorFlow must hold: name under the network's scope -> array."""
+    rename, arrays = LAYOUTS["tf1"].rename, without_counts(checkpoint)
+    return {str(rename(n, checkpoint.spec)): a.transpose(TO_TENSORFLOW[a.ndim]) for n, a in arrays.items()}
+
+
+def assert_same(actual: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:
+    assert set(actual) == set(wanted)
+    for name, array in wanted.items():
+        assert (actual[name].dtype, actual[name].shape) == (array.dtype, array.shape), name
+        assert actual[name].tobytes() == array.tobytes(), name
+
+
+def torch_network(spec: ResNetSpec) -> torch.nn.Module:
+    return torch_impl.ResNet(**spec.model_kwargs())
+
+
+def keras_network(spec: ResNetSpec, **keywords: Any) -> keras.Model:
+    return keras_impl.ResNet(**spec.model_kwargs(), **keywords)
+
+
+def keras_values(layer: keras.Layer) -> dict[str, np.ndarray]:
+    """A layer's variables by their path below it, as Keras itself has them."""
+    return {v.path.partition("/")[2]: keras.ops.convert_to_numpy(v) for v in layer.weights}
+
+
+def tf1_network(session: tf.Session, spec: ResNetSpec, **keywords: Any) -> tf.Tensor:
+    """Put a network with random weights into a session; its logits."""
+    with session.graph.as_default():
+        placeholder = tf.placeholder(tf.float32, (None, None, None, spec.in_channels), name="images")
+        logits, _ = tf1_compat.resnet(placeholder, **spec.model_kwargs(), **keywords)
+        session.run(tf.global_variables_initializer())
+    return logits
