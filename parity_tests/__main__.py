@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +62,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, option) is not None:
             raise SpecError(f"--{option.replace('_', '-')} is not in this version")
     check_json_target(arguments.json)
-    checkpoints = [_checkpoint(what) for what in arguments.what]
+    sources = [_source(what) for what in arguments.what]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
     _check_installed(arguments.frameworks)
 
@@ -73,9 +74,10 @@ def _run(arguments: argparse.Namespace) -> int:
 
     console = Console(stderr=arguments.json == "-", highlight=False, soft_wrap=True)
     results = []
-    for what, checkpoint in zip(arguments.what, checkpoints, strict=True):
+    for what, source in zip(arguments.what, sources, strict=True):
+        checkpoint = source()
         spec = checkpoint.spec
-        assert isinstance(spec, ResNetSpec)  # _checkpoint takes no other
+        assert isinstance(spec, ResNetSpec)  # _source takes no other
         images = photographs(arguments.images or OWN, spec)
         dtypes = [arguments.dtype] if arguments.dtype else DTYPES
         with Console(stderr=True).status(what) as status:
@@ -97,18 +99,18 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if all(result.holds for result in results) else 1
 
 
-def _checkpoint(what: str) -> Checkpoint:
-    """A named model's random weights, or a file's own."""
+def _source(what: str) -> Callable[[], Checkpoint]:
+    """What makes a named model's random weights, or gives a file's own; bad input is refused at once."""
     if what in MODELS:
         from parity_tests.synthetic import weights
 
-        return weights(model_spec(what))
+        return partial(weights, model_spec(what))
     if not Path(what).exists() and os.sep not in what and "." not in what:
         raise SpecError(f"{what}: neither a model nor a file{nearest(what, MODELS)}")
     checkpoint = load(what)
     if not isinstance(checkpoint.spec, ResNetSpec):
         raise SpecError(f"{what}: holds {checkpoint.describe()}, expected a whole network")
-    return checkpoint
+    return lambda: checkpoint
 
 
 def _check_installed(frameworks: Sequence[str]) -> None:

@@ -1,7 +1,9 @@
 """Shared set-up of the tests: quiet TensorFlow, nothing that depends on the machine, and the command line."""
 
+import gc
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -11,6 +13,15 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def give_memory_back() -> Iterator[None]:
+    """Keras and TensorFlow keep what was built until they are told; whole networks add up to gigabytes."""
+    yield
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.clear_session()
+    gc.collect()
 
 
 class Ran(NamedTuple):

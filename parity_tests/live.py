@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import pytest
 import tensorflow.compat.v1 as tf
 import torch
 
@@ -24,6 +25,9 @@ NETWORKS = {
     "cbam": tiny(attention="cbam", cbam_order="mean_max", cbam_spatial_bias=True, stride_in="conv1"),
     "eca": tiny(attention="eca", eca_kernel_sizes=(5, 3), bn_epsilon=1e-3),
 }
+each_network = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.quick) if name == "cbam" else name for name in NETWORKS]
+)
 TO_TENSORFLOW = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}  # by rank: right for these tensors
 
 

@@ -17,6 +17,7 @@ import keras_impl
 from parity_tests.live import (
     NETWORKS,
     assert_same,
+    each_network,
     in_tensorflow,
     keras_network,
     keras_values,
@@ -34,8 +35,7 @@ TRAINED = tiny(attention="cbam", block="basic", depths=(1,), stem="3x3")
 # Files written here, read by the frameworks' own loaders
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
 @pytest.mark.parametrize("mmap", [False, True])
 def test_torch_loads_our_pth(tmp_path, name: str, mmap: bool):
     wanted = position_coded(NETWORKS[name])
@@ -45,8 +45,7 @@ def test_torch_loads_our_pth(tmp_path, name: str, mmap: bool):
     assert_same({name: tensor.numpy() for name, tensor in model.state_dict().items()}, dict(wanted))
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
 def test_safetensors_and_numpy_load_ours(tmp_path, name: str):
     wanted = position_coded(NETWORKS[name])
     save(wanted, tmp_path / "x.safetensors")
@@ -57,8 +56,7 @@ def test_safetensors_and_numpy_load_ours(tmp_path, name: str):
         assert_same({name: arrays[name] for name in arrays if name != "samenet"}, dict(wanted))
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
 def test_keras_loads_our_h5(tmp_path, name: str):
     wanted = position_coded(NETWORKS[name])
     save(wanted, tmp_path / "x.weights.h5")
@@ -76,9 +74,9 @@ def test_keras_loads_other_dtypes(tmp_path, dtype: str):
     assert_same(keras_values(model), {n: a.astype(dtype) for n, a in in_tensorflow(wanted).items()})
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize(
-    ("name", "scope"), [*((name, None) for name in NETWORKS), ("se", "net"), ("eca", "a/b")]
+    ("name", "scope"),
+    [pytest.param("cbam", None, marks=pytest.mark.quick), ("none", None), ("se", "net"), ("eca", "a/b")],
 )
 def test_tensorflow_restores_our_checkpoint(tmp_path, session, name: str, scope: str | None):
     wanted, path = position_coded(NETWORKS[name]), str(tmp_path / "x.ckpt")

@@ -16,6 +16,7 @@ import torch_impl
 from parity_tests.live import (
     NETWORKS,
     assert_same,
+    each_network,
     keras_network,
     tf1_network,
     torch_network,
@@ -28,8 +29,7 @@ from weights_convert.spec import Spec
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("name", NETWORKS)
+@each_network
 def test_live_models_take_and_give_every_bit(tmp_path, session, name: str):
     spec, wanted = NETWORKS[name], position_coded(NETWORKS[name])
     path = save(wanted, tmp_path / "x.safetensors").destination

@@ -5,6 +5,8 @@ Tiny networks for every keyword and odd and even sizes; every family once at ful
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import pytest
 
@@ -53,10 +55,19 @@ FULL_DEPTH = [
 ]
 
 
-def check_float64(spec: ResNetSpec, framework: str, images: np.ndarray, seed: int = 0) -> None:
-    """Every point within 1e-12 of the judge, and every weight in the live model bit for bit."""
+@lru_cache(maxsize=1)  # the frameworks vary fastest: one judgement serves the three of them
+def judged(spec: ResNetSpec, size: tuple[int, int], batch: int, seed: int):
+    """Weights, images, and what the judge makes of them."""
     weights = synthetic.weights(spec, seed)
-    reference = numpy_reference.resnet(images, weights, spec)
+    images = synthetic.images(size, batch, spec.in_channels, seed)
+    return weights, images, numpy_reference.resnet(images, weights, spec)
+
+
+def check_float64(
+    spec: ResNetSpec, framework: str, size: tuple[int, int], batch: int = 2, seed: int = 0
+) -> None:
+    """Every point within 1e-12 of the judge, and every weight in the live model bit for bit."""
+    weights, images, reference = judged(spec, size, batch, seed)
     outcome = RUNNERS[framework](spec, weights, images, "float64")
     assert list(outcome.points) == list(reference)
     errors = {p: tolerances.relative_error(outcome.points[p], reference[p]) for p in reference}
@@ -68,16 +79,14 @@ def check_float64(spec: ResNetSpec, framework: str, images: np.ndarray, seed: in
 @pytest.mark.parametrize("framework", RUNNERS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_float64(variant, framework):
-    spec = tiny(**VARIANTS[variant])
-    check_float64(spec, framework, synthetic.images(SIZES[1], channels=spec.in_channels))
+    check_float64(tiny(**VARIANTS[variant]), framework, SIZES[1])
 
 
 @pytest.mark.parametrize("framework", RUNNERS)
 @pytest.mark.parametrize("size", [SIZES[0], SIZES[2]], ids=str)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_float64_at_other_sizes(variant, size, framework):
-    spec = tiny(**VARIANTS[variant])
-    check_float64(spec, framework, synthetic.images(size, channels=spec.in_channels, seed=1), seed=1)
+    check_float64(tiny(**VARIANTS[variant]), framework, size, seed=1)
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -105,7 +114,7 @@ def check_float32(spec: ResNetSpec, images: np.ndarray) -> None:
 @pytest.mark.parametrize("framework", RUNNERS)
 @pytest.mark.parametrize("name", FULL_DEPTH)
 def test_full_depth_float64(name, framework):
-    check_float64(model_spec(name), framework, synthetic.images((65, 64), batch=1))
+    check_float64(model_spec(name), framework, (65, 64), batch=1)
 
 
 @pytest.mark.parametrize("name", ["se_resnext50_32x4d", "cbam_resnet18", "eca_resnet34", "senet154"])

@@ -76,13 +76,9 @@ def bit_coded(spec: Spec, dtype: str) -> Checkpoint:
 # --------------------------------------------------------------------------------------------------
 
 
-PAIRED = [
-    "cbam",
-    *(pytest.param(f"block {name}", marks=pytest.mark.quick) for name in ("cbam_input", "eca_5")),
-]
-
-
-@pytest.mark.parametrize("name", PAIRED)
+@pytest.mark.parametrize(
+    "name", ["se", "block cbam_input", pytest.param("block eca_5", marks=pytest.mark.quick)]
+)
 def test_there_and_back_between_all_pairs(tmp_path, name: str):
     wanted = position_coded(SPECS[name])
     firsts = {place: put(wanted, place, tmp_path / place) for place in PLACES}
@@ -144,7 +140,6 @@ def test_dtypes_that_were_asked_for(tmp_path):
         assert_same(checkpoint, wanted)
 
 
-@pytest.mark.quick
 def test_equal_weights_are_equal_files(tmp_path):
     wanted = position_coded(SPECS["cbam"])
     first = {place: content(put(wanted, place, tmp_path / f"{place} 1")) for place in PLACES}
