@@ -80,6 +80,17 @@ def test_what_is_no_checkpoint(folder, run, kind: str):
     assert not Path("x.npz").exists()
 
 
+def test_an_array_of_another_size_than_it_says(run):
+    np.savez("a.npz", **arrays_with({}))
+    with zipfile.ZipFile("a.npz") as whole, zipfile.ZipFile("cut.npz", "w") as cut:
+        for name in whole.namelist():
+            content = whole.read(name)
+            cut.writestr(name, content.replace(b"(5, 8)", b"(5,80)") if name == "fc.weight.npy" else content)
+    ran = run("inspect", "cut.npz")
+    assert ran.code == 2
+    assert "entry 'fc.weight.npy' has 288 bytes, expected 1728 for (5, 80) float32" in ran.lines[0]
+
+
 # --------------------------------------------------------------------------------------------------
 # Tensors that do not fit: all of them in one list, under the names that the file has
 

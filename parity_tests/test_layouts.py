@@ -27,6 +27,7 @@ VARIANTS = [  # of `tiny`: every keyword that leaves a trace in names and shapes
     {"groups": 4, "width_per_group": 16},
     {"groups": 2, "width_per_group": 48, "width": 10},  # 7.5 channels a group: rounded down
     {"width_per_group": 50, "width": 10},
+    {"width_per_group": 50, "width": 10, "depths": (1,)},
     {"groups": 8, "width_per_group": 32, "width": 16},
     {"width_per_group": 128},
     {"reduce_first": 2},

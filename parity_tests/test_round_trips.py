@@ -148,6 +148,16 @@ def test_equal_weights_are_equal_files(tmp_path):
         assert content(put(wanted, place, tmp_path / f"{place} 2")) == first[place], place
 
 
+def test_what_a_checkpoint_gives_cannot_be_changed(tmp_path):
+    given = dict.fromkeys(["conv.weight"], np.ones((1, 1, 3), np.float32))
+    in_memory = Checkpoint.from_arrays(given)
+    with load(put(in_memory, "pth", tmp_path)) as of_file:
+        for checkpoint in (in_memory, of_file):
+            with pytest.raises(ValueError, match="read-only"):
+                checkpoint["conv.weight"][...] = 2
+    given["conv.weight"][...] = 3  # the caller's own array is still the caller's
+
+
 # --------------------------------------------------------------------------------------------------
 # Arrays in every state of memory
 
