@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -233,10 +232,8 @@ def test_odd_file_names(run):
 
 
 def python(*arguments: str, stdout: int | object = subprocess.PIPE) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).parent.parent)  # the current directory is another one
     return subprocess.run(
         [sys.executable, "-W", "error", *arguments],
-        env=os.environ | {"PYTHONPATH": root},
         stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import os
 import re
 import subprocess
 import sys
@@ -35,11 +34,9 @@ def test_the_readme_example_prints_what_it_says(tmp_path):
     """In a process of its own, in an empty folder, as a reader would run it."""
     code = next(block for block in blocks("python") if "cbam.pth" in block)
     assert len(code.splitlines()) <= 10
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env=environment,
         capture_output=True,
         text=True,
         check=False,
