@@ -11,14 +11,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
-
 from weights_convert.__main__ import main as weights_convert_main
 from weights_convert.spec import CHOICES, MODELS, ResNetSpec, count_parameters, model_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-pytestmark = pytest.mark.quick
 
 
 def blocks(language: str) -> list[str]:

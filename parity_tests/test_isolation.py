@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax"}
 HEAVY = FRAMEWORKS | {"rich", "PIL", "matplotlib", "hypothesis", "pytest"}
-pytestmark = pytest.mark.quick
 
 
 def python(code: str, cwd: Path, **environment: str) -> str:

@@ -12,7 +12,6 @@ from parity_tests.synthetic import tiny
 from weights_convert import load_into, state_of
 
 SPECS = {kind: tiny(attention=kind, groups=4, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}
-pytestmark = pytest.mark.quick
 
 
 @pytest.fixture(params=SPECS)

@@ -15,7 +15,6 @@ from torch_impl.blocks import Bottleneck
 from torch_impl.resnet import _STEM_POOLS
 
 SIZES = [(7, 7), (8, 8), (7, 8), (2, 3), (12, 5)]
-pytestmark = pytest.mark.quick
 
 
 def inputs(size: tuple[int, int]) -> np.ndarray:
