@@ -148,6 +148,7 @@ def test_names_in_files_are_printed_without_control_characters(run):
 METADATA = [  # what the file says of itself, and what is said to that
     ("{", "its 'samenet' metadata is not JSON"),
     ("[]", "its 'samenet' metadata is list, expected an object"),
+    ('{"mapping_version": 2}', "written by a newer samenet, mapping version 2 (here: 1)"),
     ('{"spec": []}', "'spec' in its metadata is a list, expected dict"),
     ('{"spec": {}}', "its metadata has kind None"),
     ('{"spec": {}, "kind": ["resnet"]}', "its metadata has kind"),

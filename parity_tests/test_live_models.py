@@ -153,6 +153,15 @@ def test_what_a_file_only_assumes_is_not_held_against_the_model(tmp_path):
         load_into(model, said)
 
 
+def test_the_same_network_in_other_words_is_accepted(session):
+    source = position_coded(tiny(attention="se", reduction=4))  # hidden 8, 16 of 32, 64 channels
+    spec = tiny(attention="se", reduction=4, hidden_rule="multiple_of_8", cbam_kernel_size=3)
+    tf1_network(session, spec)
+    for model in (torch_network(spec), keras_network(spec), session):
+        load_into(model, source)
+        assert_same(without_counts(state_of(model)), without_counts(source))
+
+
 def test_one_wrong_tensor_leaves_the_model_alone(session):
     spec = tiny(**BASE)
     arrays = dict(position_coded(spec))
