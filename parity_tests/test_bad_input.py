@@ -102,15 +102,15 @@ TENSORS = [  # changes, and the lines below the message
     ({"layer1.0.bn1.gamma": np.zeros(8)}, ["extra: layer1.0.bn1.gamma (8,)"]),
     ({"layer1.0.bn1.running_var": None, "layer1.0.se.fc1.bias": None, "zebra": FC, "fc.weight": FC.T},
      ["missing: layer1.0.bn1.running_var (8,)", "missing: layer1.0.se.fc1.bias (2,)", "extra: zebra (5, 8)",
-      "misshapen: fc.weight (8, 5), expected (5, 8) (PyTorch's axes)"]),
+      "misshapen: fc.weight (8, 5), expected (5, 8)"]),
     ({"layer1.0.se.fc1.weight": np.zeros((8, 2), np.float32)},
-     ["misshapen: layer1.0.se.fc1.weight (8, 2), expected (2, 8) (PyTorch's axes)"]),
+     ["misshapen: layer1.0.se.fc1.weight (8, 2), expected (2, 8)"]),
     ({"fc.bias": np.zeros(5, np.int64)}, ["wrong dtype: fc.bias is int64, expected a float dtype"]),
     ({"fc.bias": np.zeros(5, bool)}, ["wrong dtype: fc.bias is bool, expected a float dtype"]),
     ({"bn1.num_batches_tracked": np.array(1.5)},
      ["wrong dtype: bn1.num_batches_tracked is float64, expected an integer dtype"]),
     ({"bn1.num_batches_tracked": np.zeros(1, np.int64)},
-     ["misshapen: bn1.num_batches_tracked (1,), expected () (PyTorch's axes)"]),
+     ["misshapen: bn1.num_batches_tracked (1,), expected ()"]),
 ]  # fmt: skip
 
 

@@ -57,15 +57,18 @@ BAD = [  # arguments after `convert`, and what the one line says
     ("good.pth x.npz --dtype bfloat16", r"is bfloat16, which \.npz cannot hold; use another container"),
     ("good.pth x.npz --from kers", r"there is no family 'kers'; did you mean 'keras'\?; known: torch, keras"),
     ("good.pth x.npz --to kers", r"there is no family 'kers'; did you mean 'keras'\?"),
-    ("good.pth x.npz --from timm", r"the family 'timm' is not in this version; known: torch, keras, tf1"),
-    ("good.pth x.npz --to cadene", r"the family 'cadene' is not in this version"),
+    ("good.pth x.npz --from timm", r"its tensors are not those of timm's resnet; 2 do not fit"),
+    ("good.pth x.npz --from timmm", r"there is no family 'timmm'; did you mean 'timm'\?"),
+    ("good.pth x.npz --to cadene", r"cadene's networks are not an unnamed resnet; 1 keywords differ"),
+    ("good.pth x.npz --to qubvel", r"the family 'qubvel' is only read; written are torch, keras"),
+    ("good.pth x.npz --to eca", r"eca has no place for an unnamed resnet"),
     ("good.pth x.ckpt --to torch", r"the torch layout goes into \.npz and \.safetensors only; \.ckpt takes"),
     ("good.pth x.pth --to keras", r"the keras layout goes into \.npz and \.safetensors only; \.pth takes"),
     ("good.npz x.pth --scope net", r"--scope belongs to the tf1 layout, and this is written as torch"),
     ("good.ckpt x.pth --scope net", r"good\.ckpt: has no scope 'net'; its names are like \['bn1/beta'\]"),
     ("good.pth x.npz --key nope", r"good\.pth: no entry 'nope' that holds tensors"),
     ("good.npz x.pth --key state_dict", r"--key chooses an entry of a PyTorch file, and this is npz"),
-    ("good.pth x.npz --from tf1", r"the names of its \d+ tensors are those of no known family"),
+    ("good.pth x.npz --from tf1", r"the names of its \d+ tensors are not those of tf1"),
     ("good.pth x.npz --model resnet18", r"not those of resnet18; \d+ do not fit:"),
     ("good.pth x.npz --set depths=2", r"depths=2: expected the number of blocks"),
     ("good.pth x.npz --set depths=(2,)", r"\d+ do not fit:"),
@@ -196,11 +199,7 @@ def test_list_and_table(run):
     models = dict(line.split("\t") for line in run("list", "models").out.splitlines()[1:])
     assert list(models) == list(MODELS)
     assert models["se_resnet50"] == "28,088,024"
-    assert [line.split("\t")[0] for line in run("list", "families").out.splitlines()[1:]] == [
-        "torch",
-        "keras",
-        "tf1",
-    ]
+    assert [line.split("\t")[0] for line in run("list", "families").out.splitlines()[1:]] == list(FAMILIES)
     formats = [line.split("\t")[1] for line in run("list", "formats").out.splitlines()[1:]]
     assert formats == [".pth .pt", ".safetensors", ".npz", ".weights.h5", ".ckpt"]
     assert run("list").out.count("\n") > len(MODELS) + 8

@@ -192,8 +192,7 @@ def arrays_in(layout: str, spec: Spec, prefix: str = "") -> dict[str, np.ndarray
     arrays = {}
     for name in checkpoint:
         if (renamed := rules.rename(name, spec)) is not None:
-            axes = rules.axes_from_canonical(str(role_of(name)))
-            arrays[prefix + renamed] = checkpoint[name] if axes is None else checkpoint[name].transpose(axes)
+            arrays[prefix + renamed] = rules.to_file(name, checkpoint[name])
     return arrays
 
 

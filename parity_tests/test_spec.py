@@ -14,7 +14,7 @@ import torch_impl
 from parity_tests.synthetic import tiny
 from weights_convert import frameworks, state_of
 from weights_convert.errors import SpecError
-from weights_convert.layouts import LAYOUTS, permuted
+from weights_convert.layouts import LAYOUTS
 from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec, parameters
 
 COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFAR sizes 10
@@ -85,9 +85,9 @@ def tf1_tensors(**keywords: object) -> dict[str, tuple[int, ...]]:
 def expected(spec: ResNetSpec, family: str) -> dict[str, tuple[int, ...]]:
     """Every tensor's name and shape in a framework, from the spec."""
     layout, found = LAYOUTS[family], {}
-    for name, shape, role in parameters(spec):
+    for name, shape, _ in parameters(spec):
         if renamed := layout.rename(name, spec):
-            found[renamed] = permuted(shape, layout.axes_from_canonical(role))
+            found[renamed] = layout.shape_in_file(name, shape)
     return found
 
 
@@ -155,9 +155,7 @@ def check_keras(spec: ResNetSpec) -> None:
     shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
     layout = LAYOUTS["keras"]
     assert shapes == {
-        p.name: permuted(p.shape, layout.axes_from_canonical(p.role))
-        for p in parameters(spec)
-        if p.role != "count"
+        p.name: layout.shape_in_file(p.name, p.shape) for p in parameters(spec) if p.role != "count"
     }
 
 

@@ -9,6 +9,7 @@ import argparse
 import ast
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rich.console import Console
-
-OTHER_FAMILIES = {"timm", "cadene", "torchvision", "moskomule", "cbam", "eca", "luuuyi", "mmpretrain"}
-OTHER_FAMILIES |= {"pytorchcv", "tensorflowcv", "hikapok", "kobiso", "tutorial_cbam", "qubvel"}
-OTHER_FAMILIES |= {"keras_applications"}
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -45,15 +42,18 @@ def parser() -> Parser:
     convert = commands.add_parser("convert", help="write a checkpoint into another container or layout")
     convert.add_argument("src", metavar="SRC", help="any checkpoint; what it is, its content says")
     convert.add_argument("dst", metavar="DST", help="its suffix says what to write (list formats)")
-    convert.add_argument("--model", metavar="NAME", help="the architecture (list models)")
-    convert.add_argument(
-        "--set", metavar="KEY=VALUE", type=setting, action="append", default=[], dest="settings"
-    )
-    convert.add_argument("--from", metavar="FAMILY", dest="from_family", help="how SRC names its tensors")
-    convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="how DST is to name them")
-    convert.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
+    _add_reading_options(convert)
+    convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="how DST is to name its tensors")
     convert.add_argument("--dtype", metavar="D", help="float16, bfloat16, float32 or float64")
-    convert.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
+    convert.add_argument(
+        "--reorder-classes", metavar="FILE", help="on line i the class of SRC that becomes class i, from 0"
+    )
+    convert.add_argument(
+        "--fold-bn", action="store_true", help="batch norms go into the convolutions; for inference only"
+    )
+    convert.add_argument(
+        "--fold-bias", action="store_true", help="biases before batch norms go into the running means"
+    )
     convert.add_argument("--strict", action="store_true", help="NaN and infinity are errors")
     convert.add_argument("--overwrite", action="store_true", help="replace DST")
     convert.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
@@ -62,6 +62,7 @@ def parser() -> Parser:
 
     inspect = commands.add_parser("inspect", help="what a file holds, and how to convert it")
     inspect.add_argument("file", metavar="FILE")
+    _add_reading_options(inspect)
     inspect.add_argument("--json", metavar="FILE")
     inspect.set_defaults(run=run_inspect)
 
@@ -86,6 +87,25 @@ def parser() -> Parser:
     table.add_argument("model", metavar="MODEL")
     table.set_defaults(run=run_table)
     return root
+
+
+def _add_reading_options(command: argparse.ArgumentParser) -> None:
+    """What the user knows of a file and the file does not say."""
+    command.add_argument("--model", metavar="NAME", help="the architecture (list models), or FAMILY:NAME")
+    command.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        type=setting,
+        action="append",
+        default=[],
+        dest="settings",
+        help="a keyword of the architecture, such as stride_in=conv1",
+    )
+    command.add_argument(
+        "--from", metavar="FAMILY", dest="from_family", help="whose file it is (list families)"
+    )
+    command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
+    command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -126,8 +146,6 @@ def _discard_stdout() -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.convert import convert
 
-    for family in (arguments.from_family, arguments.to_family):
-        _refuse_other_family(family)
     check_json_target(arguments.json, arguments.src, arguments.dst)
     console = _console(arguments.json)
     with _progress(console) as progress:
@@ -141,6 +159,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
             key=arguments.key,
             dtype=arguments.dtype,
             scope=arguments.scope,
+            reorder_classes=arguments.reorder_classes,
+            fold_bn=arguments.fold_bn,
+            fold_bias=arguments.fold_bias,
             strict=arguments.strict,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
@@ -172,27 +193,53 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from weights_convert.loading import load
 
     check_json_target(arguments.json, arguments.file)
-    with load(arguments.file) as checkpoint:
+    with load(
+        arguments.file,
+        model=arguments.model,
+        settings=dict(arguments.settings),
+        family=arguments.from_family,
+        key=arguments.key,
+        scope=arguments.scope,
+    ) as checkpoint:
         report = facts(checkpoint)
+        report["convert"] = _suggestion(arguments, report)
         what = checkpoint.describe()
-    console = _console(arguments.json)
     dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
     rows = [
-        ("file", f"{report['path']} ({report['format']}, {report['family']} layout)"),
+        ("file", f"{report['path']} ({report['format']})"),
+        ("family", " = ".join([report["family"], *report["same_as"]]) + f": {report['about']}"),
         ("architecture", what),
+        ("fed", report["fed"] or "not said"),
         ("parameters", f"{report['parameters']:,} trainable"),
         ("tensors", f"{report['tensors']} ({dtypes}), {report['bytes']:,} bytes"),
         ("keywords", ", ".join(f"{key}={value!r}" for key, value in report["spec"].items())),
-        ("assumed", ", ".join(report["assumed"]) or "nothing: the file says it"),
+        ("assumed", ", ".join(report["assumed"]) or "nothing"),
         *(("odd", line) for line in report["odd"] or ["nothing"]),
         *(("left out", f"{name} ({text})") for name, text in report["left_out"].items()),
-        *(("note", line) for line in report["notes"]),
+        *(("note", line) for line in (*report["notes"], *report["cautions"])),
         ("convert", report["convert"]),
     ]
-    for title, text in rows:
-        _say(console, f"{title:<13} {text}")
+    _print_facts(_console(arguments.json), rows)
     write_json(arguments.json, report)
     return 0
+
+
+def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
+    """A command that converts the file into another framework's container, with the options that it needs."""
+    from weights_convert.formats import FORMATS
+
+    target = FORMATS["keras" if report["format"] in ("torch", "safetensors", "npz") else "torch"]
+    stem = report["path"]
+    for suffix in (*(suffix for container in FORMATS.values() for suffix in container.suffixes), ".h5"):
+        stem = stem.removesuffix(suffix)
+    words = ["weights-convert", "convert", report["path"], stem + target.suffixes[0]]
+    options = {"--model": arguments.model, "--from": arguments.from_family, "--key": arguments.key}
+    options["--scope"] = arguments.scope
+    for option, value in options.items():
+        words += [option, value] if value is not None else []
+    for key, value in arguments.settings:
+        words += ["--set", f"{key}={value}"]
+    return shlex.join(words)
 
 
 def run_diff(arguments: argparse.Namespace) -> int:
@@ -226,8 +273,8 @@ def run_check(arguments: argparse.Namespace) -> int:
 
 
 def run_list(arguments: argparse.Namespace) -> int:
+    from weights_convert.families import FAMILIES
     from weights_convert.formats import FORMATS
-    from weights_convert.layouts import LAYOUTS
     from weights_convert.spec import MODELS, count_parameters, model_spec
 
     tables: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[list[str]]]]] = {
@@ -235,7 +282,10 @@ def run_list(arguments: argparse.Namespace) -> int:
             ("model", "parameters"),
             lambda: ([name, f"{count_parameters(model_spec(name)):,}"] for name in MODELS),
         ),
-        "families": (("family", "an example"), lambda: [[name, _example(name)] for name in LAYOUTS]),
+        "families": (
+            ("family", "", "whose"),
+            lambda: [[f.name, "read, written" if f.written else "read", f.about] for f in FAMILIES.values()],
+        ),
         "formats": (
             ("format", "written as", "what it is", "layout"),
             lambda: [[f.name, " ".join(f.suffixes), f.description, f.own_family] for f in FORMATS.values()],
@@ -248,31 +298,19 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_table(arguments: argparse.Namespace) -> int:
-    from weights_convert.layouts import LAYOUTS, permuted
+    from weights_convert.layouts import LAYOUTS
     from weights_convert.spec import model_spec, parameters
 
     spec = model_spec(arguments.model)
     rows = []
-    for name, shape, role in parameters(spec):
+    for name, shape, _ in parameters(spec):
         renamed = [LAYOUTS[family].rename(name, spec) or "-" for family in ("torch", "keras", "tf1")]
-        rows.append([*renamed, str(shape), str(permuted(shape, LAYOUTS["tf1"].axes_from_canonical(role)))])
+        rows.append([*renamed, str(shape), str(LAYOUTS["tf1"].shape_in_file(name, shape))])
     _print_table(_console(None), ("torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"), rows)
     return 0
 
 
 # --------------------------------------------------------------------------------------------------
-
-
-def _example(family: str) -> str:
-    from weights_convert.layouts import LAYOUTS
-    from weights_convert.spec import model_spec
-
-    return str(LAYOUTS[family].rename("layer1.1.se.fc1.weight", model_spec("se_resnet50")))
-
-
-def _refuse_other_family(family: str | None) -> None:
-    if family in OTHER_FAMILIES:
-        raise errors.SpecError(f"the family {family!r} is not in this version; known: torch, keras, tf1")
 
 
 def _console(json_target: str | None) -> Console:
@@ -284,6 +322,21 @@ def _console(json_target: str | None) -> Console:
 
 def _say(console: Console, text: str) -> None:
     console.file.write(f"{errors.printable(text)}\n")  # not rich's print, which makes spaces of tabs
+
+
+def _print_facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+    """Titles and texts: wrapped beside one another on a terminal, a line each for a pipe."""
+    if not console.is_terminal:
+        for title, text in rows:
+            _say(console, f"{title:<13} {text}")
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    for title, text in rows:
+        table.add_row(Text(title, style="bold"), Text(errors.printable(text), overflow="fold"))
+    console.print(table, soft_wrap=False)
 
 
 def _print_table(console: Console, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:

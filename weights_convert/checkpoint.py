@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -10,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from weights_convert.errors import MismatchError, nearest
+from weights_convert.families.base import Preprocessing
 from weights_convert.formats.base import Reader, TensorInfo
+from weights_convert.layouts import LAYOUTS, Layout
 from weights_convert.recognise import infer
-from weights_convert.spec import AttentionSpec, Spec, make_spec, model_name, parameters
+from weights_convert.spec import AttentionSpec, Spec, make_spec, model_name, parameters, variant_of
 
 MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
 COUNTS = "num_batches_tracked"
@@ -39,6 +42,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         assumed: keywords of `spec` that the source did not show and that took their default.
         tensors: name -> `Tensor`, without reading.
         path, format, family: where it comes from; None for a live model.
+        same_as: other families whose files are read alike.
+        feeds: what the network was trained to be fed, where its family says so.
         metadata: what this project wrote into the file, {} for anyone else's.
         left_out: name -> description of what the source holds besides.
         notes: what a person should know about how the source was read.
@@ -52,6 +57,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         assumed: Iterable[str] = (),
         reader: Reader | None = None,
         family: str | None = None,
+        same_as: Iterable[str] = (),
+        feeds: Preprocessing | None = None,
         left_out: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
     ):
@@ -59,6 +66,8 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.spec = spec
         self.assumed = tuple(assumed)
         self.family = family
+        self.same_as = tuple(same_as)
+        self.feeds = feeds
         self.left_out = dict(left_out or {})
         self.notes = list(notes)
         self._reader = reader
@@ -79,8 +88,16 @@ class Checkpoint(Mapping[str, np.ndarray]):
         assumed = tuple(name for name in found.assumed if name not in keywords)
         spec = changed(found.spec, keywords)
         tensors = {name: in_memory(array, name) for name, array in arrays.items()}
-        check_against_spec("the arrays", spec, tensors, {}, lambda name: name)
+        infos = {name: tensor.info for name, tensor in tensors.items()}
+        if lines := misfits(spec, infos):
+            raise do_not_fit("the arrays", title(spec), lines)
         return cls(tensors, spec, assumed=assumed)
+
+    def derived(self, tensors: Mapping[str, Tensor], spec: Spec, note: str) -> Checkpoint:
+        """Another view of the same source, with one more note; closing either closes both."""
+        other = copy.copy(self)
+        other.tensors, other.spec, other.notes = dict(tensors), spec, [*self.notes, note]
+        return other
 
     def __getitem__(self, name: str) -> np.ndarray:
         array = self.tensors[name].read().view()
@@ -115,10 +132,13 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return model_name(self.spec)
 
     def describe(self) -> str:
-        """`se_resnet50`, `an unnamed resnet` or `one se block`: for messages."""
+        """`se_resnet50`, with what differs from the named model, or `one se block`: for messages."""
         if isinstance(self.spec, AttentionSpec):
             return f"one {self.spec.attention} block"
-        return self.model or "an unnamed resnet"
+        name, other = variant_of(self.spec)
+        if name is None:
+            return "an unnamed resnet"
+        return f"{name} with {', '.join(f'{k}={v!r}' for k, v in other.items())}" if other else name
 
 
 def _native(array: np.ndarray) -> np.ndarray:
@@ -135,34 +155,53 @@ def changed(spec: Spec, keywords: Mapping[str, Any]) -> Any:
     return make_spec(type(spec), values | dict(keywords))
 
 
-def check_against_spec(
-    what: str,
+def misfits(
     spec: Spec,
-    tensors: Mapping[str, Tensor],
-    extra: Mapping[str, tuple[int, ...]],
-    in_file: Callable[[str], str],
-) -> None:
-    """Raise `MismatchError` that lists every missing, extra and misshapen tensor and every wrong dtype."""
-    wanted = {parameter.name: parameter for parameter in parameters(spec)}
-    missing = [name for name, p in wanted.items() if name not in tensors and p.role != "count"]
-    extras = {in_file(name): tensors[name].info.shape for name in tensors if name not in wanted} | dict(extra)
+    infos: Mapping[str, TensorInfo],
+    extra: Mapping[str, tuple[int, ...]] | None = None,
+    layout: Layout = LAYOUTS["torch"],
+    prefix: str = "",
+) -> list[str]:
+    """Every missing, extra and misshapen tensor and every wrong dtype, a line each, by its name in the file.
+
+    Args:
+        spec: the network that the tensors should be of.
+        infos: canonical name -> shape as the file keeps it, and dtype.
+        extra: name in the file -> shape, of what has no canonical name.
+        layout, prefix: how the file calls and keeps the tensors.
+    """
+
+    def in_file(name: str) -> str:
+        return prefix + layout.in_file(name, spec)
+
+    wanted = {p.name: (layout.shape_in_file(p.name, p.shape), p.role) for p in parameters(spec)}
+    missing = [name for name, (_, role) in wanted.items() if name not in infos and role != "count"]
+    extras = {in_file(name): infos[name].shape for name in infos if name not in wanted} | dict(extra or {})
     missing_names = [in_file(name) for name in missing]
-    details = [f"missing: {in_file(name)} {wanted[name].shape}" for name in missing]
+    details = [f"missing: {in_file(name)} {wanted[name][0]}" for name in missing]
     details += [f"extra: {name} {shape}{nearest(name, missing_names)}" for name, shape in extras.items()]
-    for name, parameter in wanted.items():
-        if name not in tensors:
+    for name, (expected, role) in wanted.items():
+        if name not in infos:
             continue
-        shape, dtype = tensors[name].info
-        if shape != parameter.shape:
-            details.append(f"misshapen: {in_file(name)} {shape}, expected {parameter.shape} (PyTorch's axes)")
-        elif not _fits(dtype, parameter.role):
-            kind = "an integer" if parameter.role == "count" else "a float"
+        shape, dtype = infos[name]
+        if shape != expected:
+            details.append(f"misshapen: {in_file(name)} {shape}, expected {expected}")
+        elif not _fits(dtype, role):
+            kind = "an integer" if role == "count" else "a float"
             details.append(f"wrong dtype: {in_file(name)} is {dtype}, expected {kind} dtype")
-    if details:
-        name = model_name(spec) or (
-            f"the {spec.attention} block" if isinstance(spec, AttentionSpec) else "resnet"
-        )
-        raise MismatchError(f"{what} are not those of {name}; {len(details)} do not fit:", details)
+    return details
+
+
+def do_not_fit(what: str, whose: str, lines: list[str]) -> MismatchError:
+    """The error for tensors that are not those of a network."""
+    return MismatchError(f"{what} are not those of {whose}; {len(lines)} do not fit:", lines)
+
+
+def title(spec: Spec) -> str:
+    """What a message calls a network: `se_resnet50`, `resnet`, `the se block`."""
+    if isinstance(spec, AttentionSpec):
+        return f"the {spec.attention} block"
+    return variant_of(spec)[0] or "resnet"
 
 
 def _fits(dtype: np.dtype, role: str) -> bool:

@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
+from weights_convert import changes
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
 from weights_convert.formats.base import Format, tensor_bytes
 from weights_convert.loading import load
-from weights_convert.plan import Move, Plan, make_plan
+from weights_convert.plan import DTYPES, Move, Plan, make_plan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -37,6 +38,9 @@ def convert(
     key: str | None = None,
     dtype: str | None = None,
     scope: str | None = None,
+    reorder_classes: str | Path | None = None,
+    fold_bn: bool = False,
+    fold_bias: bool = False,
     strict: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -50,6 +54,9 @@ def convert(
         to_family: the layout to write, by default the container's own.
         dtype: of the floating-point tensors; by default each keeps its own.
         scope: the variable scope of the network in a TF1 checkpoint, on whichever side that is.
+        reorder_classes: a permutation file, see `changes.read_permutation`.
+        fold_bn: batch norms go into the convolutions, for inference; see `changes.fold_bn`.
+        fold_bias: biases before batch norms go into the running means; see `changes.fold_bias`.
         strict: NaN and infinity are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.
@@ -62,6 +69,12 @@ def convert(
         WeightsConvertError: see its subclasses; the destination is then as it was before.
     """
     with load(src, model=model, settings=settings, family=from_family, key=key, scope=scope) as checkpoint:
+        if reorder_classes is not None:
+            checkpoint = _reordered(checkpoint, reorder_classes)
+        if fold_bias:
+            checkpoint = changes.fold_bias(checkpoint)
+        if fold_bn:
+            checkpoint = changes.fold_bn(checkpoint, DTYPES.get(dtype or ""))
         plan = make_plan(checkpoint, dst, family=to_family, dtype=dtype, scope=scope)
         check_destination(plan.destination, plan.container, overwrite)
         if not dry_run:
@@ -84,6 +97,12 @@ def save(
     check_destination(plan.destination, plan.container, overwrite)
     execute(plan, strict=strict)
     return plan
+
+
+def _reordered(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
+    classes = getattr(checkpoint.spec, "num_classes", 0)
+    order = changes.read_permutation(path, classes)
+    return changes.reorder_classes(checkpoint, order, str(path))
 
 
 def check_destination(path: Path, container: Format, overwrite: bool) -> None:
@@ -163,7 +182,7 @@ def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
                 f"{move.target.dtype.name}; use --dtype {wider}"
             )
         array = cast
-    return array if move.axes is None else np.asarray(array.transpose(move.axes), order="C")
+    return plan.layout.to_file(move.canonical, array)
 
 
 @contextmanager

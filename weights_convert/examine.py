@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections import Counter
 from typing import Any
 
 import numpy as np
 
 from weights_convert.checkpoint import Checkpoint
-from weights_convert.formats import FORMATS
-from weights_convert.spec import count_parameters
+from weights_convert.families import FAMILIES
+from weights_convert.families.base import concerns
+from weights_convert.spec import count_parameters, variant_of
 
 
 def facts(checkpoint: Checkpoint) -> dict[str, Any]:
     """Everything `inspect` tells. Reads every tensor, one at a time, to look for NaN and odd statistics."""
+    families = [FAMILIES[name] for name in (checkpoint.family, *checkpoint.same_as) if name is not None]
+    name, variant = variant_of(checkpoint.spec)
     dtypes = Counter(tensor.info.dtype.name for tensor in checkpoint.tensors.values())
     return {
         "path": str(checkpoint.path),
         "format": checkpoint.format,
         "family": checkpoint.family,
-        "model": checkpoint.model,
+        "same_as": list(checkpoint.same_as),
+        "about": families[0].about if families else "",
+        "model": name,
+        "variant": variant,
         "attention": checkpoint.spec.attention,
-        "spec": dataclasses.asdict(checkpoint.spec),
+        "spec": {
+            k: v for k, v in dataclasses.asdict(checkpoint.spec).items() if concerns(k, checkpoint.spec)
+        },
         "assumed": list(checkpoint.assumed),
         "parameters": count_parameters(checkpoint.spec),
         "tensors": len(checkpoint),
@@ -32,7 +39,9 @@ def facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "odd": oddities(checkpoint),
         "left_out": checkpoint.left_out,
         "notes": checkpoint.notes,
-        "convert": suggestion(checkpoint),
+        "cautions": [family.caution for family in families if family.caution],
+        "fed": str(checkpoint.feeds) if checkpoint.feeds else None,
+        "feeds": dataclasses.asdict(checkpoint.feeds) if checkpoint.feeds else None,
     }
 
 
@@ -46,17 +55,6 @@ def oddities(checkpoint: Checkpoint) -> list[str]:
         elif name.endswith("running_var") and (count := int((array <= 0).sum())):
             found.append(f"{name}: {count} variances are zero or negative")
     return found
-
-
-def suggestion(checkpoint: Checkpoint) -> str:
-    """A command that converts the file into another framework's container."""
-    source = str(checkpoint.path)
-    target = FORMATS["keras" if checkpoint.family == "torch" else "torch"]
-    stem = source
-    for container in FORMATS.values():
-        for suffix in container.suffixes:
-            stem = stem.removesuffix(suffix)
-    return f"weights-convert convert {shlex.quote(source)} {shlex.quote(stem + target.suffixes[0])}"
 
 
 def diff(a: Checkpoint, b: Checkpoint) -> list[dict[str, Any]]:

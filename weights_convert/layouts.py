@@ -13,13 +13,15 @@ does: ECA's three-dimensional kernel would break a rule that guesses from it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from weights_convert.spec import ResNetSpec, Spec, model_spec  # noqa: F401  (model_spec: in the example)
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Role(NamedTuple):
@@ -71,29 +73,90 @@ def role_of(name: str) -> str | None:
     return None
 
 
-@dataclass(frozen=True)
+_MLP = re.compile(r".+\.(se|cbam)\.(?:channel\.)?fc[12]\.weight")  # the weights of an attention's MLP
+
+
+@dataclass(frozen=True, kw_only=True)
 class Layout:
-    """One of this project's own ways to name and lay out the tensors of a model.
+    """One way to name and lay out the tensors of a model: one of this project's own, or of a family.
 
     Attributes:
         rename: (canonical name, spec) -> the name in a file, None where it has no place.
         parse: name in a file -> canonical name, None for a name that is not of this layout.
         tensorflow_axes: whether kernels are laid out as TensorFlow does it.
-        prefixes: what may stand before every name and is looked through.
+        mlp_1x1: the attentions whose MLP is kept as 1x1 convolutions.
         bookkeeping: names that are known not to be weights, and what they are.
+        scoped: whether a variable scope may stand before every name; else only a wrapper's `module.` may.
+        part: name in a file -> which part of a tensor it is, where groups are kept one by one.
+        marks: ends of names by which a network, and so its scope, is found in a file.
     """
 
     name: str
     rename: Callable[[str, Spec], str | None]
     parse: Callable[[str], str | None]
-    tensorflow_axes: bool
+    tensorflow_axes: bool = False
+    mlp_1x1: tuple[str, ...] = ()
     bookkeeping: tuple[tuple[re.Pattern[str], str], ...] = ()
+    scoped: bool = False
+    part: Callable[[str], int] = lambda name: 0  # noqa: ARG005
+    marks: tuple[str, ...] = ()
 
-    def axes_from_canonical(self, role: str) -> tuple[int, ...] | None:
-        return ROLES[role].to_tf if self.tensorflow_axes else None
+    def knows(self, name: str) -> bool:
+        """Whether a name in a file may be of this layout."""
+        return self.parse(name) is not None
 
-    def axes_to_canonical(self, role: str) -> tuple[int, ...] | None:
-        return ROLES[role].to_torch if self.tensorflow_axes else None
+    def assign(self, shapes: Shapes) -> dict[str, tuple[str, ...]]:
+        """Canonical name -> the names in a file whose tensors, side by side, are that tensor."""
+        found: dict[str, dict[int, str]] = {}
+        for name in shapes:
+            canonical = self.parse(name)
+            if canonical is not None:
+                found.setdefault(canonical, {}).setdefault(self.part(name), name)
+        return {canonical: tuple(parts[n] for n in sorted(parts)) for canonical, parts in found.items()}
+
+    def in_file(self, canonical: str, spec: Spec) -> str:
+        """The name in a file, for messages; a tensor without a place there keeps its own."""
+        return self.rename(canonical, spec) or canonical
+
+    def _stored(self, canonical: str) -> tuple[bool, Role | None]:
+        """Whether a tensor is kept as a 1x1 convolution, and the role by which it is laid out."""
+        role = role_of(canonical)
+        mlp = _MLP.fullmatch(canonical)
+        if mlp and mlp[1] in self.mlp_1x1:
+            return True, ROLES["conv2d"]
+        return False, ROLES[role] if role else None
+
+    def axes_from_canonical(self, canonical: str) -> tuple[int, ...] | None:
+        """The transposition from PyTorch's axes to the file's; None for none."""
+        _, role = self._stored(canonical)
+        return role.to_tf if role and self.tensorflow_axes else None
+
+    def shape_in_file(self, canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        expanded, _ = self._stored(canonical)
+        return permuted((*shape, 1, 1) if expanded else shape, self.axes_from_canonical(canonical))
+
+    def canonical_shape(self, canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The inverse of `shape_in_file`; a shape that cannot be comes back odd, to be refused later."""
+        expanded, role = self._stored(canonical)
+        shape = permuted(shape, role.to_torch if role and self.tensorflow_axes else None)
+        return shape[:2] if expanded and len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+    def to_file(self, canonical: str, array: np.ndarray) -> np.ndarray:
+        """The array as the file keeps it, C-contiguous."""
+        expanded, _ = self._stored(canonical)
+        return _transposed(
+            array[:, :, None, None] if expanded else array, self.axes_from_canonical(canonical)
+        )
+
+    def to_canonical(self, canonical: str, array: np.ndarray) -> np.ndarray:
+        """The inverse of `to_file`."""
+        expanded, role = self._stored(canonical)
+        array = _transposed(array, role.to_torch if role and self.tensorflow_axes else None)
+        return array.reshape(array.shape[:2]) if expanded else array
+
+
+def _transposed(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
+    return array if axes is None else np.asarray(array.transpose(axes), order="C")
 
 
 def permuted(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -116,7 +179,7 @@ def _torch_parse(name: str) -> str | None:
 # --------------------------------------------------------------------------------------------------
 # tf1: layer1_0/conv1/kernel, a number belongs to what stands before it
 
-_TF_LEAVES = {ROLES[role].tf: ROLES[role].torch for role in ROLES if ROLES[role].tf}
+TF_LEAVES = {ROLES[role].tf: ROLES[role].torch for role in ROLES if ROLES[role].tf}
 
 
 def _tf1_rename(name: str, spec: Spec) -> str | None:  # noqa: ARG001
@@ -130,7 +193,7 @@ def _tf1_rename(name: str, spec: Spec) -> str | None:  # noqa: ARG001
 def _tf1_parse(name: str) -> str | None:
     *path, leaf = name.split("/")
     module = re.sub(r"\b(layer\d+|downsample)_(\d+)\b", r"\1.\2", ".".join(path))
-    canonical = f"{module}.{_TF_LEAVES.get(leaf)}"
+    canonical = f"{module}.{TF_LEAVES.get(leaf)}"
     role = role_of(canonical)
     return canonical if role and ROLES[role].tf == leaf else None
 
@@ -175,19 +238,33 @@ def _keras_parse(name: str) -> str | None:
     return None
 
 
-_KERAS_BOOKKEEPING = (
-    (re.compile(r"(.*/)?optimizer/vars/\d+"), "optimizer state"),
+KERAS_BOOKKEEPING = (
+    (re.compile(r"(.*/)?optimizer/vars/\d+|optimizer_weights/.*"), "optimizer state"),
     (re.compile(r"(.*/)?(_?metrics|compile_metrics|loss_tracker|_loss_tracker)/.*"), "metric"),
     (re.compile(r"(.*/)?seed_generator/vars/\d+"), "random seed"),
 )
-_TF1_BOOKKEEPING = (
+TF1_BOOKKEEPING = (
     (re.compile(r".*/(Momentum|Adam|Adam_1|RMSProp|RMSProp_1|Adagrad|Ftrl|Ftrl_1)"), "optimizer slot"),
     (re.compile(r".*/(ExponentialMovingAverage|biased|local_step)"), "moving average"),
     (re.compile(r"(.*/)?(global_step|beta[12]_power(_1)?)"), "step count"),
 )
 
 LAYOUTS = {
-    "torch": Layout("torch", _torch_rename, _torch_parse, False),
-    "keras": Layout("keras", _keras_rename, _keras_parse, True, _KERAS_BOOKKEEPING),
-    "tf1": Layout("tf1", _tf1_rename, _tf1_parse, True, _TF1_BOOKKEEPING),
+    "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse),
+    "keras": Layout(
+        name="keras",
+        rename=_keras_rename,
+        parse=_keras_parse,
+        tensorflow_axes=True,
+        bookkeeping=KERAS_BOOKKEEPING,
+    ),
+    "tf1": Layout(
+        name="tf1",
+        rename=_tf1_rename,
+        parse=_tf1_parse,
+        tensorflow_axes=True,
+        bookkeeping=TF1_BOOKKEEPING,
+        scoped=True,
+        marks=("conv1/kernel", "channel/fc1/kernel", "fc1/kernel", "conv/kernel"),
+    ),
 }

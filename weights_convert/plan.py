@@ -10,11 +10,15 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from weights_convert.changes import as_in_family
 from weights_convert.checkpoint import COUNTS, MAPPING_VERSION, Checkpoint
-from weights_convert.errors import DestinationError, SpecError, nearest
+from weights_convert.detect import find_family
+from weights_convert.errors import DestinationError, MismatchError, SpecError, nearest
+from weights_convert.families import FAMILIES
+from weights_convert.families.base import Family
 from weights_convert.formats import format_for_writing
 from weights_convert.formats.base import Format, TensorInfo
-from weights_convert.layouts import LAYOUTS, permuted, role_of
+from weights_convert.layouts import Layout, role_of
 from weights_convert.spec import ResNetSpec
 
 DTYPES = {
@@ -26,6 +30,25 @@ DTYPES = {
 _ANY_LAYOUT = ("npz", "safetensors")  # containers in which a layout other than their own may stand
 
 
+def _takes(container: Format) -> list[str]:
+    """The families that may stand in a container: in PyTorch's, all that PyTorch loads."""
+    if container.name in _ANY_LAYOUT:
+        return [name for name, family in FAMILIES.items() if family.written]
+    return [
+        name
+        for name, family in FAMILIES.items()
+        if container.own_family == "torch" and family.written and family.own is None
+    ]
+
+
+def _writable(name: str) -> Family:
+    family = find_family(name)
+    if not family.written:
+        known = ", ".join(other.name for other in FAMILIES.values() if other.written)
+        raise SpecError(f"the family {name!r} is only read; written are {known}")
+    return family
+
+
 @dataclass
 class Move:
     """One tensor's way. `sha256` (of its little-endian bytes) is known after writing."""
@@ -33,7 +56,7 @@ class Move:
     canonical: str
     source_name: str
     target_name: str
-    axes: tuple[int, ...] | None
+    axes: tuple[int, ...] | None  # from canonical to target
     source: TensorInfo  # canonical shape
     target: TensorInfo
     sha256: str | None = None
@@ -47,6 +70,7 @@ class Plan:
     destination: Path
     container: Format
     family: str
+    layout: Layout
     scope: str | None
     checkpoint: Checkpoint
     moves: list[Move]
@@ -105,15 +129,14 @@ def make_plan(
     destination = Path(destination)
     container = format_for_writing(destination)
     family = family or container.own_family
-    if family not in LAYOUTS:
-        raise SpecError(
-            f"there is no family {family!r}{nearest(family, LAYOUTS)}; known: {', '.join(LAYOUTS)}"
-        )
-    if family != container.own_family and container.name not in _ANY_LAYOUT:
+    target_family = _writable(family)
+    if family not in (container.own_family, *_takes(container)):
+        only = ".npz and .safetensors only" if target_family.own else ".pth, .npz and .safetensors only"
+        takes = ", ".join([container.own_family, *_takes(container)])
         raise DestinationError(
-            f"{destination}: the {family} layout goes into .npz and .safetensors only; "
-            f"{container.suffixes[0]} takes the {container.own_family} layout"
+            f"{destination}: the {family} layout goes into {only}; {container.suffixes[0]} takes {takes}"
         )
+    checkpoint = as_in_family(checkpoint, target_family)
     if scope and family != "tf1" and checkpoint.family == "tf1":
         scope = None  # it chose the network in the source
     if scope and family != "tf1":
@@ -123,17 +146,20 @@ def make_plan(
     if dtype is not None and dtype not in DTYPES:
         raise SpecError(f"there is no dtype {dtype!r}{nearest(dtype, DTYPES)}; known: {', '.join(DTYPES)}")
 
-    layout, prefix = LAYOUTS[family], f"{scope.rstrip('/')}/" if scope else ""
+    layout = target_family.layout_of(checkpoint.spec)
+    prefix = f"{scope.rstrip('/')}/" if scope else ""
     moves, counts = [], {}
     for canonical, tensor in checkpoint.tensors.items():
         name, role = layout.rename(canonical, checkpoint.spec), role_of(canonical)
         assert role is not None  # a checkpoint holds the parameters of its spec
-        if name is None:
+        if name is None and role == "count":
             counts[canonical] = int(checkpoint[canonical])
             continue
-        axes = layout.axes_from_canonical(role)
+        if name is None:
+            raise MismatchError(f"{destination}: {family} has no place for {canonical}")
+        axes = layout.axes_from_canonical(canonical)
         wanted = DTYPES[dtype] if dtype and role != "count" else tensor.info.dtype
-        target = TensorInfo(permuted(tensor.info.shape, axes), wanted)
+        target = TensorInfo(layout.shape_in_file(canonical, tensor.info.shape), wanted)
         moves.append(Move(canonical, tensor.name, prefix + name, axes, tensor.info, target))
 
     metadata = {
@@ -152,6 +178,7 @@ def make_plan(
         destination,
         container,
         family,
+        layout,
         scope,
         checkpoint,
         moves,

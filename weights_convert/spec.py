@@ -248,6 +248,25 @@ def model_name(spec: Spec) -> str | None:
     return None
 
 
+_HEAD = ("num_classes", "in_channels")
+_STRUCTURE = ("block", "depths", "width", "groups", "width_per_group", "reduce_first", "attention")
+
+
+def variant_of(spec: Spec) -> tuple[str | None, dict[str, Any]]:
+    """The named model whose blocks a spec has, and the keywords in which it differs (classes apart).
+
+    >>> variant_of(model_spec("se_resnet50", stride_in="conv1", num_classes=7))
+    ('se_resnet50', {'stride_in': 'conv1'})
+    """
+    if isinstance(spec, ResNetSpec):
+        for name in MODELS:
+            named = model_spec(name)
+            if all(getattr(named, keyword) == getattr(spec, keyword) for keyword in _STRUCTURE):
+                values = vars(spec).items()
+                return name, {k: v for k, v in values if v != getattr(named, k) and k not in _HEAD}
+    return None, {}
+
+
 # --------------------------------------------------------------------------------------------------
 # Every tensor of a model, by name, shape and role.
 

@@ -56,6 +56,15 @@ class Reader(ABC):
     def read(self, name: str) -> np.ndarray:
         """The tensor `name`; `SourceError` if its bytes are missing or damaged."""
 
+    def said(self, key: str, kind: type) -> Any:
+        """What this project wrote into the file under `key`; None where it wrote nothing."""
+        value = self.metadata.get(key)
+        if value is not None and not isinstance(value, kind):
+            raise SourceError(
+                f"{self.path}: {key!r} in its metadata is a {type(value).__name__}, expected {kind.__name__}"
+            )
+        return value
+
     def close(self) -> None:  # noqa: B027  (a reader without an open file has nothing to close)
         """Close the file; reading after that is an error."""
 

@@ -1,14 +1,15 @@
-"""Keras 3 weights: `.weights.h5` read and written, `.keras` (a zip around one) read.
+"""Keras weights: `.weights.h5` read and written; `.keras` (a zip around one) and the older `.h5` read.
 
 Layout, from Keras's `saving_lib.py`: a group per layer, in it `vars/<i>`, the layer's variables in order,
-trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`. Only numbers are
-taken: neither a `.keras` file's config nor any code in it is looked at.
+trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`.
+The older `.h5` (`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` where a whole
+model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, neither a config nor any code.
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from io import BufferedRandom
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,10 @@ class KerasReader(Reader):
                 self._file = h5py.File(self._zip.open(_INNER), "r")
             else:
                 self._file = h5py.File(path, "r")
-            for name, dataset in _datasets(self._file, ""):
-                self._list(name, dataset)
+            datasets = dict(_datasets(self._file, ""))
+            self._paths = _short_names(datasets) if _is_older(self._file) else {n: n for n in datasets}
+            for name, path_inside in self._paths.items():
+                self._list(name, datasets[path_inside])
             text = self._file.attrs.get(METADATA_NAME)
         except _DAMAGE as error:
             self.close()
@@ -74,7 +77,7 @@ class KerasReader(Reader):
         shape, dtype = self.tensors[name]
         try:
             assert self._file is not None  # open until close()
-            array = np.asarray(self._file[name][()])
+            array = np.asarray(self._file[self._paths[name]][()])
         except _DAMAGE as error:
             raise SourceError(f"{self.path}: {one_line(name)} is damaged ({one_line(error)})") from None
         if dtype == _BFLOAT16:
@@ -85,6 +88,29 @@ class KerasReader(Reader):
         for file in (self._file, self._zip):
             if file is not None:
                 file.close()
+
+
+def _is_older(file: h5py.File) -> bool:
+    """Whether this is the layout of Keras 2, which Keras 3 still writes as `.h5`."""
+    return "model_weights" in file or any(name in file.attrs for name in ("layer_names", "layer_names0"))
+
+
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
+    """`conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`; layers inside layers keep their own names."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        layer, *inner = path.removeprefix("model_weights/").split("/")
+        leaf = inner[-1].removesuffix(":0") if inner else ""
+        found.setdefault(path if path.startswith("optimizer_weights/") else f"{layer}/{leaf}", []).append(
+            path
+        )
+    names = {}
+    for name, same in found.items():
+        for path in same:
+            inner_name = "/".join(path.removesuffix(":0").split("/")[-2:])
+            alone = len(same) == 1
+            names[name if alone else inner_name if inner_name not in names else path] = path
+    return names
 
 
 def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Dataset | None]]:

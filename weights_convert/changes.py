@@ -1,0 +1,199 @@
+"""Changes of a checkpoint that somebody asks for: classes reordered, batch norms folded, maps swapped.
+
+Each returns a new `Checkpoint` of the same file whose tensors are still read when asked for, and notes what
+was done. The file is not touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weights_convert.checkpoint import Checkpoint, Tensor, changed
+from weights_convert.errors import MismatchError, SourceError
+from weights_convert.families.base import Family
+from weights_convert.formats.base import TensorInfo
+from weights_convert.spec import ResNetSpec, parameters
+
+_TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # without effect on inference
+_BN = ("weight", "bias", "running_mean", "running_var")
+
+
+def _derived(
+    source: Checkpoint, tensors: Mapping[str, Tensor], keywords: Mapping[str, Any], note: str
+) -> Checkpoint:
+    """`source` with other tensors and keywords."""
+    spec = changed(source.spec, keywords)
+    order = [parameter.name for parameter in parameters(spec) if parameter.name in tensors]
+    return source.derived({name: tensors[name] for name in order}, spec, note)
+
+
+# --------------------------------------------------------------------------------------------------
+# The order of the classes
+
+
+def read_permutation(path: str | Path, classes: int) -> list[int]:
+    """A permutation file: on line i the number, in the source, of what becomes class i; both from 0.
+
+    Raises:
+        SourceError: it cannot be read, or is not a permutation of that many classes.
+    """
+    try:
+        words = Path(path).read_text("utf-8").split()
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    if not all(word.isascii() and word.isdigit() for word in words):
+        odd = next(word for word in words if not (word.isascii() and word.isdigit()))
+        raise SourceError(f"{path}: {odd[:20]!r} is not a class number; expected one number a line, from 0")
+    order = [int(word[:9]) for word in words]
+    if sorted(order) != list(range(classes)):
+        raise SourceError(
+            f"{path}: {len(order)} numbers, expected each of 0 ... {classes - 1} once (the network's classes)"
+        )
+    return order
+
+
+def _taken(tensor: Tensor, index: np.ndarray) -> np.ndarray:
+    return tensor.read()[index]
+
+
+def reorder_classes(source: Checkpoint, order: Sequence[int], origin: str) -> Checkpoint:
+    """The same network with its classes in another order: class i becomes the source's class order[i]."""
+    index = np.asarray(order)
+    tensors = dict(source.tensors)
+    for name in ("fc.weight", "fc.bias"):
+        if name not in tensors:
+            raise MismatchError(f"{source.describe()} has no classes to reorder: there is no {name}")
+        tensors[name] = tensors[name]._replace(read=partial(_taken, tensors[name], index))
+    moved = sum(new != old for new, old in enumerate(order))
+    return _derived(source, tensors, {}, f"classes reordered by {origin}: {moved} of {len(order)} move")
+
+
+# --------------------------------------------------------------------------------------------------
+# Batch norms and biases folded into their convolutions
+
+
+def _pairs(source: Checkpoint) -> list[tuple[str, str]]:
+    """(convolution, batch norm) of a network, and of CBAM's spatial gates."""
+    pairs = []
+    for name in source:
+        if name.endswith(".running_var"):
+            bn = name.removesuffix(".running_var")
+            conv = bn.removesuffix("1") + "0" if bn.endswith("downsample.1") else bn.replace("bn", "conv")
+            pairs.append((conv, bn))
+    return pairs
+
+
+def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
+    """The same network for inference, with every batch norm folded into the convolution before it.
+
+    W' = W gamma / sqrt(variance + epsilon) and b' = beta + (b - mean) gamma / sqrt(variance + epsilon),
+    computed in float64 and rounded once, to `dtype` or to what the kernel has.
+    """
+    pairs = _pairs(source)
+    if not pairs:
+        raise MismatchError(f"{source.describe()} has no batch norm to fold")
+    epsilon, tensors = source.spec.bn_epsilon, dict(source.tensors)
+
+    def values(bn: str, leaf: str) -> np.ndarray:
+        return source[f"{bn}.{leaf}"].astype(np.float64)
+
+    def scale(bn: str) -> np.ndarray:
+        return values(bn, "weight") / np.sqrt(values(bn, "running_var") + epsilon)
+
+    for conv, bn in pairs:
+        kernel = source.tensors[f"{conv}.weight"]
+        target = dtype or kernel.info.dtype
+        bias = source.tensors.get(f"{conv}.bias")
+
+        def folded_kernel(kernel: Tensor = kernel, bn: str = bn, target: np.dtype = target) -> np.ndarray:
+            return (kernel.read() * scale(bn)[:, None, None, None]).astype(target)
+
+        def folded_bias(bias: Tensor | None = bias, bn: str = bn, target: np.dtype = target) -> np.ndarray:
+            old = bias.read().astype(np.float64) if bias is not None else 0.0
+            return (values(bn, "bias") + (old - values(bn, "running_mean")) * scale(bn)).astype(target)
+
+        shape = kernel.info.shape
+        tensors[f"{conv}.weight"] = Tensor(TensorInfo(shape, target), kernel.name, folded_kernel)
+        tensors[f"{conv}.bias"] = Tensor(
+            TensorInfo(shape[:1], target), f"{kernel.name} (folded)", folded_bias
+        )
+    keywords: dict[str, Any] = {"norm": "bias"} if isinstance(source.spec, ResNetSpec) else {}
+    if source.spec.attention == "cbam" and source.spec.cbam_bn:
+        keywords |= {"cbam_bn": False, "cbam_spatial_bias": True}
+    return _derived(source, tensors, keywords, f"{len(pairs)} batch norms folded into their convolutions")
+
+
+def fold_bias(source: Checkpoint) -> Checkpoint:
+    """The same network without the biases of convolutions that a batch norm follows: mean' = mean - b."""
+    pairs = [(conv, bn) for conv, bn in _pairs(source) if f"{conv}.bias" in source and bn != "spatial.bn"]
+    if getattr(source.spec, "norm", None) != "bias_bn":
+        raise MismatchError(f"{source.describe()} has no biases before its batch norms to fold")
+    tensors = dict(source.tensors)
+    for conv, bn in pairs:
+        mean, bias = source.tensors[f"{bn}.running_mean"], tensors.pop(f"{conv}.bias")
+
+        def folded(mean: Tensor = mean, bias: Tensor = bias) -> np.ndarray:
+            value = mean.read().astype(np.float64) - bias.read().astype(np.float64)
+            return value.astype(mean.info.dtype)
+
+        tensors[f"{bn}.running_mean"] = mean._replace(read=folded)
+    return _derived(source, tensors, {"norm": "bn"}, f"{len(pairs)} biases folded into running means")
+
+
+# --------------------------------------------------------------------------------------------------
+# What another family needs
+
+
+def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:
+    """The checkpoint as a family's networks compute it; itself where they do already.
+
+    The order of CBAM's two maps can be had by swapping the kernel's two input channels.
+
+    Raises:
+        MismatchError: the family's networks compute something else; every keyword is named.
+    """
+    if family.own is not None:
+        return source
+    spec = source.spec
+    if spec.attention not in family.attentions or isinstance(spec, ResNetSpec) == bool(family.block):
+        raise MismatchError(f"{family.name} has no place for {source.describe()}")
+    if why := family.refuses(spec):
+        raise MismatchError(f"{family.name} has no place for {source.describe()}: {why}")
+    choices = [_differences(source, family.implied(spec, case)) for case in family.choices(spec)]
+    wanted = min(choices, key=len)
+    if wanted.pop("cbam_order", None):
+        source = _swap_maps(source)
+    trained = [keyword for keyword in wanted if keyword in _TRAINING_ONLY]
+    if trained:
+        values = ", ".join(f"{k}={getattr(spec, k)!r}, in {family.name} {wanted.pop(k)!r}" for k in trained)
+        source = source.derived(source.tensors, spec, f"differs in training only: {values}")
+    if wanted:
+        lines = [f"{k}: {getattr(spec, k)!r} here, {v!r} in {family.name}" for k, v in wanted.items()]
+        raise MismatchError(
+            f"{family.name}'s networks are not {source.describe()}; {len(lines)} keywords differ:", lines
+        )
+    return source
+
+
+def _differences(source: Checkpoint, implied: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: value for k, value in implied.items() if getattr(source.spec, k) != value}
+
+
+def _swapped(tensor: Tensor) -> np.ndarray:
+    return tensor.read()[:, ::-1]
+
+
+def _swap_maps(source: Checkpoint) -> Checkpoint:
+    """The same network with CBAM's two maps in the other order."""
+    order = "mean_max" if source.spec.cbam_order == "max_mean" else "max_mean"
+    tensors: dict[str, Tensor] = dict(source.tensors)
+    for name, old in source.tensors.items():
+        if name.endswith("spatial.conv.weight"):
+            tensors[name] = old._replace(read=partial(_swapped, old))
+    note = f"CBAM's maps become {order}: the two input channels of each spatial kernel are swapped"
+    return _derived(source, tensors, {"cbam_order": order}, note)

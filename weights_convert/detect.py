@@ -1,0 +1,311 @@
+"""Whose checkpoint a file is, and what network: from names and shapes alone.
+
+Every family reads the file in its way. Those whose tensors then fit, name by name and shape by shape, are
+candidates. Candidates that lead to the same tensors and the same spec are one answer; where the numbers
+would differ, only the user can tell, and the error shows how.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from weights_convert.checkpoint import changed, do_not_fit, misfits, title
+from weights_convert.errors import MismatchError, SourceError, SpecError, nearest
+from weights_convert.families import FAMILIES
+from weights_convert.families.base import Case, Family, skeleton
+from weights_convert.formats.base import Reader, TensorInfo
+from weights_convert.layouts import Layout
+from weights_convert.recognise import infer
+from weights_convert.spec import ResNetSpec, Spec, model_spec, variant_of
+
+# DataParallel, torch.compile, and the attributes under which training code keeps the network
+_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+
+
+@dataclass
+class Reading:
+    """A file's names as one layout reads them, before anything is known of the network."""
+
+    family: Family
+    layout: Layout
+    values: Mapping[str, Any]  # of the spec, by the variant of the names
+    prefix: str = ""
+    scopes: list[str] = field(default_factory=list)  # where there are several networks
+    names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # canonical -> in the file
+    extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def infos(self, reader: Reader) -> dict[str, TensorInfo]:
+        """Canonical name -> shape as the file keeps it, and dtype."""
+        return {canonical: self._info(reader, canonical) for canonical in self.names}
+
+    def info(self, reader: Reader, canonical: str) -> TensorInfo:
+        """Canonical shape, and dtype."""
+        shape, dtype = self._info(reader, canonical)
+        return TensorInfo(self.layout.canonical_shape(canonical, shape), dtype)
+
+    def _info(self, reader: Reader, canonical: str) -> TensorInfo:
+        parts = [reader.tensors[name] for name in self.names[canonical]]
+        shape = parts[0].shape
+        if len(parts) > 1:  # side by side along the last axis
+            shape = (*shape[:-1], sum(part.shape[-1] for part in parts if part.shape))
+            if any(part.shape[:-1] != shape[:-1] for part in parts):
+                shape = ()
+        return TensorInfo(shape, parts[0].dtype)
+
+    def misfits(self, reader: Reader, spec: Spec) -> list[str]:
+        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix)
+
+
+@dataclass
+class Candidate:
+    """A network that the file may hold."""
+
+    reading: Reading
+    spec: Spec
+    assumed: tuple[str, ...]
+    implied: dict[str, Any]
+    label: str | None  # the family's name for it
+    misfits: list[str]
+    same_as: list[Family] = field(default_factory=list)  # other families that read it alike
+
+    @property
+    def family(self) -> Family:
+        return self.reading.family
+
+    def check(self, reader: Reader) -> None:
+        """Raise `MismatchError` that lists the misfits, if there are any."""
+        if self.misfits:
+            whose = title(self.spec) if self.family.own else f"{self.family.name}'s {title(self.spec)}"
+            raise do_not_fit(f"{reader.path}: its tensors", whose, self.misfits)
+
+
+def detect(
+    reader: Reader,
+    *,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    family: str | None = None,
+    scope: str | None = None,
+) -> Candidate:
+    """The one network that the file holds.
+
+    Args:
+        model: NAME, an architecture of `spec.MODELS`, or FAMILY:NAME, by the family's own name for it.
+        settings: keywords of the spec that are known.
+        family: the naming of the tensors.
+        scope: the variable scope of the network in a TF1 checkpoint.
+
+    Raises:
+        MismatchError: the tensors fit no family, or do not fit; or several fit, with different numbers.
+    """
+    label = None
+    if model is not None and ":" in model:
+        family, _, label = model.partition(":")
+        model = None
+    families = [find_family(family)] if family else list(FAMILIES.values())
+    readings = [reading for f in families for reading in read(reader, f, scope)]
+    close = [r for r in readings if 2 * len(r.extra) <= len(r.extra) + len(r.names) and r.names]
+    found = [c for r in close for c in _candidates(reader, r, model, dict(settings or {}))]
+    if not found:
+        raise _unknown(reader, readings, family)
+    fitting = [c for c in found if not c.misfits]
+    if label is not None:
+        fitting = [c for c in fitting if c.label == label] or _no_such(reader, family, label, found)
+    if not fitting:
+        min(found, key=lambda c: len(c.misfits)).check(reader)
+    return _one_answer(reader, fitting)
+
+
+def declared(
+    reader: Reader, spec: Spec, assumed: tuple[str, ...], family: str | None, scope: str | None
+) -> Candidate:
+    """The network that the file's own metadata name; every tensor is held against it.
+
+    Raises:
+        MismatchError: the tensors are not that network's.
+    """
+    families = [find_family(family)] if family else list(FAMILIES.values())
+    readings = [r for f in families if (r := read_as(reader, f, f.layout_of(spec), {}, scope))]
+    best = max(readings, key=lambda r: len(r.names), default=None)
+    if best is None or 2 * len(best.extra) > len(reader.tensors):
+        raise _unknown(reader, readings, family)
+    _one_scope(reader, best)
+    candidate = Candidate(best, spec, assumed, {}, None, best.misfits(reader, spec))
+    candidate.check(reader)
+    return candidate
+
+
+def find_family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise SpecError(f"there is no family {name!r}{nearest(name, FAMILIES)}; known: {', '.join(FAMILIES)}")
+    return FAMILIES[name]
+
+
+def read(reader: Reader, family: Family, scope: str | None) -> list[Reading]:
+    """The file's names as a family may have meant them."""
+    _, layout = family.layouts(())[0]
+    prefix, _ = _prefix(reader, layout, scope)
+    modules = {re.sub(r"[./][^./]*$", "", name.removeprefix(prefix)) for name in reader.tensors}
+    readings = [read_as(reader, family, layout, values, scope) for values, layout in family.layouts(modules)]
+    return [reading for reading in readings if reading is not None]
+
+
+def read_as(
+    reader: Reader, family: Family, layout: Layout, values: Mapping[str, Any], scope: str | None
+) -> Reading | None:
+    """The file's names read by one layout; None where hardly any of them are its own."""
+    reading = Reading(family, layout, values)
+    reading.prefix, reading.scopes = _prefix(reader, layout, scope)
+    prefix = reading.prefix
+    inside: dict[str, tuple[int, ...]] = {}
+    for name, info in reader.tensors.items():
+        known = next((what for pattern, what in layout.bookkeeping if pattern.fullmatch(name)), None)
+        if known:
+            reading.left_out[name] = f"{known} {info.shape}"
+        elif not name.startswith(prefix):
+            reading.left_out[name] = f"outside the prefix {prefix!r}"
+        else:
+            inside[name.removeprefix(prefix)] = info.shape
+    # of names that differ in numbers only, one tells whether the layout knows them
+    kinds = Counter(map(skeleton, inside))
+    examples = {skeleton(name): name for name in inside}
+    if 2 * sum(n for kind, n in kinds.items() if layout.knows(examples[kind])) < len(inside):
+        reading.extra = {prefix + name: shape for name, shape in inside.items()}
+        return reading if any(layout.knows(name) for name in examples.values()) else None
+    assigned = layout.assign(inside)
+    reading.names = {c: tuple(prefix + name for name in names) for c, names in assigned.items()}
+    used = {name for names in assigned.values() for name in names}
+    reading.extra = {prefix + name: shape for name, shape in inside.items() if name not in used}
+    return reading
+
+
+def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str, list[str]]:
+    """What stands before every name: a wrapper's `module.`, or the TF1 scope; and all scopes there are."""
+    names = list(reader.tensors)
+    if not layout.scoped:
+        prefix = ""
+        while wrapper := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), None):
+            prefix += wrapper
+        return ("" if layout.tensorflow_axes else prefix), []
+    scope = scope if scope is not None else reader.said("scope", str)
+    if scope is not None:
+        prefix = f"{scope.rstrip('/')}/" if scope else ""
+        if not any(name.startswith(prefix) for name in names):
+            raise SourceError(f"{reader.path}: has no scope {scope!r}; its names are like {names[:1]}")
+        return prefix, []
+    for mark in layout.marks:
+        found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
+        outer = sorted(p for p in found if not any(p != q and p.startswith(q) for q in found))
+        if outer:
+            return outer[0], outer if len(outer) > 1 else []
+    return "", []
+
+
+def _candidates(
+    reader: Reader, reading: Reading, model: str | None, settings: dict[str, Any]
+) -> list[Candidate]:
+    """The networks that a reading may stand for: one, or the alternatives that only the user knows."""
+    family = reading.family
+    found = infer({name: reading.info(reader, name).shape for name in reading.names})
+    if found is None or (found.spec.attention not in family.attentions and not settings.get("attention")):
+        return []
+    network = isinstance(found.spec, ResNetSpec)
+    if family.block is not None and network == family.block:
+        return []
+    base: Any = found.spec
+    if model is not None:
+        base = model_spec(
+            model, **({"num_classes": base.num_classes, "in_channels": base.in_channels} if network else {})
+        )
+    if network:
+        base = changed(base, reading.values)
+    name = variant_of(base)[0]
+    candidates = []
+    for alternative in _alternatives(family, base, settings):
+        implied = family.implied(base, alternative)
+        spec = changed(base, implied | settings)
+        # a family says everything that no shape shows; our own layouts without metadata say nothing
+        unsaid = model is None and family.own is not None
+        assumed = tuple(k for k in found.assumed if k not in settings) if unsaid else ()
+        lines = reading.misfits(reader, spec)
+        if why := family.refuses(spec):
+            lines.insert(0, why)
+        label = family.label(name, alternative)
+        candidates.append(Candidate(reading, spec, assumed, implied, label, lines))
+    return candidates
+
+
+def _alternatives(family: Family, spec: Spec, settings: Mapping[str, Any]) -> list[Case | None]:
+    """The alternatives that do not contradict what the user has said; [None] where none is left."""
+    choices = family.choices(spec)
+    agreeing = [
+        case for case in choices
+        if case is None or all(settings.get(k, value) == value for k, value in case.implies.items())
+    ]  # fmt: skip
+    return agreeing or [None]
+
+
+def _one_answer(reader: Reader, fitting: list[Candidate]) -> Candidate:
+    """The candidate that all others agree with; an error that shows the choice where they do not."""
+    first, *others = fitting
+    for other in others:
+        if (other.spec, other.reading.names) != (first.spec, first.reading.names):
+            raise _ambiguous(reader, fitting)
+        if other.family is not first.family:
+            first.same_as.append(other.family)
+    _one_scope(reader, first.reading)
+    return first
+
+
+def _one_scope(reader: Reader, reading: Reading) -> None:
+    if reading.scopes:
+        raise SourceError(f"{reader.path}: holds several networks, choose one with --scope", reading.scopes)
+
+
+def _ambiguous(reader: Reader, fitting: list[Candidate]) -> MismatchError:
+    specs = [c.spec for c in fitting]
+    keywords = [k for k in vars(specs[0]) if len({getattr(spec, k, None) for spec in specs}) > 1]
+    lines = []
+    for candidate in fitting:
+        values = " ".join(f"--set {k}={getattr(candidate.spec, k)}" for k in keywords)
+        option = f"--model {candidate.family.name}:{candidate.label}" if candidate.label else values
+        lines.append(f"{option}  ({values})" if candidate.label else option)
+    return MismatchError(
+        f"{reader.path}: its names and shapes are those of {len(fitting)} networks that compute different "
+        "numbers; say which it is:",
+        lines,
+    )
+
+
+def _no_such(reader: Reader, family: str | None, label: str, found: list[Candidate]) -> list[Candidate]:
+    labels = list(dict.fromkeys(c.label for c in found if c.label))
+    raise MismatchError(
+        f"{reader.path}: is not {family}:{label}{nearest(label, labels)}; "
+        f"its tensors are those of {', '.join(f'{family}:{name}' for name in labels) or 'no named model'}"
+    )
+
+
+def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> MismatchError:
+    """No layout knows half of the names: which knows most of them, and which names it does not know."""
+    count = len(reader.tensors)
+    whose = f"not those of {family}" if family else "those of no known family"
+    best = max(readings, key=lambda r: sum(map(r.layout.knows, _inside(r))), default=None)
+    unknown = list(reader.tensors)
+    hint = ""
+    if best is not None:
+        known = {best.prefix + name for name in _inside(best) if best.layout.knows(name)}
+        unknown = [name for name in reader.tensors if name not in known] or unknown
+        hint = f"; the nearest is {best.family.name!r}, which knows {len(known)}"
+    shown = [f"{name} {reader.tensors[name].shape}" for name in unknown[:8]]
+    return MismatchError(
+        f"{reader.path}: the names of its {count} tensors are {whose}{hint}; for example:", shown
+    )
+
+
+def _inside(reading: Reading) -> list[str]:
+    return [n.removeprefix(reading.prefix) for n in (*reading.extra, *sum(reading.names.values(), ()))]

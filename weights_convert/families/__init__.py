@@ -1,0 +1,45 @@
+"""The families: whose checkpoints can be read here, one file of data each."""
+
+from __future__ import annotations
+
+from weights_convert.families import (
+    cadene,
+    cbam,
+    eca,
+    hikapok,
+    keras_applications,
+    kobiso,
+    luuuyi,
+    mmpretrain,
+    moskomule,
+    own,
+    pytorchcv,
+    qubvel,
+    tensorflowcv,
+    timm,
+    torchvision,
+    tutorial_cbam,
+)
+from weights_convert.families.base import Family
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        *own.FAMILIES,
+        torchvision.FAMILY,
+        timm.FAMILY,
+        cadene.FAMILY,
+        moskomule.FAMILY,
+        cbam.FAMILY,
+        eca.FAMILY,
+        luuuyi.FAMILY,
+        mmpretrain.FAMILY,
+        pytorchcv.FAMILY,
+        tensorflowcv.FAMILY,
+        hikapok.FAMILY,
+        kobiso.FAMILY,
+        tutorial_cbam.FAMILY,
+        qubvel.FAMILY,
+        keras_applications.FAMILY,
+    )
+}

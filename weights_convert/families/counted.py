@@ -1,0 +1,83 @@
+"""Names that only count layers, as Keras gives them: `conv2d_7/kernel` is the seventh convolution made.
+
+Which one that is, the order of creation says: the stem, then block after block, each in the family's order.
+A file's own order is another one, so the numbers are ranked. A grouped convolution may be a layer per group.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from weights_convert.layouts import ROLES, Layout, Shapes, role_of
+from weights_convert.spec import ResNetSpec, Spec, model_spec, parameters
+
+_LAYER = re.compile(r"((conv2d|batch_normalization|dense)(?:_(\d{1,9}))?)/(\w+)(?::0)?")
+_KINDS = {"conv2d": "conv2d", "scale": "batch_normalization", "dense": "dense"}  # by the role of `weight`
+
+
+def _nowhere(canonical: str, spec: Spec) -> None:
+    """Layers that are counted have no name before they are made."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedLayers(Layout):
+    """The layout of files whose names count layers.
+
+    Attributes:
+        order: the modules of a block in the order in which they are made.
+        models: the architectures that may be in such a file.
+    """
+
+    order: tuple[str, ...]
+    models: tuple[str, ...]
+    rename: Callable[[str, Spec], str | None] = _nowhere
+    parse: Callable[[str], str | None] = lambda name: None  # noqa: ARG005
+    tensorflow_axes: bool = True
+    mlp_1x1: tuple[str, ...] = ("se",)
+
+    def knows(self, name: str) -> bool:
+        return _LAYER.fullmatch(name) is not None
+
+    def assign(self, shapes: Shapes) -> dict[str, tuple[str, ...]]:
+        numbers: dict[str, dict[int, str]] = {kind: {} for kind in _KINDS.values()}  # number -> layer
+        names = {name.removesuffix(":0"): name for name in shapes}
+        for name in shapes:
+            if match := _LAYER.fullmatch(name):
+                numbers[match[2]][int(match[3] or 0)] = match[1]
+        expected = min(map(self._layers, map(model_spec, self.models)), key=lambda e: _distance(e, numbers))
+        found: dict[str, list[str]] = {}
+        for kind, modules in expected.items():
+            layers = sorted(numbers[kind].items())
+            # a layer that is missing leaves a gap in the numbers; counts that agree leave none
+            first = layers[0][0] if layers and len(layers) != len(modules) else None
+            for rank, (number, layer) in enumerate(layers):
+                place = rank if first is None else number - first
+                if place < len(modules):
+                    for leaf in ("weight", "bias", "running_mean", "running_var"):
+                        canonical = f"{modules[place]}.{leaf}"
+                        role = role_of(canonical)
+                        name = f"{layer}/{ROLES[role].tf if role else None}"
+                        if name in names:
+                            found.setdefault(canonical, []).append(names[name])
+        return {canonical: tuple(names) for canonical, names in found.items()}
+
+    def _layers(self, spec: ResNetSpec) -> dict[str, list[str]]:
+        """Kind of layer -> the module of each, in order of creation; a grouped one once for each group."""
+        modules: dict[str, list[str]] = {kind: [] for kind in _KINDS.values()}
+        weights = {p.name.rpartition(".")[0]: p.role for p in parameters(spec) if p.name.endswith(".weight")}
+        for module in sorted(weights, key=self._when_made):
+            role = "conv2d" if module.rpartition(".")[0].endswith(".se") else weights[module]
+            parts = spec.groups if re.fullmatch(r"layer\d+\.\d+\.conv2", module) else 1
+            modules[_KINDS[role]] += [module] * parts
+        return modules
+
+    def _when_made(self, module: str) -> tuple[int, ...]:
+        if match := re.fullmatch(r"layer(\d+)\.(\d+)\.(.+)", module):
+            return 1, int(match[1]), int(match[2]), self.order.index(match[3])
+        return (2,) if module == "fc" else (0, int(module[-1]))
+
+
+def _distance(expected: dict[str, list[str]], numbers: dict[str, dict[int, str]]) -> int:
+    return sum(abs(len(modules) - len(numbers[kind])) for kind, modules in expected.items())

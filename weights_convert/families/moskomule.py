@@ -1,0 +1,17 @@
+"""moskomule's SE-ResNets: https://github.com/moskomule/senet.pytorch.
+
+Its SE layer changed twice: the oldest files have a hidden width of 16 whatever C, later ones C / 16 with
+biases, present ones no biases. Shapes show all three.
+"""
+
+from weights_convert.families.base import IMAGENET, TORCHVISION, V15, Family
+
+FAMILY = Family(
+    name="moskomule",
+    about="moskomule's senet.pytorch, in all three of its SE layouts",
+    names=TORCHVISION
+    | {"layer{s}.{b}.se.fc.0": "layer{s}.{b}.se.fc1", "layer{s}.{b}.se.fc.2": "layer{s}.{b}.se.fc2"},
+    attentions=("se",),
+    implies=V15,
+    feeds=IMAGENET,
+)
