@@ -13,6 +13,7 @@ import pytest
 
 from parity_tests.synthetic import arrays_with, position_coded, tiny
 from weights_convert import MODELS, load, save
+from weights_convert.families import FAMILIES
 
 pytestmark = pytest.mark.usefixtures("folder")
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
