@@ -18,7 +18,7 @@ import pytest
 from parity_tests.synthetic import position_coded, tiny
 from weights_convert import MismatchError, convert, load, loading
 from weights_convert.families import FAMILIES
-from weights_convert.families.base import skeleton
+from weights_convert.families.base import concerns, skeleton
 from weights_convert.formats import FORMATS
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import ROLES, role_of
@@ -161,7 +161,8 @@ def test_what_only_the_user_can_tell(read_shapes, listing):
     with pytest.raises(MismatchError) as caught:
         read_shapes(shapes)
     assert str(caught.value).splitlines() == [
-        "model.file: its names and shapes are those of 2 networks that compute different numbers; say which it is:",
+        "model.file: its names and shapes are those of 2 networks that compute different numbers; "
+        "say which it is:",
         f"  --model pytorchcv:{name}  (--set stride_in=conv1)",
         f"  --model pytorchcv:{name}b  (--set stride_in=conv2)",
     ]
@@ -253,8 +254,6 @@ SE_1, SE_2 = r"\.se\.fc1\.", r"\.se\.fc2\."
 MOSKOMULE = [(SE_1, ".se.fc.0."), (SE_2, ".se.fc.2.")]
 MMPRETRAIN = [(SE_1, ".se_layer.conv1.conv."), (SE_2, ".se_layer.conv2.conv."), (r"^fc\.", "head.fc."),
               (r"^(?!head)", "backbone.")]  # fmt: skip
-TF_LEAVES = [(rf"\.{role.torch}$", f"/{role.tf}") for role in ()]
-V15: dict[str, Any] = {}
 OFFICIAL = {"attention": "cbam", "reduction": 4}
 LUUUYI = OFFICIAL | {"cbam_mlp_bias": False, "cbam_order": "mean_max", "cbam_bn": False}
 CAFFE = {"attention": "se", "stem_pool": "same"} | CAFFE_EPSILON
@@ -352,6 +351,11 @@ FOREIGN = {
 }  # fmt: skip
 
 
+def meaning(spec: Spec) -> dict[str, Any]:
+    """The keywords that say something about this network: not the reduction of one without an MLP."""
+    return {keyword: value for keyword, value in vars(spec).items() if concerns(keyword, spec)}
+
+
 def foreign_arrays(foreign: Foreign) -> dict[str, np.ndarray]:
     """The position-coded tensors of a network as the other project keeps them."""
     arrays: dict[str, np.ndarray] = {}
@@ -392,12 +396,10 @@ def test_every_tensor_finds_its_place(tmp_path, name):
     container.write(
         path, {n: TensorInfo(a.shape, a.dtype) for n, a in arrays.items()}, arrays.__getitem__, {}
     )
-    if not (path.exists() or foreign.scope):
-        path = tmp_path / "x.npz"
     wanted = position_coded(foreign.spec)
     with load(path) as checkpoint:
         assert checkpoint.family == foreign.family
-        assert checkpoint.spec == foreign.spec
+        assert meaning(checkpoint.spec) == meaning(foreign.spec)
         assert checkpoint.left_out.keys() <= {"samenet"}
         for tensor in checkpoint:
             assert checkpoint[tensor].tobytes() == wanted[tensor].tobytes(), tensor
@@ -416,7 +418,7 @@ def test_the_eca_authors_names_are_ours(tmp_path):
     np.savez(tmp_path / "x.npz", **{f"module.{name}": array for name, array in position_coded(spec).items()})
     with load(tmp_path / "x.npz") as checkpoint:
         assert (checkpoint.family, checkpoint.same_as) == ("torch", ("eca",))
-        assert checkpoint.spec == spec
+        assert meaning(checkpoint.spec) == meaning(spec)
         assert checkpoint.feeds is not None
 
 
