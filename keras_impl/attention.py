@@ -18,7 +18,7 @@ from keras import ops
 
 __all__ = ["CBAM", "ECA", "BatchNormalization", "ChannelAttention", "SpatialAttention", "SqueezeExcitation"]
 
-_HIDDEN_RULES = ("floor", "multiple_of_8")
+_HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
 
@@ -70,8 +70,10 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
-    """Width between the two layers of an attention MLP: C // r ("floor") or C / r to a multiple of 8."""
+    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    if hidden_rule == "absolute":
+        return reduction
     if hidden_rule == "multiple_of_8":
         return max(8, int(channels / reduction + 4) // 8 * 8)
     return max(1, channels // reduction)
@@ -110,7 +112,7 @@ class SqueezeExcitation(_ChannelLayer):
     Args:
         channels: C of the input; None takes it from the first input.
         reduction: r, how much narrower the hidden layer is.
-        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm).
+        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm); or "absolute": r is it.
         bias: whether the two layers have biases (the paper's models: yes).
 
     Example:

@@ -25,17 +25,16 @@ class ResidualBlock(keras.layers.Layer):
     branch: Callable[[Any, bool | None], Any]
     branch_layers: Callable[[], tuple[keras.layers.Layer, ...]]
 
-    def __init__(self, *, bn_epsilon: float, bn_momentum: float, **keywords: Any):
+    def __init__(self, *, norm: str, bn_epsilon: float, bn_momentum: float, **keywords: Any):
         super().__init__(**keywords)
-        self.bn_epsilon, self.bn_momentum = bn_epsilon, bn_momentum
+        self.norm_keywords = {"norm": norm, "bn_epsilon": bn_epsilon, "bn_momentum": bn_momentum}
 
     def conv(self, name: str, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv2D:
-        return Conv2D(outputs, kernel_size, stride, groups, dtype=self.dtype_policy, name=name)
+        keywords = {"use_bias": self.norm_keywords["norm"] != "bn", "dtype": self.dtype_policy}
+        return Conv2D(outputs, kernel_size, stride, groups, **keywords, name=name)
 
-    def norm(self, name: str) -> BatchNormalization:
-        # Keras's momentum is the weight of the old value
-        keywords = {"momentum": 1 - self.bn_momentum, "epsilon": self.bn_epsilon}
-        return BatchNormalization(**keywords, dtype=self.dtype_policy, name=name)
+    def norm(self, name: str) -> keras.layers.Layer:
+        return make_norm(name, self.norm_keywords, self.dtype_policy)
 
     def add_attention_and_shortcut(
         self,
@@ -111,6 +110,7 @@ class BasicBlock(ResidualBlock):
         inputs: channels of the input.
         planes: channels of the output.
         stride: of the first convolution.
+        norm: "bn", "bias_bn" or "bias", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
         attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
     """
@@ -123,13 +123,14 @@ class BasicBlock(ResidualBlock):
         planes: int,
         stride: int = 1,
         *,
+        norm: str = "bn",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
         name: str | None = None,
         dtype: Any = None,
         **keywords: Any,
     ):
-        super().__init__(bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
+        super().__init__(norm=norm, bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
         self.conv1, self.bn1 = self.conv("conv1", planes, 3, stride), self.norm("bn1")
         self.conv2, self.bn2 = self.conv("conv2", planes, 3), self.norm("bn2")
         self.add_attention_and_shortcut(inputs, planes, stride, **keywords)
@@ -151,6 +152,7 @@ class Bottleneck(ResidualBlock):
         stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
         reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
+        norm: "bn", "bias_bn" or "bias", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
         attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
     """
@@ -167,13 +169,14 @@ class Bottleneck(ResidualBlock):
         width_per_group: int = 64,
         reduce_first: int = 1,
         stride_in: str = "conv2",
+        norm: str = "bn",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
         name: str | None = None,
         dtype: Any = None,
         **keywords: Any,
     ):
-        super().__init__(bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
+        super().__init__(norm=norm, bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
         width, outputs = int(planes * width_per_group / 64) * groups, planes * self.expansion
         stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
         self.conv1, self.bn1 = self.conv("conv1", width // reduce_first, 1, stride1), self.norm("bn1")
@@ -221,10 +224,19 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
     return name, layer
 
 
+def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:
+    """What follows a convolution under its name in the block, from the keywords of `ResNet`."""
+    if c["norm"] == "bias":
+        return keras.layers.Identity(name=name, dtype=dtype)
+    # Keras's momentum is the weight of the old value
+    return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
+
+
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> list[ResidualBlock]:
     """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
-    names = ["relu_before_attention", "downsample_kernel", "downsample_pool", "bn_epsilon", "bn_momentum"]
+    names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
+    names += ["norm", "bn_epsilon", "bn_momentum"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
     keywords = {name: c[name] for name in names} | {"dtype": dtype}

@@ -12,22 +12,24 @@ A constructor returns a built model. Class names and attribute names are the lay
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import keras
 from keras import ops
 
-from .attention import BatchNormalization, check_choice, mean
-from .blocks import Bottleneck, build_chain, make_stage
+from .attention import check_choice, mean
+from .blocks import Bottleneck, build_chain, make_norm, make_stage
 from .layers import Conv2D, max_pool
 
 _CHOICES = {
     "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "3x3"),
+    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
     "stem_pool": (None, "pad1", "ceil", "same", "none"),
     "stride_in": ("conv2", "conv1"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
+    "norm": ("bn", "bias_bn", "bias"),
     "attention": ("none", "se", "cbam", "eca"),
 }
 
@@ -41,12 +43,15 @@ class ResNet(keras.Model):
         depths: blocks per stage.
         width: nominal width of layer1, doubled in each further stage.
         groups, width_per_group, reduce_first, stride_in: see `Bottleneck`.
-        stem: "7x7", "deep" (three 3x3, the last twice as wide) or "3x3" (stride 1, for small images).
+        stem: "7x7", "deep" (three 3x3, the last twice as wide), "deep_tiered" (the first of these is
+            3 * (stem_width // 4) wide) or "3x3" (stride 1, for small images).
         stem_width: channels of the stem.
         stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
+            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -82,6 +87,7 @@ class ResNet(keras.Model):
         stride_in: str = "conv2",
         downsample_kernel: int = 1,
         downsample_pool: str = "none",
+        norm: str = "bn",
         attention: str = "none",
         reduction: int = 16,
         hidden_rule: str = "floor",
@@ -108,18 +114,16 @@ class ResNet(keras.Model):
         for name, choices in _CHOICES.items():
             check_choice(name, c[name], choices)
         dtype = self.dtype_policy
-        norm = {"momentum": 1 - bn_momentum, "epsilon": bn_epsilon, "dtype": dtype}
+        conv = partial(Conv2D, use_bias=norm != "bn", dtype=dtype)
 
-        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "3x3": (3, 1)}[stem]
-        self.conv1 = Conv2D(stem_width, kernel_size, stride, dtype=dtype, name="conv1")
-        self.bn1 = BatchNormalization(**norm, name="bn1")
-        self.deep_stem, channels = stem == "deep", stem_width
+        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
+        first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
+        self.conv1, self.bn1 = conv(first, kernel_size, stride, name="conv1"), make_norm("bn1", c, dtype)
+        self.deep_stem, channels = stem in ("deep", "deep_tiered"), stem_width
         if self.deep_stem:
             channels = 2 * stem_width
-            self.conv2 = Conv2D(stem_width, 3, dtype=dtype, name="conv2")
-            self.bn2 = BatchNormalization(**norm, name="bn2")
-            self.conv3 = Conv2D(channels, 3, dtype=dtype, name="conv3")
-            self.bn3 = BatchNormalization(**norm, name="bn3")
+            self.conv2, self.bn2 = conv(stem_width, 3, name="conv2"), make_norm("bn2", c, dtype)
+            self.conv3, self.bn3 = conv(channels, 3, name="conv3"), make_norm("bn3", c, dtype)
         self.stem_pool = stem_pool or ("none" if stem == "3x3" else "pad1")
 
         self.stage_names = [f"layer{stage + 1}" for stage in range(len(depths))]

@@ -24,6 +24,8 @@ NETWORKS = {
     "se": tiny(attention="se", block="basic", stem="3x3", depths=(1, 2)),
     "cbam": tiny(attention="cbam", cbam_order="mean_max", cbam_spatial_bias=True, stride_in="conv1"),
     "eca": tiny(attention="eca", eca_kernel_sizes=(5, 3), bn_epsilon=1e-3),
+    "bias_bn": tiny(norm="bias_bn", stem="deep_tiered", groups=2, width_per_group=32),
+    "bias": tiny(norm="bias", attention="se", hidden_rule="absolute", stem="deep"),
 }
 each_network = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.quick) if name == "cbam" else name for name in NETWORKS]

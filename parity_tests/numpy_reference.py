@@ -151,20 +151,29 @@ def attention_block(x: np.ndarray, w: Weights, spec: AttentionSpec) -> np.ndarra
 # Networks
 
 
+def conv_norm(
+    x: np.ndarray, w: Weights, spec: ResNetSpec, conv: str, bn: str, stride: int = 1, groups: int = 1
+) -> np.ndarray:
+    """A convolution and what follows it: batch normalisation, a bias, or both."""
+    y = conv2d(x, w[f"{conv}.weight"], stride, groups)
+    if spec.norm in ("bias_bn", "bias"):
+        y = y + w[f"{conv}.bias"].reshape(1, -1, 1, 1)
+    return y if spec.norm == "bias" else batch_norm(y, w, bn, spec.bn_epsilon)
+
+
 def residual_block(x: np.ndarray, w: Weights, spec: ResNetSpec, name: str, stride: int) -> np.ndarray:
     """y = relu(F(x) + shortcut(x)), ResNet eq. 2, with attention on F(x) (SE fig. 3)."""
 
-    def conv_bn(x: np.ndarray, number: int, stride: int = 1, groups: int = 1) -> np.ndarray:
-        y = conv2d(x, w[f"{name}conv{number}.weight"], stride, groups)
-        return batch_norm(y, w, f"{name}bn{number}", spec.bn_epsilon)
+    def conv(x: np.ndarray, number: int, stride: int = 1, groups: int = 1) -> np.ndarray:
+        return conv_norm(x, w, spec, f"{name}conv{number}", f"{name}bn{number}", stride, groups)
 
     if spec.block == "basic":
-        y = conv_bn(relu(conv_bn(x, 1, stride)), 2)
+        y = conv(relu(conv(x, 1, stride)), 2)
     else:
         stride1, stride2 = (stride, 1) if spec.stride_in == "conv1" else (1, stride)
-        y = relu(conv_bn(x, 1, stride1))
-        y = relu(conv_bn(y, 2, stride2, spec.groups))
-        y = conv_bn(y, 3)
+        y = relu(conv(x, 1, stride1))
+        y = relu(conv(y, 2, stride2, spec.groups))
+        y = conv(y, 3)
     if spec.relu_before_attention:
         y = relu(y)
     y = attend(y, w, spec, f"{name}{spec.attention}.")
@@ -172,18 +181,16 @@ def residual_block(x: np.ndarray, w: Weights, spec: ResNetSpec, name: str, strid
     if f"{name}downsample.0.weight" in w:
         if stride == 2 and spec.downsample_pool == "avg":
             x, stride = average_pool_2x2(x), 1
-        x = conv2d(x, w[f"{name}downsample.0.weight"], stride)
-        x = batch_norm(x, w, f"{name}downsample.1", spec.bn_epsilon)
+        x = conv_norm(x, w, spec, f"{name}downsample.0", f"{name}downsample.1", stride)
     return relu(y + x)
 
 
 def resnet(x: np.ndarray, weights: Weights, spec: ResNetSpec) -> dict[str, np.ndarray]:
     """Every stage's output: `stem`, `layer1` ..., `pooled` (N, C), `logits` (N, num_classes)."""
     w, x = _float64(weights), x.astype(np.float64)
-    for number in (1, 2, 3) if spec.stem == "deep" else (1,):
+    for number in (1, 2, 3) if spec.stem in ("deep", "deep_tiered") else (1,):
         stride = 2 if number == 1 and spec.stem != "3x3" else 1
-        x = conv2d(x, w[f"conv{number}.weight"], stride)
-        x = relu(batch_norm(x, w, f"bn{number}", spec.bn_epsilon))
+        x = relu(conv_norm(x, w, spec, f"conv{number}", f"bn{number}", stride))
     points = {"stem": (x := max_pool(x, str(spec.stem_pool)))}
     for stage, depth in enumerate(spec.depths, 1):
         for index in range(depth):

@@ -10,27 +10,29 @@ import numpy as np
 from weights_convert import Checkpoint
 from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, parameters
 
-# The last batch norm of every residual branch is scaled by this. Undamped random weights make activations
-# grow with depth, and a deep net then measures its own conditioning (8.5e-10 in float64 for torch alone).
+# The last batch norm of every residual branch (without one: the last kernel) is scaled by this. Undamped
+# random weights make activations grow with depth, and a deep net then measures its own conditioning
+# (8.5e-10 in float64 for torch alone).
 DAMPING = 0.25
 
 
 def weights(spec: Spec, seed: int = 0) -> Checkpoint:
     """Random float32 weights with random BN statistics: mean 0 and variance 1 would hide mistakes."""
     random = np.random.default_rng([seed, 1])
-    last_bn = "bn2" if isinstance(spec, ResNetSpec) and spec.block == "basic" else "bn3"
+    last = "conv" if isinstance(spec, ResNetSpec) and spec.norm == "bias" else "bn"
+    last += "2" if isinstance(spec, ResNetSpec) and spec.block == "basic" else "3"
     arrays = {}
     for name, shape, role in parameters(spec):
         if role in ("conv2d", "conv1d", "dense"):
             array = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
         elif role in ("scale", "variance"):
             array = random.uniform(0.5, 1.5, shape)
-            if role == "scale" and re.fullmatch(rf"layer\d+\.\d+\.{last_bn}\.weight", name):
-                array *= DAMPING
         elif role == "count":
             array = np.array(random.integers(1, 1000), np.int64)
         else:
             array = random.normal(0, 0.1, shape)
+        if re.fullmatch(rf"layer\d+\.\d+\.{last}\.weight", name):
+            array *= DAMPING
         arrays[name] = array if role == "count" else array.astype(np.float32)
     return checkpoint(arrays, spec)
 
@@ -73,7 +75,9 @@ ATTENTION_SPECS = {
     "se": AttentionSpec(attention="se", channels=16, reduction=4),
     "se_no_bias": AttentionSpec(attention="se", channels=16, reduction=4, se_bias=False),
     "se_multiple_of_8": AttentionSpec(attention="se", channels=24, reduction=2, hidden_rule="multiple_of_8"),
+    "se_absolute": AttentionSpec(attention="se", channels=16, reduction=20, hidden_rule="absolute"),
     "cbam": AttentionSpec(attention="cbam", channels=16, reduction=4),
+    "cbam_absolute": AttentionSpec(attention="cbam", channels=16, reduction=7, hidden_rule="absolute"),
     "cbam_mean_max": AttentionSpec(attention="cbam", channels=16, cbam_order="mean_max", cbam_mlp_bias=False),
     "cbam_input": AttentionSpec(
         attention="cbam", channels=16, cbam_bn=False, cbam_spatial_bias=True, cbam_spatial_input="input"

@@ -76,7 +76,14 @@ def test_keras_loads_other_dtypes(tmp_path, dtype: str):
 
 @pytest.mark.parametrize(
     ("name", "scope"),
-    [pytest.param("cbam", None, marks=pytest.mark.quick), ("none", None), ("se", "net"), ("eca", "a/b")],
+    [
+        pytest.param("cbam", None, marks=pytest.mark.quick),
+        ("none", None),
+        ("se", "net"),
+        ("eca", "a/b"),
+        ("bias_bn", "net"),
+        ("bias", None),
+    ],
 )
 def test_tensorflow_restores_our_checkpoint(tmp_path, session, name: str, scope: str | None):
     wanted, path = position_coded(NETWORKS[name]), str(tmp_path / "x.ckpt")
@@ -166,6 +173,28 @@ def test_weights_of_a_trained_keras_model_load_here(tmp_path):
             assert_same(in_tensorflow(checkpoint), wanted)
             assert all("optimizer" in path for path in checkpoint.left_out)
             assert bool(checkpoint.left_out) == (wanted is after)
+
+
+@pytest.mark.parametrize("name", ["bias_bn", "bias"])
+def test_biases_of_the_frameworks_load_here(tmp_path, session, name: str):
+    """Files without this project's metadata: the names and shapes alone say that there are biases."""
+    wanted, model = position_coded(NETWORKS[name]), keras_network(NETWORKS[name])
+    load_into(model, wanted)
+    model.save_weights(tmp_path / "x.weights.h5")
+    model.save(tmp_path / "x.keras")
+    tf1_network(session, wanted.spec, scope="net")
+    load_into(session, wanted)
+    with session.graph.as_default():
+        prefix = tf.train.Saver().save(session, str(tmp_path / "x.ckpt"))
+    network = torch_network(wanted.spec)
+    load_into(network, wanted)
+    torch.save(network.state_dict(), tmp_path / "x.pth")
+    for path in (tmp_path / "x.pth", tmp_path / "x.weights.h5", tmp_path / "x.keras", prefix):
+        with load(path) as checkpoint:
+            assert checkpoint.spec.norm == name
+            assert_same(without_counts(checkpoint), without_counts(wanted))
+    again = keras.saving.load_model(tmp_path / "x.keras")
+    assert_same(keras_values(again), in_tensorflow(wanted))
 
 
 def test_a_training_run_of_tensorflow_loads_here(tmp_path, session):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 
 import numpy as np
 import pytest
 
 import keras_impl.layers
+import tf1_compat.blocks
 import torch_impl.attention
 import torch_impl.resnet
 from parity_tests import __main__ as command
@@ -41,10 +41,9 @@ def test_parity_holds():
 
 
 def wrong_epsilon(patch):
-    module = importlib.import_module("tf1_compat.resnet")  # the package's attribute is the function
-    original = module.batch_norm
+    original = tf1_compat.blocks.batch_norm
     patch.setattr(
-        module,
+        tf1_compat.blocks,
         "batch_norm",
         lambda *args, epsilon, **kw: original(*args, epsilon=epsilon * 1.001, **kw),
     )

@@ -19,7 +19,23 @@ VARIANTS = [  # of `tiny`: every keyword that leaves a trace in names and shapes
     {"depths": (12, 1, 3)},
     {"depths": (1, 1, 1, 1, 1), "block": "basic", "width": 2},
     {"stem": "deep"},
+    {"stem": "deep", "stem_width": 1, "norm": "bias"},
+    {"stem": "deep_tiered"},
+    {"stem": "deep_tiered", "stem_width": 11, "block": "basic"},
+    {"stem": "deep_tiered", "stem_width": 4, "norm": "bias"},
     {"stem": "3x3", "stem_width": 12},
+    {"norm": "bias_bn"},
+    {"norm": "bias_bn", "block": "basic", "stem": "deep", "downsample_kernel": 3},
+    {"norm": "bias"},
+    {"norm": "bias", "stem": "deep"},
+    {"norm": "bias", "block": "basic", "depths": (1,)},
+    {"norm": "bias", "groups": 4, "width_per_group": 16, "attention": "se"},
+    {"norm": "bias", "attention": "cbam"},
+    {"norm": "bias", "attention": "cbam", "cbam_bn": False},
+    {"norm": "bias", "attention": "eca"},
+    {"norm": "bias", "attention": "eca", "width": 16, "eca_kernel_sizes": None},
+    {"norm": "bias", "attention": "eca", "block": "basic", "width": 64, "eca_kernel_sizes": None},
+    {"norm": "bias", "attention": "eca", "eca_kernel_sizes": (1, 9)},
     {"in_channels": 1, "num_classes": 1},
     {"in_channels": 11, "num_classes": 1001},
     {"width": 6},
@@ -41,6 +57,9 @@ VARIANTS = [  # of `tiny`: every keyword that leaves a trace in names and shapes
     {"attention": "se", "hidden_rule": "multiple_of_8"},
     {"attention": "se", "hidden_rule": "multiple_of_8", "reduction": 2, "width": 10},
     {"attention": "se", "hidden_rule": "multiple_of_8", "reduction": 7, "width": 12},
+    {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
+    {"attention": "se", "hidden_rule": "absolute", "reduction": 1000, "block": "basic"},
+    {"attention": "cbam", "hidden_rule": "absolute", "reduction": 16, "depths": (1, 1, 1, 1)},
     {"attention": "cbam"},
     {"attention": "cbam", "cbam_mlp_bias": False},
     {"attention": "cbam", "cbam_kernel_size": 3},
@@ -52,11 +71,13 @@ VARIANTS = [  # of `tiny`: every keyword that leaves a trace in names and shapes
     {"attention": "eca", "eca_kernel_sizes": (5, 7)},
     {"attention": "eca", "eca_kernel_sizes": (1, 9)},
 ]
+ROWS = {" ".join(f"{k}={v}" for k, v in row.items()): row for row in VARIANTS}
 SPECS = {
     **{name: model_spec(name) for name in MODELS},
-    **{" ".join(f"{k}={v}" for k, v in row.items()): tiny(**row) for row in VARIANTS},
+    **{name: tiny(**row) for name, row in ROWS.items()},
     **{f"block {name}": spec for name, spec in ATTENTION_SPECS.items()},
 }
+OTHER_WORDS = ("width_per_group", "hidden_rule", "reduction")  # the same shapes can be said in several ways
 UNSEEN = {  # what no tensor shows, in order: stated by `Inferred.assumed`
     "resnet18": "stem_pool downsample_pool bn_epsilon bn_momentum dropout",
     "resnet50": "stem_pool stride_in downsample_pool bn_epsilon bn_momentum dropout",
@@ -65,7 +86,12 @@ UNSEEN = {  # what no tensor shows, in order: stated by `Inferred.assumed`
     "cbam_bn_momentum bn_epsilon bn_momentum dropout",
     "block se": "",
     "block cbam": "cbam_order cbam_spatial_input cbam_bn_momentum bn_epsilon",
-    "block cbam_input": "cbam_order cbam_spatial_input bn_epsilon",  # without a batch norm: no momentum
+    "block cbam_input": "cbam_order cbam_spatial_input",  # without a batch norm: no momentum, no epsilon
+    "norm=bias": "stem_pool stride_in downsample_pool dropout",
+    "norm=bias attention=cbam": "stem_pool stride_in downsample_pool relu_before_attention cbam_order "
+    "cbam_spatial_input cbam_bn_momentum bn_epsilon dropout",
+    "norm=bias attention=cbam cbam_bn=False": "stem_pool stride_in downsample_pool relu_before_attention "
+    "cbam_order cbam_spatial_input dropout",
     "block eca": "channels",
 }
 
@@ -111,6 +137,9 @@ def test_names_in_the_three_layouts():
     names = {layout: LAYOUTS[layout].rename for layout in LAYOUTS}
     for canonical, keras, tf1 in [
         ("conv1.weight", "conv1/vars/0", "conv1/kernel"),
+        ("conv1.bias", "conv1/vars/1", "conv1/bias"),
+        ("layer2.0.downsample.0.bias", "layer2/bottleneck/downsample/conv2d/vars/1",
+         "layer2_0/downsample_0/bias"),
         ("bn1.running_var", "bn1/vars/3", "bn1/moving_variance"),
         ("layer1.0.conv2.weight", "layer1/bottleneck/conv2/vars/0", "layer1_0/conv2/kernel"),
         ("layer1.1.bn3.bias", "layer1/bottleneck_1/bn3/vars/1", "layer1_1/bn3/beta"),
@@ -144,6 +173,10 @@ def test_the_network_is_inferred_from_shapes(name: str):
     assert shapes_of(found.spec) == shapes_of(SPECS[name]) or "channels" in found.assumed
     if name in MODELS:
         assert found.spec == model_spec(name)
+    assert found.spec.hidden_rule != "absolute" or "absolute" in name
+    for keyword, value in ROWS.get(name, {}).items():
+        if keyword not in OTHER_WORDS or "absolute" in name:
+            assert getattr(found.spec, keyword) == value
     if name in UNSEEN:
         assert found.assumed == tuple(UNSEEN[name].split())
 
@@ -151,8 +184,14 @@ def test_the_network_is_inferred_from_shapes(name: str):
 TENSORS = [  # (network, tensors of which it is clear that they, and not their neighbours, are wrong)
     ("se_resnet50", r"bn1|layer[14].0"),
     ("cbam_resnet20", r"bn1|layer3"),
-    ("stem=deep", r"(?!conv1|fc|layer2.0.conv)."),
+    ("stem=deep", r"(?!fc|layer2.0.conv)."),
+    ("stem=deep_tiered", r"(?!fc|layer2.0.conv)."),
     ("groups=4 width_per_group=16", r"(?!conv1|fc|layer2.0.conv)."),
+    ("attention=se hidden_rule=absolute reduction=16", r"(?!conv1|fc|layer2.0.conv)."),
+    ("norm=bias_bn", r"(?!fc|layer2.0.conv)."),
+    ("norm=bias", r"(?!fc|layer2.0.conv)."),
+    ("norm=bias stem=deep", r"(?!fc|layer2.0.conv)."),
+    ("norm=bias attention=eca", r"(?!fc|layer2.0.conv)."),
     ("block cbam", r"(?!spatial.conv)."),
     ("block se", r"."),
 ]
@@ -171,8 +210,44 @@ def test_one_wrong_tensor_is_the_only_one_named(name: str, pattern: str):
             assert line.startswith(f"misshapen: {tensor} {shape}" if shape else f"missing: {tensor} ")
 
 
+STRAYS = [  # (network, tensors it lacks, tensors it has no place for)
+    ("norm=bias_bn", "layer1.0.bn2", {}),
+    ("block=basic", "layer1.0.bn2", {"layer1.0.conv2.bias": (8,)}),
+    ("norm=bias", "layer1.1.conv3.bias", {"layer1.0.bn2.weight": (8,), "layer1.0.bn2.bias": (8,)}),
+]
+
+
+@pytest.mark.parametrize(("name", "lacks", "strays"), STRAYS)
+def test_one_convolution_is_not_a_variant(name: str, lacks: str, strays: dict[str, tuple[int, ...]]):
+    """What follows one of them, whole or not, is held against what follows most."""
+    shapes = shapes_of(SPECS[name])
+    others = {n: s for n, s in shapes.items() if not n.startswith(lacks)} | strays
+    with pytest.raises(MismatchError) as caught:
+        Checkpoint.from_arrays(zeros(others))
+    missing = [n for n in shapes if n.startswith(lacks) and not n.endswith("tracked")]
+    named = [" ".join(line.split()[:2]) for line in caught.value.details]
+    assert sorted(named) == sorted([*(f"missing: {n}" for n in missing), *(f"extra: {n}" for n in strays)])
+
+
+def test_a_stem_of_one_tensor_tells_no_width():
+    found = infer({"conv3.bias": (1,), "layer1.0.conv1.bias": (1,)})  # half of 1 is none
+    assert found is not None
+    assert (found.spec.stem, found.spec.stem_width) == ("deep", 64)
+
+
 @pytest.mark.parametrize(
-    "name", ["se_resnet20", "attention=eca", "reduce_first=2", "block cbam", "block eca"]
+    "name",
+    [
+        "se_resnet20",
+        "attention=eca",
+        "reduce_first=2",
+        "stem=deep_tiered",
+        "norm=bias attention=eca",
+        "stem=deep stem_width=1 norm=bias",
+        "attention=se hidden_rule=absolute reduction=16",
+        "block cbam",
+        "block eca",
+    ],
 )
 def test_inference_survives_any_shape(name: str):
     shapes = shapes_of(SPECS[name])

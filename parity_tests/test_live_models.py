@@ -48,7 +48,9 @@ def test_live_models_take_and_give_every_bit(tmp_path, session, name: str):
 
 @pytest.mark.parametrize(
     ("name", "suffix"),
-    [*(("cbam", suffix) for suffix in CONTAINERS), ("se", ".pth"), ("block se_multiple_of_8", ".npz"),
+    [*((name, suffix) for name in ("cbam", "bias") for suffix in CONTAINERS), ("se", ".pth"),
+     ("bias_bn", ".weights.h5"), ("bias_bn", ".ckpt"), ("block se_multiple_of_8", ".npz"),
+     ("block se_absolute", ".ckpt"),
      ("block cbam_input", ".weights.h5"), ("block eca_5", ".ckpt")],
 )  # fmt: skip
 def test_load_model_needs_the_file_alone(tmp_path, name: str, suffix: str):
@@ -127,6 +129,8 @@ WRONG = {  # keywords of the model that differ from the checkpoint's -> what the
     "relu": ({"relu_before_attention": True}, "relu_before_attention: False in the checkpoint, True"),
     "downsample": ({"downsample_pool": "avg"}, "downsample_pool: 'none' in the checkpoint, 'avg'"),
     "classes": ({"num_classes": 6}, "num_classes: 5 in the checkpoint, 6 in the model"),
+    "norm": ({"norm": "bias"}, "norm: 'bn' in the checkpoint, 'bias' in the model"),
+    "stem": ({"stem": "deep_tiered"}, "stem: '7x7' in the checkpoint, 'deep_tiered' in the model"),
     "depths": ({"depths": (2,)}, "depths: (1,) in the checkpoint, (2,) in the model"),
     "kind": ({"attention": "se"}, "attention: 'cbam' in the checkpoint, 'se' in the model"),
 }

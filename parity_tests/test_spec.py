@@ -65,6 +65,11 @@ VARIANT_COUNTS = [
     ("eca_resnet101", {"eca_kernel_sizes": (3, 3, 5, 7)}, 44_549_317),
     ("eca_resnet152", {"eca_kernel_sizes": (3, 3, 5, 7)}, 60_193_042),
     ("eca_resnet50", {"stem": "3x3"}, 25_549_438),
+    ("resnet50", {"norm": "bias_bn"}, 25_583_592),
+    ("resnet50", {"norm": "bias"}, 25_530_472),
+    ("resnet50", {"stem": "deep", "stem_width": 32}, 25_576_264),
+    ("resnet50", {"stem": "deep_tiered", "stem_width": 32}, 25_573_728),
+    ("se_resnet18", {"hidden_rule": "absolute"}, 11_753_000),
 ]
 CIFAR = [name for name in MODELS if "num_classes" in MODELS[name]]
 IMAGENET = [name for name in MODELS if name not in CIFAR]
@@ -172,6 +177,10 @@ VARIANTS = [
     {"attention": "cbam", "cbam_kernel_size": 3, "hidden_rule": "multiple_of_8"},
     {"attention": "eca", "eca_kernel_sizes": (5, 3), "in_channels": 1, "num_classes": 2},
     {"attention": "se", "se_bias": False, "stem": "3x3", "downsample_pool": "avg"},
+    {"norm": "bias_bn", "stem": "deep_tiered", "groups": 4, "width_per_group": 32},
+    {"norm": "bias", "stem": "deep_tiered", "stem_width": 11, "downsample_kernel": 3},
+    {"norm": "bias", "block": "basic", "attention": "cbam", "hidden_rule": "absolute"},
+    {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
 ]
 
 
@@ -190,7 +199,9 @@ def test_variants_have_the_same_tensors_everywhere(keywords):
 
 
 BAD_VALUES = [
-    ({"stem": "7X7"}, "stem='7X7': expected one of '7x7', 'deep', '3x3'"),
+    ({"stem": "7X7"}, "stem='7X7': expected one of '7x7', 'deep', 'deep_tiered', '3x3'"),
+    ({"stem": "deep_tiered", "stem_width": 3}, "stem_width=3: expected at least 4 with stem='deep_tiered'"),
+    ({"norm": "gn"}, "norm='gn': expected one of 'bn', 'bias_bn', 'bias'"),
     ({"attention": "sse"}, "attention='sse'"),
     ({"depths": (3, 0)}, "depths=(3, 0)"),
     ({"depths": ()}, "depths=()"),
@@ -226,7 +237,8 @@ def test_unknown_names_offer_the_nearest():
 
 @pytest.mark.quick
 @pytest.mark.parametrize(
-    "keywords", [{"stem": "x"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}]
+    "keywords",
+    [{"stem": "x"}, {"norm": "gn"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}],
 )
 def test_every_framework_refuses_a_wrong_value(keywords):
     for build in (torch_tensors, keras_impl.ResNet, tf1_tensors):

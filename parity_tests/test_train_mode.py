@@ -20,7 +20,10 @@ SPECS = {
     "grouped_se": tiny(groups=8, width_per_group=16, attention="se"),
     "cbam": tiny(attention="cbam", cbam_bn_momentum=0.05),
     "eca": tiny(attention="eca", block="basic", bn_momentum=0.3),
+    "bias_bn": tiny(norm="bias_bn", groups=8, width_per_group=16, stem="deep_tiered"),
+    "bias": tiny(norm="bias", groups=8, width_per_group=16, attention="cbam"),
 }
+GRADIENTS = {"weight": ("kernel", (3, 2, 0, 1)), "bias": ("bias", (0,))}  # in TensorFlow, axes to torch's
 Step = tuple[np.ndarray, Checkpoint]
 
 
@@ -90,11 +93,21 @@ def test_float32_outputs_and_statistics(name):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_grouped_gradients_exist_and_agree(dtype):
-    """The gradient of a grouped convolution, which TensorFlow on a CPU has only in part."""
-    spec = SPECS["grouped_se"]
+@pytest.mark.parametrize(
+    ("network", "leaf"),
+    [
+        ("grouped_se", "weight"),
+        ("bias_bn", "weight"),
+        ("bias_bn", "bias"),
+        ("bias", "weight"),
+        ("bias", "bias"),
+    ],
+)
+def test_grouped_gradients_exist_and_agree(network, leaf, dtype):
+    """The gradient of a grouped convolution, which TensorFlow on a CPU has only in part, and of its bias."""
+    spec = SPECS[network]
     weights, x = synthetic.weights(spec), synthetic.images((16, 16), batch=2)
-    name = "layer1.0.conv2.weight"
+    name, of_tf, axes = f"layer1.0.conv2.{leaf}", *GRADIENTS[leaf]
 
     model = torch_impl.ResNet(**spec.model_kwargs()).to(getattr(torch, dtype)).eval()
     load_into(model, weights)
@@ -105,18 +118,18 @@ def test_grouped_gradients_exist_and_agree(dtype):
     load_into(other, weights)
     import tensorflow as tf2
 
-    kernel = other.layer1[0].conv2.kernel
+    tensor = getattr(other.layer1[0].conv2, of_tf)
     with tf2.GradientTape() as tape:
         loss = tf2.reduce_sum(other(x.astype(dtype).transpose(0, 2, 3, 1), training=False) ** 2)
-    of_keras = tape.gradient(loss, kernel.value).numpy().transpose(3, 2, 0, 1)
+    of_keras = tape.gradient(loss, tensor.value).numpy().transpose(axes)
 
     with tf.Graph().as_default(), tf.Session() as session:
         images = tf.constant(x.astype(dtype).transpose(0, 2, 3, 1))
         logits, _ = tf1_compat.resnet(images, **spec.model_kwargs())
         load_into(session, weights)
-        variable = next(v for v in tf.trainable_variables() if v.op.name == "layer1_0/conv2/kernel")
+        variable = next(v for v in tf.trainable_variables() if v.op.name == f"layer1_0/conv2/{of_tf}")
         gradient = tf.gradients(tf.reduce_sum(logits**2), variable)
-        of_tf1 = session.run(gradient)[0].transpose(3, 2, 0, 1)
+        of_tf1 = session.run(gradient)[0].transpose(axes)
 
     limit = tolerances.FLOAT64 if dtype == "float64" else tolerances.FLOAT32_SHALLOW_GRADIENT
     assert tolerances.relative_error(of_keras, reference) <= limit

@@ -28,6 +28,7 @@ def attention_and_shortcut(
     downsample_kernel: int = 1,
     downsample_pool: str = "none",
     norm: Callable[..., tf.Tensor],
+    bias: bool,
 ) -> tf.Tensor:
     """What `basic_block` and `bottleneck` share: relu(attention(y) + shortcut(x)).
 
@@ -39,6 +40,7 @@ def attention_and_shortcut(
         relu_before_attention: a ReLU between the last batch normalisation and the attention.
         downsample_kernel, downsample_pool: the projection of a strided block.
         norm: batch normalisation, called with `scope`.
+        bias: whether the projection's convolution has a bias.
     """
     if relu_before_attention:
         y = tf.nn.relu(y)
@@ -49,7 +51,8 @@ def attention_and_shortcut(
         kernel_size = downsample_kernel if stride > 1 else 1
         if stride > 1 and downsample_pool == "avg":
             x, stride = average_pool(x), 1
-        x = norm(conv2d(x, outputs, kernel_size, stride, scope="downsample_0"), scope="downsample_1")
+        x = conv2d(x, outputs, kernel_size, stride, bias=bias, scope="downsample_0")
+        x = norm(x, scope="downsample_1")
     return tf.nn.relu(y + x)
 
 
@@ -59,6 +62,7 @@ def basic_block(
     stride: int = 1,
     *,
     norm: Callable[..., tf.Tensor] = batch_norm,
+    bias: bool = False,
     scope: str,
     **keywords: Any,
 ) -> tf.Tensor:
@@ -69,12 +73,14 @@ def basic_block(
         planes: channels of the output.
         stride: of the first convolution.
         norm: batch normalisation, called with `scope`.
+        bias: whether the convolutions have biases.
         keywords: of `attention_and_shortcut`.
     """
+    conv = partial(conv2d, bias=bias)
     with tf.variable_scope(scope):
-        y = tf.nn.relu(norm(conv2d(x, planes, 3, stride, scope="conv1"), scope="bn1"))
-        y = norm(conv2d(y, planes, 3, scope="conv2"), scope="bn2")
-        return attention_and_shortcut(x, y, stride, norm=norm, **keywords)
+        y = tf.nn.relu(norm(conv(x, planes, 3, stride, scope="conv1"), scope="bn1"))
+        y = norm(conv(y, planes, 3, scope="conv2"), scope="bn2")
+        return attention_and_shortcut(x, y, stride, norm=norm, bias=bias, **keywords)
 
 
 def bottleneck(
@@ -87,6 +93,7 @@ def bottleneck(
     reduce_first: int = 1,
     stride_in: str = "conv2",
     norm: Callable[..., tf.Tensor] = batch_norm,
+    bias: bool = False,
     scope: str,
     **keywords: Any,
 ) -> tf.Tensor:
@@ -99,15 +106,17 @@ def bottleneck(
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
         reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
         norm: batch normalisation, called with `scope`.
+        bias: whether the convolutions have biases.
         keywords: of `attention_and_shortcut`.
     """
     width = int(planes * width_per_group / 64) * groups
     stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
+    conv = partial(conv2d, bias=bias)
     with tf.variable_scope(scope):
-        y = tf.nn.relu(norm(conv2d(x, width // reduce_first, 1, stride1, scope="conv1"), scope="bn1"))
-        y = tf.nn.relu(norm(conv2d(y, width, 3, stride2, groups, scope="conv2"), scope="bn2"))
-        y = norm(conv2d(y, planes * EXPANSION["bottleneck"], 1, scope="conv3"), scope="bn3")
-        return attention_and_shortcut(x, y, stride, norm=norm, **keywords)
+        y = tf.nn.relu(norm(conv(x, width // reduce_first, 1, stride1, scope="conv1"), scope="bn1"))
+        y = tf.nn.relu(norm(conv(y, width, 3, stride2, groups, scope="conv2"), scope="bn2"))
+        y = norm(conv(y, planes * EXPANSION["bottleneck"], 1, scope="conv3"), scope="bn3")
+        return attention_and_shortcut(x, y, stride, norm=norm, bias=bias, **keywords)
 
 
 def make_attention(
@@ -145,18 +154,24 @@ def make_attention(
     return None
 
 
-def make_stage(
-    x: tf.Tensor, stage: int, c: Mapping[str, Any], norm: Callable[..., tf.Tensor], is_training: bool
-) -> tf.Tensor:
+def make_norm(c: Mapping[str, Any], is_training: bool) -> Callable[..., tf.Tensor]:
+    """What follows a convolution, called with `scope`, from the keywords of `resnet`."""
+    if c["norm"] == "bias":
+        return lambda x, **_: x
+    return partial(batch_norm, is_training=is_training, epsilon=c["bn_epsilon"], momentum=c["bn_momentum"])
+
+
+def make_stage(x: tf.Tensor, stage: int, c: Mapping[str, Any], is_training: bool) -> tf.Tensor:
     """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
     block = {"basic": basic_block, "bottleneck": bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
     if block is bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
     keywords = {name: c[name] for name in names}
+    keywords |= {"norm": make_norm(c, is_training), "bias": c["norm"] != "bn"}
     attention = make_attention(stage, c, is_training)
     for index in range(c["depths"][stage]):
         stride = 2 if stage > 0 and index == 0 else 1
         scope = f"layer{stage + 1}_{index}"
-        x = block(x, c["width"] * 2**stage, stride, attention=attention, norm=norm, scope=scope, **keywords)
+        x = block(x, c["width"] * 2**stage, stride, attention=attention, scope=scope, **keywords)
     return x

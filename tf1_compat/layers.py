@@ -18,9 +18,10 @@ def conv2d(
     stride: int = 1,
     groups: int = 1,
     *,
+    bias: bool = False,
     scope: str,
 ) -> tf.Tensor:
-    """Convolution padded by k // 2 on each side; variable `kernel` (k, k, C / groups, filters).
+    """Convolution padded by k // 2 on each side; variables `kernel` (k, k, C / groups, filters) and `bias`.
 
     SAME pads a strided convolution of an even size at the end only, which shifts it by one pixel.
     """
@@ -36,8 +37,12 @@ def conv2d(
             x = tf.pad(x, [[0, 0], [half, half], [half, half], [0, 0]]) if half else x
             padding = "VALID"
         if groups > 1:
-            return grouped_conv2d(x, kernel, stride, padding, groups)
-        return tf.nn.conv2d(x, kernel, stride, padding)
+            y = grouped_conv2d(x, kernel, stride, padding, groups)
+        else:
+            y = tf.nn.conv2d(x, kernel, stride, padding)
+        if bias:
+            y += tf.get_variable("bias", (filters,), x.dtype, tf.zeros_initializer())
+        return y
 
 
 def grouped_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, groups: int) -> tf.Tensor:

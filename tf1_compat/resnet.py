@@ -18,19 +18,20 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from .attention import batch_norm, check_choice, dense, open_scope
-from .blocks import make_stage
+from .attention import check_choice, dense, open_scope
+from .blocks import make_norm, make_stage
 from .layers import conv2d, max_pool
 
 CONFIG_COLLECTION = "resnet_config"  # one JSON text per network of a graph: its scope and its keywords
 
 _CHOICES = {
     "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "3x3"),
+    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
     "stem_pool": (None, "pad1", "ceil", "same", "none"),
     "stride_in": ("conv2", "conv1"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
+    "norm": ("bn", "bias_bn", "bias"),
     "attention": ("none", "se", "cbam", "eca"),
 }
 
@@ -53,6 +54,7 @@ def resnet(
     stride_in: str = "conv2",
     downsample_kernel: int = 1,
     downsample_pool: str = "none",
+    norm: str = "bn",
     attention: str = "none",
     reduction: int = 16,
     hidden_rule: str = "floor",
@@ -84,12 +86,15 @@ def resnet(
         depths: blocks per stage.
         width: nominal width of layer1, doubled in each further stage.
         groups, width_per_group, reduce_first, stride_in: see `bottleneck`.
-        stem: "7x7", "deep" (three 3x3, the last twice as wide) or "3x3" (stride 1, for small images).
+        stem: "7x7", "deep" (three 3x3, the last twice as wide), "deep_tiered" (the first of these is
+            3 * (stem_width // 4) wide) or "3x3" (stride 1, for small images).
         stem_width: channels of the stem.
         stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
+            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -122,19 +127,20 @@ def resnet(
         raise ValueError(f"images of dtype {images.dtype.name}, expected float32 or float64")
     if images.shape.rank != 4 or images.shape[-1] != in_channels:
         raise ValueError(f"images of shape {images.shape}, expected (N, H, W, {in_channels})")
-    norm = partial(batch_norm, is_training=is_training, epsilon=bn_epsilon, momentum=bn_momentum)
+    conv, bn = partial(conv2d, bias=norm != "bn"), make_norm(c, is_training)
     end_points: dict[str, tf.Tensor] = {}
 
     with open_scope(scope, reuse) as opened:
         tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": c}))
-        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "3x3": (3, 1)}[stem]
-        x = tf.nn.relu(norm(conv2d(images, stem_width, kernel_size, stride, scope="conv1"), scope="bn1"))
-        if stem == "deep":
-            x = tf.nn.relu(norm(conv2d(x, stem_width, 3, scope="conv2"), scope="bn2"))
-            x = tf.nn.relu(norm(conv2d(x, 2 * stem_width, 3, scope="conv3"), scope="bn3"))
+        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
+        first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
+        x = tf.nn.relu(bn(conv(images, first, kernel_size, stride, scope="conv1"), scope="bn1"))
+        if stem in ("deep", "deep_tiered"):
+            x = tf.nn.relu(bn(conv(x, stem_width, 3, scope="conv2"), scope="bn2"))
+            x = tf.nn.relu(bn(conv(x, 2 * stem_width, 3, scope="conv3"), scope="bn3"))
         end_points["stem"] = x = max_pool(x, stem_pool or ("none" if stem == "3x3" else "pad1"))
         for stage in range(len(depths)):
-            end_points[f"layer{stage + 1}"] = x = make_stage(x, stage, c, norm, is_training)
+            end_points[f"layer{stage + 1}"] = x = make_stage(x, stage, c, is_training)
         end_points["pooled"] = x = tf.reduce_mean(x, [1, 2])
         if is_training and dropout > 0:
             x = tf.nn.dropout(x, rate=dropout)

@@ -7,6 +7,7 @@ The attention stands after the last batch normalisation, before the addition: SE
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from .attention import CBAM, ECA, SqueezeExcitation
 
 
-def conv2d(inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    """A convolution without bias, padded by k // 2 on each side."""
-    return nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
+def conv2d(
+    inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, *, bias: bool = False
+) -> nn.Conv2d:
+    """A convolution padded by k // 2 on each side, without bias unless asked for."""
+    return nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
 
 
 class ResidualBlock(nn.Module):
@@ -39,6 +42,7 @@ class ResidualBlock(nn.Module):
         downsample_kernel: int = 1,
         downsample_pool: str = "none",
         norm: Callable[[int], nn.Module],
+        bias: bool,
     ) -> None:
         """Add what follows the branch.
 
@@ -49,6 +53,7 @@ class ResidualBlock(nn.Module):
             relu_before_attention: a ReLU between the last batch normalisation and the attention.
             downsample_kernel, downsample_pool: the projection of a strided block.
             norm: channels -> batch normalisation.
+            bias: whether the projection's convolution has a bias.
         """
         self.relu_before_attention = relu_before_attention
         self.attention: str | None = None
@@ -60,7 +65,7 @@ class ResidualBlock(nn.Module):
             if stride > 1 and downsample_pool == "avg":
                 self.downsample_pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
             kernel = downsample_kernel if stride > 1 else 1
-            conv = conv2d(inputs, outputs, kernel, 1 if self.downsample_pool else stride)
+            conv = conv2d(inputs, outputs, kernel, 1 if self.downsample_pool else stride, bias=bias)
             self.downsample = nn.Sequential(conv, norm(outputs))
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -85,6 +90,7 @@ class BasicBlock(ResidualBlock):
         planes: channels of the output.
         stride: of the first convolution.
         norm: channels -> batch normalisation.
+        bias: whether the convolutions have biases.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
     """
 
@@ -97,12 +103,13 @@ class BasicBlock(ResidualBlock):
         stride: int = 1,
         *,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        bias: bool = False,
         **keywords: Any,
     ):
         super().__init__()
-        self.conv1, self.bn1 = conv2d(inputs, planes, 3, stride), norm(planes)
-        self.conv2, self.bn2 = conv2d(planes, planes, 3), norm(planes)
-        self.add_attention_and_shortcut(inputs, planes, stride, norm=norm, **keywords)
+        self.conv1, self.bn1 = conv2d(inputs, planes, 3, stride, bias=bias), norm(planes)
+        self.conv2, self.bn2 = conv2d(planes, planes, 3, bias=bias), norm(planes)
+        self.add_attention_and_shortcut(inputs, planes, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -119,6 +126,7 @@ class Bottleneck(ResidualBlock):
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
         reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
         norm: channels -> batch normalisation.
+        bias: whether the convolutions have biases.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
     """
 
@@ -135,16 +143,17 @@ class Bottleneck(ResidualBlock):
         reduce_first: int = 1,
         stride_in: str = "conv2",
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
+        bias: bool = False,
         **keywords: Any,
     ):
         super().__init__()
         width, outputs = int(planes * width_per_group / 64) * groups, planes * self.expansion
         first = width // reduce_first
         stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
-        self.conv1, self.bn1 = conv2d(inputs, first, 1, stride1), norm(first)
-        self.conv2, self.bn2 = conv2d(first, width, 3, stride2, groups), norm(width)
-        self.conv3, self.bn3 = conv2d(width, outputs, 1), norm(outputs)
-        self.add_attention_and_shortcut(inputs, outputs, stride, norm=norm, **keywords)
+        self.conv1, self.bn1 = conv2d(inputs, first, 1, stride1, bias=bias), norm(first)
+        self.conv2, self.bn2 = conv2d(first, width, 3, stride2, groups, bias=bias), norm(width)
+        self.conv3, self.bn3 = conv2d(width, outputs, 1, bias=bias), norm(outputs)
+        self.add_attention_and_shortcut(inputs, outputs, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
@@ -179,21 +188,26 @@ def make_attention(channels: int, stage: int, c: Mapping[str, Any]) -> tuple[str
     return c["attention"], module
 
 
-def make_stage(
-    inputs: int, stage: int, c: Mapping[str, Any], norm: Callable[[int], nn.Module]
-) -> nn.Sequential:
+def make_norm(c: Mapping[str, Any]) -> Callable[[int], nn.Module]:
+    """Channels -> what follows a convolution, from the keywords of `ResNet`."""
+    if c["norm"] == "bias":
+        return nn.Identity
+    return partial(nn.BatchNorm2d, eps=c["bn_epsilon"], momentum=c["bn_momentum"])
+
+
+def make_stage(inputs: int, stage: int, c: Mapping[str, Any]) -> nn.Sequential:
     """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
-    keywords = {name: c[name] for name in names}
+    keywords = {name: c[name] for name in names} | {"norm": make_norm(c), "bias": c["norm"] != "bn"}
     planes = c["width"] * 2**stage
     outputs = planes * block.expansion
     blocks = []
     for index in range(c["depths"][stage]):
         stride = 2 if stage > 0 and index == 0 else 1
         attention = make_attention(outputs, stage, c)
-        blocks.append(block(inputs, planes, stride, attention=attention, norm=norm, **keywords))
+        blocks.append(block(inputs, planes, stride, attention=attention, **keywords))
         inputs = outputs
     return nn.Sequential(*blocks)

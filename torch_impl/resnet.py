@@ -18,15 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import check_choice
-from .blocks import Bottleneck, conv2d, make_stage
+from .blocks import Bottleneck, conv2d, make_norm, make_stage
 
 _CHOICES = {
     "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "3x3"),
+    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
     "stem_pool": (None, "pad1", "ceil", "same", "none"),
     "stride_in": ("conv2", "conv1"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
+    "norm": ("bn", "bias_bn", "bias"),
     "attention": ("none", "se", "cbam", "eca"),
 }
 
@@ -55,12 +56,15 @@ class ResNet(nn.Module):
         depths: blocks per stage.
         width: nominal width of layer1, doubled in each further stage.
         groups, width_per_group, reduce_first, stride_in: see `Bottleneck`.
-        stem: "7x7", "deep" (three 3x3, the last twice as wide) or "3x3" (stride 1, for small images).
+        stem: "7x7", "deep" (three 3x3, the last twice as wide), "deep_tiered" (the first of these is
+            3 * (stem_width // 4) wide) or "3x3" (stride 1, for small images).
         stem_width: channels of the stem.
         stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
+            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -96,6 +100,7 @@ class ResNet(nn.Module):
         stride_in: str = "conv2",
         downsample_kernel: int = 1,
         downsample_pool: str = "none",
+        norm: str = "bn",
         attention: str = "none",
         reduction: int = 16,
         hidden_rule: str = "floor",
@@ -120,20 +125,21 @@ class ResNet(nn.Module):
         self.config = c
         for name, choices in _CHOICES.items():
             check_choice(name, c[name], choices)
-        norm = partial(nn.BatchNorm2d, eps=bn_epsilon, momentum=bn_momentum)
+        bn, bias = make_norm(c), norm != "bn"
 
-        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "3x3": (3, 1)}[stem]
-        self.conv1, self.bn1 = conv2d(in_channels, stem_width, kernel_size, stride), norm(stem_width)
-        self.deep_stem, channels = stem == "deep", stem_width
+        kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
+        first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
+        self.conv1, self.bn1 = conv2d(in_channels, first, kernel_size, stride, bias=bias), bn(first)
+        self.deep_stem, channels = stem in ("deep", "deep_tiered"), stem_width
         if self.deep_stem:
             channels = 2 * stem_width
-            self.conv2, self.bn2 = conv2d(stem_width, stem_width, 3), norm(stem_width)
-            self.conv3, self.bn3 = conv2d(stem_width, channels, 3), norm(channels)
+            self.conv2, self.bn2 = conv2d(first, stem_width, 3, bias=bias), bn(stem_width)
+            self.conv3, self.bn3 = conv2d(stem_width, channels, 3, bias=bias), bn(channels)
         self.maxpool = _STEM_POOLS[stem_pool or ("none" if stem == "3x3" else "pad1")]()
 
         self.stage_names = [f"layer{stage + 1}" for stage in range(len(depths))]
         for stage, name in enumerate(self.stage_names):
-            self.add_module(name, make_stage(channels, stage, c, norm))
+            self.add_module(name, make_stage(channels, stage, c))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)

@@ -22,9 +22,11 @@ from weights_convert.spec import (
     Spec,
     eca_kernel_size,
     hidden_channels,
+    stem_widths,
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
+_BN_LEAVES = ("weight", "bias", "running_mean", "running_var")
 
 
 class Inferred(NamedTuple):
@@ -59,7 +61,7 @@ def infer_resnet(shapes: Shapes) -> dict[str, Any] | None:
     if not depths:
         return None
     keywords: dict[str, Any] = {"depths": depths, "block": _block(shapes)}
-    keywords |= _infer_stem(shapes) | _infer_widths(shapes, keywords["block"])
+    keywords |= _infer_stem(shapes) | _infer_norm(shapes) | _infer_widths(shapes, keywords["block"])
     keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
     if head := _first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias cannot be transposed
         keywords["num_classes"] = _most(head)
@@ -104,12 +106,54 @@ def _infer_stem(shapes: Shapes) -> dict[str, Any]:
     if kernel := _of_rank(shapes, "conv1.weight", 4):
         keywords["in_channels"] = kernel[1]
         keywords["stem"] = "7x7" if kernel[2] == 7 else "3x3"
-    bn = [f"bn1.{leaf}" for leaf in ("weight", "bias", "running_mean", "running_var")]
-    if widths := _first_axes(shapes, ("conv1.weight", *bn)):
-        keywords["stem_width"] = _most(widths)
-    if "conv3.weight" in shapes or "bn3.weight" in shapes:
-        keywords["stem"] = "deep"
+    if not {"conv3.weight", "conv3.bias", "bn3.weight"}.isdisjoint(shapes):
+        return keywords | _infer_deep_stem(shapes)
+    if width := _stem_width(shapes, 1, "layer1.0.conv1.weight"):
+        keywords["stem_width"] = width
     return keywords
+
+
+def _infer_deep_stem(shapes: Shapes) -> dict[str, Any]:
+    """`stem` and `stem_width`, as most of its three convolutions show them."""
+    after = ("conv2.weight", "conv3.weight", "layer1.0.conv1.weight")
+    found = [_stem_width(shapes, number, name) for number, name in enumerate(after, 1)]
+    first, second, third = found
+    widths = [width for width in (second, first, third and third // 2) if width]
+    guesses = [(stem, width) for stem in ("deep", "deep_tiered") for width in widths]
+    if not guesses:
+        return {"stem": "deep"}
+
+    def fits(guess: tuple[str, int]) -> int:
+        return sum(a == b for a, b in zip(stem_widths(*guess), found, strict=True))
+
+    stem, width = max(guesses, key=fits)
+    return {"stem": stem, "stem_width": width}
+
+
+def _stem_width(shapes: Shapes, number: int, after: str) -> int | None:
+    """The channels of a convolution of the stem, as most of its tensors and the kernel after it show them."""
+    names = [f"conv{number}.weight", f"conv{number}.bias", *(f"bn{number}.{leaf}" for leaf in _BN_LEAVES)]
+    kernel = _of_rank(shapes, after, 4)
+    widths = _first_axes(shapes, names) + ([kernel[1]] if kernel else [])
+    return _most(widths) if widths else None
+
+
+_CONVOLUTION = re.compile(r"((?:layer\d+\.\d+\.)?conv\d|layer\d+\.\d+\.downsample\.0)\.(?:weight|bias)")
+
+
+def _infer_norm(shapes: Shapes) -> dict[str, Any]:
+    """`norm`, as most convolutions show it: one tensor that is missing is an error, not a variant."""
+    convs = {match[1] for name in shapes if (match := _CONVOLUTION.fullmatch(name))}
+    biases = sum(f"{conv}.bias" in shapes for conv in convs)
+    bns = sum(any(f"{_bn_after(conv)}.{leaf}" in shapes for leaf in _BN_LEAVES) for conv in convs)
+    if 2 * biases <= len(convs):
+        return {"norm": "bn"}
+    return {"norm": "bias_bn" if 2 * bns > len(convs) else "bias"}
+
+
+def _bn_after(conv: str) -> str:
+    """The name of the batch normalisation that follows a convolution."""
+    return f"{conv[:-1]}1" if conv.endswith("downsample.0") else f"{conv[:-5]}bn{conv[-1]}"
 
 
 def _infer_widths(shapes: Shapes, block: str) -> dict[str, Any]:
@@ -172,8 +216,9 @@ def _eca_size(shapes: Shapes, stage: int) -> int | None:
 
 def _eca_rule(shapes: Shapes, stage: int) -> int | None:
     """The kernel size that the paper's rule gives for a stage's output channels."""
-    for last in ("bn3", "bn2"):
-        names = [name for name in shapes if re.fullmatch(rf"layer{stage}\.\d+\.{last}\.weight", name)]
+    for last in (3, 2):
+        tensor = re.compile(rf"layer{stage}\.\d+\.(conv|bn){last}\.(weight|bias)")
+        names = [name for name in shapes if tensor.fullmatch(name)]
         if channels := _first_axes(shapes, names):
             return eca_kernel_size(_most(channels))
     return None
@@ -210,7 +255,10 @@ def _mlp_widths(kind: str, block: Shapes) -> tuple[int, int] | None:
 
 
 def _reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
-    """The rule and the reduction that give most (channels, hidden) pairs; the paper's 16 where it fits."""
+    """The rule and the reduction that give most (channels, hidden) pairs; the paper's 16 where it fits.
+
+    A hidden width that is the same whatever the channels ("absolute") only where no reduction explains it.
+    """
     if not pairs:
         return {}
 
@@ -223,6 +271,7 @@ def _reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
     if max(map(fits, guesses)) < len(pairs):  # rounding hides the ratio
         widest = max(channels for channels, _ in pairs)
         guesses += [(rule, n) for rule in ("floor", "multiple_of_8") for n in range(1, widest + 1)]
+        guesses += [("absolute", hidden) for _, hidden in sorted(pairs)]
     rule, reduction = max(guesses, key=fits)  # the first of equals
     return {"hidden_rule": rule, "reduction": reduction}
 
@@ -255,6 +304,11 @@ def _complete(keywords: dict[str, Any]) -> ResNetSpec:
     return ResNetSpec(**keywords)
 
 
+def _has_bn(spec: Any) -> bool:
+    after_convolutions = isinstance(spec, ResNetSpec) and spec.norm != "bias"
+    return after_convolutions or (spec.attention == "cbam" and spec.cbam_bn)
+
+
 _UNSEEN: dict[str, Callable[[Any], bool]] = {  # keyword -> whether it matters in this spec
     "stem_pool": lambda spec: isinstance(spec, ResNetSpec),
     "stride_in": lambda spec: isinstance(spec, ResNetSpec) and spec.block == "bottleneck",
@@ -263,8 +317,8 @@ _UNSEEN: dict[str, Callable[[Any], bool]] = {  # keyword -> whether it matters i
     "cbam_order": lambda spec: spec.attention == "cbam",
     "cbam_spatial_input": lambda spec: spec.attention == "cbam",
     "cbam_bn_momentum": lambda spec: spec.attention == "cbam" and spec.cbam_bn,
-    "bn_epsilon": lambda spec: isinstance(spec, ResNetSpec) or spec.attention == "cbam",
-    "bn_momentum": lambda spec: isinstance(spec, ResNetSpec),
+    "bn_epsilon": _has_bn,
+    "bn_momentum": lambda spec: isinstance(spec, ResNetSpec) and spec.norm != "bias",
     "dropout": lambda spec: isinstance(spec, ResNetSpec),
     "channels": lambda spec: isinstance(spec, AttentionSpec) and spec.attention == "eca",
 }

@@ -15,19 +15,21 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 from weights_convert.errors import SpecError, nearest
 
 CHOICES = {
     "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "3x3"),
+    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
     "stem_pool": ("pad1", "ceil", "same", "none"),
     "stride_in": ("conv2", "conv1"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
+    "norm": ("bn", "bias_bn", "bias"),
     "attention": ("none", "se", "cbam", "eca"),
-    "hidden_rule": ("floor", "multiple_of_8"),
+    "hidden_rule": ("floor", "multiple_of_8", "absolute"),
     "cbam_order": ("max_mean", "mean_max"),
     "cbam_spatial_input": ("refined", "input"),
 }
@@ -81,11 +83,12 @@ class ResNetSpec(AttentionOptions):
     width_per_group: int = 64  # ResNeXt: 4 means that layer1's 3x3 has 4 channels a group
     reduce_first: int = 1  # SENet-154: 2 halves the first 1x1 convolution
     stem: str = "7x7"
-    stem_width: int = 64  # the deep stem ends with twice as many
+    stem_width: int = 64  # the deep stems end with twice as many
     stem_pool: str | None = None  # None: "none" with the "3x3" stem, else "pad1"
     stride_in: str = "conv2"
     downsample_kernel: int = 1  # of the strided projections; layer1's is 1x1
     downsample_pool: str = "none"
+    norm: str = "bn"  # what follows each convolution; "bias": batch normalisation folded into it
     relu_before_attention: bool = False
     eca_kernel_sizes: tuple[int, ...] | None = None  # one per stage; None: the paper's rule
     bn_momentum: float = 0.1
@@ -107,6 +110,11 @@ class ResNetSpec(AttentionOptions):
         if self.block == "basic" and (self.groups, self.width_per_group, self.reduce_first) != (1, 64, 1):
             raise SpecError(
                 "groups, width_per_group and reduce_first belong to block='bottleneck', got 'basic'"
+            )
+        if self.stem == "deep_tiered" and self.stem_width < 4:
+            raise SpecError(
+                f"stem_width={self.stem_width}: expected at least 4 with stem='deep_tiered', "
+                "whose first convolution is 3 * (stem_width // 4) wide"
             )
 
     def model_kwargs(self) -> dict[str, Any]:
@@ -282,9 +290,11 @@ def count_parameters(spec: Spec) -> int:
 def hidden_channels(channels: int, reduction: int, rule: str = "floor") -> int:
     """The width between an attention MLP's two layers.
 
-    >>> hidden_channels(64, 16), hidden_channels(64, 16, "multiple_of_8")
-    (4, 8)
+    >>> [hidden_channels(64, 16, rule) for rule in ("floor", "multiple_of_8", "absolute")]
+    [4, 8, 16]
     """
+    if rule == "absolute":
+        return reduction
     if rule == "multiple_of_8":
         return max(8, int(channels / reduction + 4) // 8 * 8)
     return max(1, channels // reduction)
@@ -314,11 +324,27 @@ def _dense(prefix: str, inputs: int, outputs: int, bias: bool = True) -> Iterato
         yield Parameter(f"{prefix}.bias", (outputs,), "bias")
 
 
-def _conv_bn(
-    conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
+def stem_widths(stem: str, width: int) -> tuple[int, ...]:
+    """The channels of each convolution of a stem.
+
+    >>> stem_widths("7x7", 64), stem_widths("deep", 64), stem_widths("deep_tiered", 32)
+    ((64,), (64, 64, 128), (24, 32, 64))
+    """
+    if stem == "deep":
+        return width, width, 2 * width
+    if stem == "deep_tiered":
+        return 3 * (width // 4), width, 2 * width
+    return (width,)
+
+
+def _conv_norm(
+    norm: str, conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
 ) -> Iterator[Parameter]:
     yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), "conv2d")
-    yield from _batch_norm(bn, outputs)
+    if norm != "bn":
+        yield Parameter(f"{conv}.bias", (outputs,), "bias")
+    if norm != "bias":
+        yield from _batch_norm(bn, outputs)
 
 
 def _attention(
@@ -340,19 +366,13 @@ def _attention(
         yield Parameter(f"{prefix}conv.weight", (1, 1, eca_size or eca_kernel_size(channels)), "conv1d")
 
 
-def _stem(spec: ResNetSpec) -> Iterator[Parameter]:
-    width = spec.stem_width
-    if spec.stem == "deep":
-        yield from _conv_bn("conv1", "bn1", spec.in_channels, width, 3)
-        yield from _conv_bn("conv2", "bn2", width, width, 3)
-        yield from _conv_bn("conv3", "bn3", width, 2 * width, 3)
-    else:
-        yield from _conv_bn("conv1", "bn1", spec.in_channels, width, 7 if spec.stem == "7x7" else 3)
-
-
 def _resnet(spec: ResNetSpec) -> Iterator[Parameter]:
-    yield from _stem(spec)
-    channels = spec.stem_width * (2 if spec.stem == "deep" else 1)
+    conv_norm, channels = partial(_conv_norm, spec.norm), spec.in_channels
+    for number, outputs in enumerate(stem_widths(spec.stem, spec.stem_width), 1):
+        yield from conv_norm(
+            f"conv{number}", f"bn{number}", channels, outputs, 7 if spec.stem == "7x7" else 3
+        )
+        channels = outputs
     for stage, depth in enumerate(spec.depths):
         planes = spec.width * 2**stage
         outputs = planes * (4 if spec.block == "bottleneck" else 1)
@@ -362,17 +382,17 @@ def _resnet(spec: ResNetSpec) -> Iterator[Parameter]:
             strided = stage > 0 and index == 0
             if spec.block == "bottleneck":
                 first = inner // spec.reduce_first
-                yield from _conv_bn(f"{prefix}conv1", f"{prefix}bn1", channels, first, 1)
-                yield from _conv_bn(f"{prefix}conv2", f"{prefix}bn2", first, inner, 3, spec.groups)
-                yield from _conv_bn(f"{prefix}conv3", f"{prefix}bn3", inner, outputs, 1)
+                yield from conv_norm(f"{prefix}conv1", f"{prefix}bn1", channels, first, 1)
+                yield from conv_norm(f"{prefix}conv2", f"{prefix}bn2", first, inner, 3, spec.groups)
+                yield from conv_norm(f"{prefix}conv3", f"{prefix}bn3", inner, outputs, 1)
             else:
-                yield from _conv_bn(f"{prefix}conv1", f"{prefix}bn1", channels, planes, 3)
-                yield from _conv_bn(f"{prefix}conv2", f"{prefix}bn2", planes, planes, 3)
+                yield from conv_norm(f"{prefix}conv1", f"{prefix}bn1", channels, planes, 3)
+                yield from conv_norm(f"{prefix}conv2", f"{prefix}bn2", planes, planes, 3)
             eca_size = spec.eca_kernel_sizes[stage] if spec.eca_kernel_sizes else None
             yield from _attention(spec, f"{prefix}{spec.attention}.", outputs, eca_size)
             if strided or channels != outputs:
                 kernel = spec.downsample_kernel if strided else 1
-                yield from _conv_bn(
+                yield from conv_norm(
                     f"{prefix}downsample.0", f"{prefix}downsample.1", channels, outputs, kernel
                 )
             channels = outputs
