@@ -174,7 +174,7 @@ def test_what_only_the_user_can_tell(read_shapes, listing):
     ]:
         checkpoint = read_shapes(shapes, **options)
         assert (checkpoint.family, checkpoint.spec.stride_in) == ("pytorchcv", stride)
-    with pytest.raises(MismatchError, match=f"is not pytorchcv:{name}c; did you mean 'pytorchcv:{name}b?'"):
+    with pytest.raises(MismatchError, match=rf"is not pytorchcv:{name}c; did you mean '{name}b?'\?"):
         read_shapes(shapes, model=f"pytorchcv:{name}c")
 
 
@@ -198,6 +198,10 @@ MUTATED = [
 ]
 
 
+# one of two tensors that show the same keyword: either may be the wrong one
+TIED = re.compile(r"^(fc|last_linear|output|predictions)[./]bias|^layer3\.0\.se\.conv\.weight")
+
+
 def one_of_each_kind(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """A tensor from the middle of the file for each kind of name."""
     kinds: dict[str, list[str]] = {}
@@ -217,7 +221,7 @@ def test_one_wrong_tensor_is_named(read_shapes, listing):
             read_shapes(others)
         lines = caught.value.details
         assert all(line.startswith(("missing: ", "misshapen: ", "extra: ")) for line in lines), name
-        assert counted or lines == [f"missing: {name} {shapes[name]}"], (name, lines)
+        assert counted or lines == (f"missing: {name} {shapes[name]}",), (name, lines)
 
         renamed = f"{name}x"
         with pytest.raises(MismatchError) as caught:
@@ -230,8 +234,8 @@ def test_one_wrong_tensor_is_named(read_shapes, listing):
         with pytest.raises(MismatchError) as caught:
             read_shapes(shapes | {name: reshaped})
         wrong = f"misshapen: {name} {reshaped}, expected {shapes[name]}"
-        assert counted or caught.value.details == (wrong,), (name, caught.value.details)
-        assert not counted or len(caught.value.details) == 1
+        assert len(caught.value.details) == 1
+        assert counted or TIED.search(name) or caught.value.details == (wrong,), (name, caught.value.details)
 
 
 # --------------------------------------------------------------------------------------------------
