@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import tensorflow.compat.v1 as tf
 
 from parity_tests.synthetic import position_coded, tiny
-from weights_convert import MismatchError, convert, load, loading
+from weights_convert import MismatchError, convert, load, load_model, loading, save, state_of
 from weights_convert.families import FAMILIES
 from weights_convert.families.base import concerns, skeleton
-from weights_convert.formats import FORMATS
+from weights_convert.formats import FORMATS, open_reader
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import ROLES, role_of
 from weights_convert.plan import make_plan
@@ -472,3 +473,86 @@ def test_all_written_families_are_tested():
     assert {name.partition(" ")[0] for name in WRITTEN} | {"torch", "keras", "tf1"} == {
         family.name for family in FAMILIES.values() if family.written
     }
+
+
+# --------------------------------------------------------------------------------------------------
+# On the command line
+
+
+def pytorchcv_file(path: Path) -> None:
+    """A small network in pytorchcv's names whose stride only the user knows."""
+    source = position_coded(tiny(attention="se"))
+    save(source, path.with_name("ours.pth"))
+    plan = convert(path.with_name("ours.pth"), path.with_name("theirs.pth"), to_family="pytorchcv")
+    with load(plan.destination) as theirs:
+        np.savez(
+            path, **{theirs.tensors[n].name: a for n, a in zip(theirs, raw(plan.destination), strict=True)}
+        )
+
+
+def raw(path: Path) -> list[np.ndarray]:
+    """The tensors of a file as they are in it."""
+    with open_reader(path) as reader:
+        return [reader.read(name) for name in reader.tensors]
+
+
+def test_the_command_shows_the_choice_and_writes_nothing(run, folder, unchanged):
+    pytorchcv_file(folder / "theirs.npz")
+    for command in (["convert", "theirs.npz", "x.npz"], ["inspect", "theirs.npz"]):
+        with unchanged():
+            ran = run(*command)
+        assert (ran.code, ran.out) == (2, "")
+        assert [line.strip() for line in ran.lines[1:]] == ["--set stride_in=conv1", "--set stride_in=conv2"]
+    ran = run("inspect", "theirs.npz", "--set", "stride_in=conv1")
+    assert ran.code == 0
+    assert "convert theirs.npz theirs.weights.h5 --set stride_in=conv1" in ran.out
+    assert run("convert", "theirs.npz", "x.npz", "--set", "stride_in=conv1").code == 0
+    with load("x.npz") as checkpoint:
+        assert checkpoint.spec.stride_in == "conv1"
+
+
+def test_inspect_tells_whose_and_what_it_is_fed(run, folder):
+    foreign = FOREIGN["hikapok"]
+    np.savez(folder / "caffe.npz", **foreign_arrays(foreign))
+    ran = run("inspect", "caffe.npz")
+    assert "family        hikapok: HiKapok's TF-SENet" in ran.out
+    assert (
+        "fed           BGR from 0 to 255, minus (104.0, 117.0, 123.0); classes: ILSVRC2017's order" in ran.out
+    )
+    assert "note          as hikapok's networks: norm='bn', stem_pool='same'" in ran.out
+    assert run("inspect", "caffe.npz", "--json", "facts.json").code == 0
+    facts = json.loads(Path("facts.json").read_text())
+    assert facts["feeds"]["channels"] == "BGR"
+    assert facts["family"] == "hikapok"
+    assert facts["spec"]["stride_in"] == "conv1"
+
+
+def test_an_unknown_family_is_refused_with_the_nearest(run, folder, unchanged):
+    shapes = shapes_in("timm_seresnet33ts")
+    np.savez(folder / "x.npz", **{n: np.broadcast_to(np.float32(0), s) for n, s in list(shapes.items())[:40]})
+    with unchanged():
+        ran = run("convert", "x.npz", "y.npz")
+    assert ran.code == 2
+    assert re.search(
+        r"^x.npz: the names of its 40 tensors are those of no known family; the nearest is '", ran.err
+    )
+    assert any("stem.conv1.conv.weight (24, 3, 3, 3)" in line for line in ran.lines[1:])
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras", "tf1"])
+def test_a_foreign_file_alone_is_enough_for_a_model(tmp_path, framework):
+    """Every tensor arrives bit for bit in the right variant; test_families_live compares the outputs."""
+    foreign = FOREIGN["official CBAM"]
+    np.savez(tmp_path / "x.npz", **foreign_arrays(foreign))
+    model = load_model(tmp_path / "x.npz", framework)
+    if framework == "tf1":
+        with tf.Graph().as_default(), tf.Session() as session:
+            model(tf.zeros((1, 33, 33, 3)))
+            session.run(tf.global_variables_initializer())
+            state = state_of(session)
+    else:
+        state = state_of(model)
+    wanted = position_coded(foreign.spec)
+    for name in state:
+        assert state[name].tobytes() == wanted[name].tobytes(), name
+    assert state.spec.cbam_order == "max_mean"
