@@ -519,7 +519,7 @@ def test_inspect_tells_whose_and_what_it_is_fed(run, folder):
     assert (
         "fed           BGR from 0 to 255, minus (104.0, 117.0, 123.0); classes: ILSVRC2017's order" in ran.out
     )
-    assert "note          as hikapok's networks: norm='bn', stem_pool='same'" in ran.out
+    assert "note          as hikapok's networks: stem_pool='same'" in ran.out
     assert run("inspect", "caffe.npz", "--json", "facts.json").code == 0
     facts = json.loads(Path("facts.json").read_text())
     assert facts["feeds"]["channels"] == "BGR"

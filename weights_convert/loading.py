@@ -114,8 +114,9 @@ def _notes(found: Candidate) -> list[str]:
     if found.assumed:
         values = spec_values(found.spec, found.assumed)
         notes.append(f"not to be seen in the file, defaults taken: {values} (--set KEY=VALUE)")
-    if found.implied:
-        notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, tuple(found.implied))}")
+    plain = vars(type(found.spec)())
+    if unusual := tuple(k for k, value in found.implied.items() if value != plain[k]):
+        notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, unusual)}")
     if merged := [names for names in reading.names.values() if len(names) > 1]:
         notes.append(f"{len(merged)} grouped convolutions were kept in parts, one per group, and are merged")
     return notes

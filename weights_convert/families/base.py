@@ -19,6 +19,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from weights_convert.families.counted import CountedLayers
@@ -265,6 +266,7 @@ def concerns(keyword: str, spec: Spec) -> bool:
 _PLACE = re.compile(r"\{(\w+)(?:\+1)?\}")  # {b}, or {b+1}: one more in the file
 
 
+@lru_cache(maxsize=65536)
 def skeleton(name: str) -> str:
     """A name with its numbers taken out, by which rules are looked up."""
     return re.sub(r"\d+", "#", name)
@@ -297,7 +299,7 @@ class Names:
         """Which part of a tensor a name in a file is; 0 where it is the whole."""
         path = name.removesuffix(":0").rpartition(self.separator)[0]
         for pattern, _, _ in self._from_file.get(skeleton(path), ()):
-            if match := pattern.fullmatch(path):
+            if match := re.fullmatch(pattern, path):
                 return int(match.groupdict().get("part", 0))
         return 0
 
@@ -310,10 +312,12 @@ class Names:
         return f"{file}{self.separator}{leaf}" if file and leaf else None
 
 
-Rules = dict[str, list[tuple[re.Pattern[str], str, dict[str, int]]]]
+# kind of name -> (pattern, names of its numbers in the target, what is added to them)
+Rules = dict[str, list[tuple[str, str, dict[str, int]]]]
 
 
 def _index(pairs: Iterable[tuple[str, str]]) -> Rules:
+    """Rules by the skeleton of the names they are for; patterns are compiled when they are first needed."""
     rules: Rules = {}
     for source, target in pairs:
         pattern = "".join(
@@ -324,13 +328,13 @@ def _index(pairs: Iterable[tuple[str, str]]) -> Rules:
         shifts = dict.fromkeys(re.findall(r"\{(\w)\+1\}", target), +1)
         shifts |= dict.fromkeys(re.findall(r"\{(\w)\+1\}", source), -1)
         target = _PLACE.sub(lambda m: f"{{{m[1]}}}", target)
-        rules.setdefault(skeleton(_PLACE.sub("0", source)), []).append((re.compile(pattern), target, shifts))
+        rules.setdefault(skeleton(_PLACE.sub("0", source)), []).append((pattern, target, shifts))
     return rules
 
 
 def _translate(rules: Rules, module: str) -> str | None:
     for pattern, target, shifts in rules.get(skeleton(module), ()):
-        if match := pattern.fullmatch(module):
+        if match := re.fullmatch(pattern, module):
             numbers = {letter: int(n) + shifts.get(letter, 0) for letter, n in match.groupdict().items()}
             if min(numbers.values(), default=0) >= 0:
                 return target.format(**numbers)
