@@ -1,0 +1,194 @@
+"""What a comparison found, as plain data: layers, gradients, training; for a terminal, a page, a machine.
+
+`errors` are max |candidate - reference| / max |reference| of a tensor (`tolerances.relative_error`), infinite
+where a shape differs or a NaN is out of place. A point fails when its error exceeds its `limit`, a stated
+multiple of the rounding noise measured at that point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+SCHEMA = 1  # of `Report.to_json`; documented in docs/report.md
+
+
+@dataclass
+class Point:
+    """One tensor that is compared: a layer's output, or the gradient with respect to something.
+
+    Attributes:
+        name: canonical, such as "layer1.0.bn2"; for a gradient the parameter, "input" or "layer1".
+        shape: in PyTorch's layout.
+        errors: candidate -> error.
+        limit: what an error may be.
+        noise: the rounding noise that was measured here, relative like the errors; None where none was.
+        isolated: candidate -> error when the layer alone is fed the reference's own input; a layer that is
+            wrong itself shows here, one that only inherits an error does not. None: not callable alone.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    errors: dict[str, float]
+    limit: float
+    noise: float | None = None
+    isolated: dict[str, float | None] = field(default_factory=dict)
+
+    def failures(self) -> list[str]:
+        """The candidates that exceed the limit; NaN exceeds every limit."""
+        return [candidate for candidate, error in self.errors.items() if not error <= self.limit]
+
+    def culprit_of(self) -> list[str]:
+        """The candidates whose layer is wrong even when fed the reference's own input."""
+        return [c for c, error in self.isolated.items() if error is not None and not error <= self.limit]
+
+
+@dataclass
+class Histogram:
+    """The differences of one tensor by size: `counts[i]` are between 10^edges[i] and 10^edges[i+1]."""
+
+    point: str
+    candidate: str
+    edges: list[float]
+    counts: list[int]
+    zeros: int  # exactly equal
+
+
+@dataclass
+class Training:
+    """Steps of training, each framework by its own optimiser, against the reference.
+
+    Attributes:
+        learning_rates: of each step.
+        losses: framework -> loss at each step, the reference included.
+        errors: candidate -> kind ("loss", "parameters", "statistics", "momentum") -> the worst tensor's
+            error after each step.
+        worst: candidate -> kind -> the name of the worst tensor after the last step.
+        ulp: the error that a one-ulp change of one weight makes in the reference alone, after each step:
+            where it grows as fast, the training is chaotic and no port can do better.
+        limit: what an error may be after the last step.
+        dtype: "float64" or "float32".
+    """
+
+    learning_rates: list[float]
+    losses: dict[str, list[float]]
+    errors: dict[str, dict[str, list[float]]]
+    worst: dict[str, dict[str, str]]
+    ulp: list[float]
+    limit: float
+    dtype: str
+    checked_steps: int  # how many of the first steps are held to the limit: all in float64, one in float32
+
+    def failures(self) -> list[tuple[str, str, int]]:
+        """(candidate, kind, step) of every error beyond the limit, steps from 1, the first step first."""
+        return sorted(
+            (
+                (candidate, kind, step)
+                for candidate, kinds in self.errors.items()
+                for kind, errors in kinds.items()
+                for step, error in enumerate(errors[: self.checked_steps], 1)
+                if not error <= self.limit
+            ),
+            key=lambda found: found[2],
+        )
+
+
+@dataclass
+class Divergence:
+    """The first thing that differs."""
+
+    candidate: str
+    point: str
+    error: float
+    limit: float
+    kind: str = "layer"  # or "gradient", "training"
+    alone: list[str] = field(default_factory=list)  # layers that differ even with the reference's own input
+
+    def __str__(self) -> str:
+        text = (
+            f"{self.candidate} differs first at {self.kind} {self.point}: {self.error:.1e}, "
+            f"limit {self.limit:.1e}"
+        )
+        if self.alone:
+            text += f"; wrong by itself: {', '.join(self.alone[:5])}"
+        return text
+
+
+@dataclass
+class Report:
+    """Everything that was compared.
+
+    Attributes:
+        title: what was compared.
+        reference: the framework or model that is compared with.
+        candidates: what is compared.
+        dtype: "float64" or "float32".
+        mode: "eval" or "train".
+        images: shape of the input.
+        layers: outputs in execution order.
+        gradients: with respect to the input, the stages and every parameter.
+        training: None where no steps were asked for.
+        histogram: of the worst layer.
+        environment: versions, flags and the CPU.
+        notes: what a reader should know.
+    """
+
+    title: str
+    reference: str
+    candidates: list[str]
+    dtype: str
+    mode: str = "eval"
+    images: tuple[int, ...] = ()
+    layers: list[Point] = field(default_factory=list)
+    gradients: list[Point] = field(default_factory=list)
+    training: Training | None = None
+    histogram: Histogram | None = None
+    environment: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def holds(self) -> bool:
+        return self.first_divergence() is None
+
+    def culprits(self) -> list[tuple[str, str]]:
+        """(candidate, layer) for every layer that is wrong by itself."""
+        return [(candidate, point.name) for point in self.layers for candidate in point.culprit_of()]
+
+    def first_divergence(self) -> Divergence | None:
+        """The first layer in execution order that exceeds its limit, else a gradient, else a step."""
+        for kind, points in (("layer", self.layers), ("gradient of", self.gradients)):
+            for point in points:
+                for candidate in point.failures():
+                    alone = [name for who, name in self.culprits() if who == candidate]
+                    return Divergence(
+                        candidate, point.name, point.errors[candidate], point.limit, kind, alone
+                    )
+        for candidate, kind, step in self.training.failures() if self.training else []:
+            assert self.training is not None  # it has failures
+            error = self.training.errors[candidate][kind][step - 1]
+            return Divergence(candidate, f"{step}, {kind}", error, self.training.limit, "training step")
+        return None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; infinity and NaN, which JSON has not, become the strings "inf" and "nan"."""
+        divergence = self.first_divergence()
+        facts = {
+            "schema": SCHEMA,
+            "holds": self.holds,
+            "first_divergence": str(divergence) if divergence else None,
+            "culprits": self.culprits(),
+            **asdict(self),
+        }
+        return {key: _plain(value) for key, value in facts.items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
