@@ -19,6 +19,16 @@ FLOAT32_FACTOR = 8
 # A float32 value cannot be told from its neighbours any better, however small the measured noise is.
 FLOAT32_RESOLUTION = float(np.finfo(np.float32).eps)
 
+# float64 at a layer whose float32 noise is n: rounding alone makes about n * UNIT_RATIO, which only in badly
+# conditioned nets comes near 1e-12; so many times that is allowed then. 64: sums over thousands of terms in
+# another order, over depth; measured on undamped nets, where torch against itself (channels last) needs 20.
+FLOAT64_FACTOR = 64
+UNIT_RATIO = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps)
+
+# float32 where no noise could be measured, because neither model is torch's: ten times the worst layer of a
+# well-conditioned net (1.3e-6).
+FLOAT32_UNMEASURED = 1e-5
+
 # float32 gradients of nets of a few layers; deep ones: torch itself is off by 0.04 to 0.17.
 FLOAT32_SHALLOW_GRADIENT = 3e-5
 

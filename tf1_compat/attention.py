@@ -146,7 +146,8 @@ def channel_attention(
 
     with open_scope(scope):
         mean = mlp(tf.reduce_mean(x, [1, 2]))
-        with tf.variable_scope(tf.get_variable_scope(), reuse=True):  # the MLP is shared
+        # the MLP is shared; its second call has the name scopes fc1_1 and fc2_1
+        with tf.variable_scope(tf.get_variable_scope(), reuse=True, auxiliary_name_scope=False):
             gate = tf.sigmoid(mean + mlp(tf.reduce_max(x, [1, 2])))  # (N, C)
         return x * gate[:, None, None, :]
 
@@ -179,9 +180,10 @@ def spatial_attention(
         maps = [tf.reduce_max(x, -1, keepdims=True), tf.reduce_mean(x, -1, keepdims=True)]
         if order == "mean_max":
             maps.reverse()
+        gate = tf.concat(maps, -1)  # (N, H, W, 2)
         with tf.variable_scope("conv"):
             kernel = tf.get_variable("kernel", (kernel_size, kernel_size, 2, 1), x.dtype)
-            gate = tf.nn.conv2d(tf.concat(maps, -1), kernel, 1, "SAME")  # (N, H, W, 2) -> (N, H, W, 1)
+            gate = tf.nn.conv2d(gate, kernel, 1, "SAME")  # (N, H, W, 1)
             if bias:
                 gate += tf.get_variable("bias", (1,), x.dtype, tf.zeros_initializer())
         if bn:
@@ -240,8 +242,9 @@ def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = Non
         scope: variable scope of `conv`.
     """
     size = eca_kernel_size(int(x.shape[-1])) if kernel_size is None else kernel_size
-    with open_scope(scope), tf.variable_scope("conv"):
-        kernel = tf.get_variable("kernel", (size, 1, 1), x.dtype)
+    with open_scope(scope):
         z = tf.reduce_mean(x, [1, 2])[:, :, None]  # (N, C, 1): the channels are the sequence
-        s = tf.sigmoid(tf.nn.conv1d(z, kernel, 1, "SAME"))[:, :, 0]  # (N, C)
+        with tf.variable_scope("conv"):
+            z = tf.nn.conv1d(z, tf.get_variable("kernel", (size, 1, 1), x.dtype), 1, "SAME")
+        s = tf.sigmoid(z)[:, :, 0]  # (N, C)
         return x * s[:, None, None, :]

@@ -51,7 +51,7 @@ class Histogram:
 
     point: str
     candidate: str
-    edges: list[float]
+    edges: list[int]
     counts: list[int]
     zeros: int  # exactly equal
 
@@ -153,8 +153,13 @@ class Report:
         return self.first_divergence() is None
 
     def culprits(self) -> list[tuple[str, str]]:
-        """(candidate, layer) for every layer that is wrong by itself."""
-        return [(candidate, point.name) for point in self.layers for candidate in point.culprit_of()]
+        """(candidate, layer) for every layer that is wrong by itself, the innermost ones only."""
+        wrong = [(candidate, point.name) for point in self.layers for candidate in point.culprit_of()]
+        return [
+            (who, name)
+            for who, name in wrong
+            if not any(who == other and inner.startswith(f"{name}.") for other, inner in wrong)
+        ]
 
     def first_divergence(self) -> Divergence | None:
         """The first layer in execution order that exceeds its limit, else a gradient, else a step."""

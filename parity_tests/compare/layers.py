@@ -1,0 +1,224 @@
+"""`compare_models`: the first layer that differs, and the layer that is wrong by itself.
+
+    limit(float64) = max(1e-12, 64 u64/u32 noise),  limit(float32) = 8 noise
+
+where noise is what rounding alone does at that layer: torch's float32 against torch's float64, same weights.
+Every layer is then run alone on the reference's own input, so that a wrong layer is told from its followers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from parity_tests import tolerances
+from parity_tests.compare.environment import environment
+from parity_tests.compare.report import Histogram, Point, Report
+from parity_tests.compare.trace import Trace, Tracer, tracer_of
+from weights_convert.errors import MismatchError, SpecError
+
+
+def compare_models(
+    reference: Any,
+    candidate: Any,
+    inputs: np.ndarray,
+    *,
+    names: Mapping[str, str] | None = None,
+    dtype: str = "float64",
+    train: bool = False,
+    title: str = "",
+) -> Report:
+    """Compare two live models layer by layer; their weights are assumed to be loaded.
+
+    Args:
+        reference, candidate: a torch module, a Keras model (channels last) or a `TF1Model`.
+        inputs: (N, C, H, W).
+        names: layer of the reference -> the same layer of the candidate, where they are called otherwise.
+        dtype: "float64" proves the logic, "float32" the rounding.
+        train: batch statistics, and the running ones compared after the step.
+        title: of the report.
+
+    Raises:
+        SpecError: a model that is none of these, or that cannot be had in `dtype`.
+        MismatchError: no layers can be matched.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+        >>> report = compare_models(model, model, np.ones((1, 3, 8, 8)))
+        >>> report.holds, [point.name for point in report.layers]
+        (True, ['0', '1'])
+    """
+    check_dtype(dtype)
+    first, second = tracer_of(reference, wide(reference, dtype)), tracer_of(candidate, dtype)
+    return compare_tracers(
+        first,
+        {second.framework: second},
+        inputs,
+        names=names,
+        noise=_noise(reference, candidate, inputs, train),
+        train=train,
+        title=title or f"{type(reference).__name__} and {type(candidate).__name__}",
+    )
+
+
+def assert_parity(reference: Any, candidate: Any, inputs: np.ndarray, **keywords: Any) -> Report:
+    """`compare_models`, and an AssertionError with the first divergence if there is one."""
+    report = compare_models(reference, candidate, inputs, **keywords)
+    divergence = report.first_divergence()
+    if divergence is not None:
+        raise AssertionError(f"{report.title}: {divergence}")
+    return report
+
+
+def check_dtype(dtype: str) -> None:
+    if dtype not in ("float64", "float32"):
+        raise SpecError(f"dtype={dtype!r}: expected 'float64' or 'float32'")
+
+
+def wide(model: Any, dtype: str) -> str:
+    """The dtype of the reference: a torch module's float64 is what a candidate's float32 is held to."""
+    return "float64" if hasattr(model, "state_dict") else dtype
+
+
+def compare_tracers(
+    reference: Tracer,
+    candidates: Mapping[str, Tracer],
+    inputs: np.ndarray,
+    *,
+    names: Mapping[str, str] | None = None,
+    noise: Mapping[str, float] | None = None,
+    train: bool = False,
+    title: str = "",
+) -> Report:
+    """`compare_models` for models that are being watched already, several candidates at once."""
+    dtype = next(iter(candidates.values())).dtype
+    report = Report(title, reference.framework, list(candidates), dtype, "train" if train else "eval")
+    report.images = inputs.shape
+    report.environment = environment()
+    trace = reference.trace(inputs, train=train)
+    traces = {name: _renamed(tracer.trace(inputs, train=train), names) for name, tracer in candidates.items()}
+    for name, other in traces.items():
+        _check_matched(trace, other, name)
+    report.layers = _points(trace, traces, noise or {}, dtype)
+    if train:
+        report.layers += _statistics(reference, candidates, dtype)
+    _isolate(report, trace, candidates, names, train)
+    report.histogram = _histogram(report, trace, traces)
+    missing = [n for n in trace if not all(n in other for other in traces.values())]
+    if missing:
+        report.notes.append(f"in the reference only: {', '.join(missing)}")
+    if noise is None:
+        report.notes.append("no noise was measured (neither model is torch's): fixed limits")
+    return report
+
+
+def _renamed(trace: Trace, names: Mapping[str, str] | None) -> Trace:
+    ours = {theirs: name for name, theirs in (names or {}).items()}
+    return {ours.get(name, name): call for name, call in trace.items()}
+
+
+def _check_matched(reference: Trace, candidate: Trace, name: str) -> None:
+    if any(layer in candidate for layer in reference):
+        return
+    pairs = [f"{n} {c.output.shape}" for n, c in reference.items()]
+    others = [f"{n} {c.output.shape}" for n, c in candidate.items()]
+    lines = [f"{a:<50} {b}" for a, b in zip(pairs[:20], others[:20], strict=False)]
+    raise MismatchError(
+        f"no layer of the {name} candidate is called like one of the reference; "
+        "say which are the same with names={reference: candidate}; in the order in which they run:",
+        lines,
+    )
+
+
+def limit_at(noise: float | None, dtype: str) -> float:
+    """What an error may be at a point with this noise; see the top of this file."""
+    if dtype == "float64":
+        scaled = 0.0 if noise is None else tolerances.FLOAT64_FACTOR * noise * tolerances.UNIT_RATIO
+        return max(tolerances.FLOAT64, scaled)
+    return tolerances.FLOAT32_UNMEASURED if noise is None else tolerances.float32_limit(noise)
+
+
+def _points(trace: Trace, traces: Mapping[str, Trace], noise: Mapping[str, float], dtype: str) -> list[Point]:
+    """Outputs in execution order; before the first that fails, its input too, if that differs already."""
+    points: list[Point] = []
+    for name, call in trace.items():
+        others = {who: other[name] for who, other in traces.items() if name in other}
+        if not others:
+            continue
+        limit = limit_at(noise.get(name), dtype)
+        output = Point(name, call.output.shape, {}, limit, noise.get(name))
+        output.errors = {w: tolerances.relative_error(o.output, call.output) for w, o in others.items()}
+        if output.failures() and not any(point.failures() for point in points):
+            entered = Point(f"input of {name}", call.input.shape, {}, limit)
+            entered.errors = {w: tolerances.relative_error(o.input, call.input) for w, o in others.items()}
+            if entered.failures():
+                points.append(entered)
+        points.append(output)
+    return points
+
+
+def _statistics(reference: Tracer, candidates: Mapping[str, Tracer], dtype: str) -> list[Point]:
+    """The running statistics after the step, in the order of the reference."""
+    others = {name: tracer.statistics() for name, tracer in candidates.items()}
+    points = []
+    for name, value in reference.statistics().items():
+        errors = {w: tolerances.relative_error(o[name], value) for w, o in others.items() if name in o}
+        points.append(Point(name, value.shape, errors, limit_at(None, dtype)))
+    return points
+
+
+def _isolate(
+    report: Report,
+    trace: Trace,
+    candidates: Mapping[str, Tracer],
+    names: Mapping[str, str] | None,
+    train: bool,
+) -> None:
+    """Run every layer alone on the reference's own input."""
+    for who, tracer in candidates.items():
+        points = [point for point in report.layers if point.name in trace and who in point.errors]
+        theirs = {(names or {}).get(point.name, point.name): point for point in points}
+        outputs = tracer.alone({name: trace[p.name].input for name, p in theirs.items()}, train=train)
+        for name, point in theirs.items():
+            wanted = trace[point.name].output
+            found = outputs.get(name)
+            point.isolated[who] = None if found is None else tolerances.relative_error(found, wanted)
+
+
+def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> Histogram | None:
+    """The differences of the layer that fails first, or of the worst."""
+    points = [(p, who) for p in report.layers if p.name in trace for who in p.errors]
+    if not points:
+        return None
+    failing = [(p, who) for p, who in points if who in p.failures()]
+    point, who = failing[0] if failing else max(points, key=lambda found: found[0].errors[found[1]])
+    wanted, found = trace[point.name].output, traces[who][point.name].output
+    if wanted.shape != found.shape:
+        return None
+    scale = float(np.abs(wanted).max()) or 1.0
+    difference = np.abs(found.astype(np.float64) - wanted) / scale
+    positive = difference[np.isfinite(difference) & (difference > 0)]
+    edges = np.arange(-18, 3)
+    counts, _ = np.histogram(np.log10(positive), edges) if positive.size else (np.zeros(20, int), edges)
+    return Histogram(point.name, who, edges.tolist(), counts.tolist(), int((difference == 0).sum()))
+
+
+def _noise(
+    reference: Any, candidate: Any, inputs: np.ndarray, train: bool = False
+) -> dict[str, float] | None:
+    """What rounding does at each layer of whichever of the two is a torch module; None if neither is."""
+    model = next((m for m in (reference, candidate) if hasattr(m, "state_dict")), None)
+    return None if model is None else torch_noise(model, inputs, train)
+
+
+def torch_noise(model: Any, inputs: np.ndarray, train: bool = False) -> dict[str, float]:
+    """Layer -> the error of a torch module's float32 against its own float64."""
+    single, double = tracer_of(model, "float32"), tracer_of(model, "float64")
+    # the same input: float32 values, so that rounding the images is not counted
+    inputs = inputs.astype(np.float32)
+    wide_trace = double.trace(inputs, train=train)
+    narrow = single.trace(inputs, train=train)
+    return {n: tolerances.relative_error(call.output, wide_trace[n].output) for n, call in narrow.items()}

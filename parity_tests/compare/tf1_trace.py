@@ -1,0 +1,161 @@
+"""Watching a TensorFlow 1 graph: the tensors that enter and leave each variable scope.
+
+Only what lies between the images and the outputs counts, so variables, initialisers, savers and gradients do
+not disturb. A scope that is entered again ("fc1_1/" for the shared MLP of CBAM) is the layer's second call.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow.compat.v1 as tf
+
+from parity_tests.compare.trace import Call, TF1Model, Trace, channels_first, channels_last, numbered
+from weights_convert.errors import SpecError
+
+
+class _Boundary(NamedTuple):
+    """What enters and what leaves a scope."""
+
+    input: tf.Tensor
+    output: tf.Tensor
+
+
+class TF1Tracer:
+    """Watches the network between a placeholder and a tensor of a session's graph."""
+
+    framework = "tf1"
+
+    def __init__(self, model: TF1Model, dtype: str):
+        if model.images.dtype.base_dtype.name != dtype:
+            raise SpecError(
+                f"the TF1 network computes in {model.images.dtype.base_dtype.name}, asked for was {dtype}; "
+                f"build it on a {dtype} placeholder"
+            )
+        self.dtype, self.model = dtype, model
+        self._prefix = f"{model.scope.rstrip('/')}/" if model.scope else ""
+        self._layers = self._boundaries()
+
+    def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
+        updates = []
+        if train:  # a graph is built for training or not; in training the statistics move
+            updates = self.model.session.graph.get_collection(tf.GraphKeys.UPDATE_OPS, self._prefix or None)
+        feed = {self.model.images: channels_last(images.astype(self.dtype))}
+        values, _ = self.model.session.run([dict(self._layers), updates], feed)
+        return {n: Call(channels_first(v.input), channels_first(v.output)) for n, v in values.items()}
+
+    def alone(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        train: bool = False,  # noqa: ARG002  (what the graph was built for)
+    ) -> dict[str, np.ndarray]:
+        outputs: dict[str, np.ndarray] = {}
+        for names in self._runs(inputs):
+            feed = {self._layers[n].input: channels_last(inputs[n].astype(self.dtype)) for n in names}
+            values = self.model.session.run({n: self._layers[n].output for n in names}, feed)
+            outputs |= {n: channels_first(value) for n, value in values.items()}
+        return outputs
+
+    def _runs(self, names: Iterable[str]) -> list[list[str]]:
+        """Layers that one run can do side by side: none is in another, none's output is another's input."""
+        runs: list[list[str]] = []
+        for name in names:
+            for run in runs:
+                if not any(self._disturb(name, other) for other in run):
+                    run.append(name)
+                    break
+            else:
+                runs.append([name])
+        return runs
+
+    def _disturb(self, a: str, b: str) -> bool:
+        one, other = self._layers[a], self._layers[b]
+        nested = a.startswith(f"{b}.") or b.startswith(f"{a}.")
+        return nested or one.output is other.input or other.output is one.input
+
+    def statistics(self) -> Mapping[str, np.ndarray]:
+        leaves = {"moving_mean": "running_mean", "moving_variance": "running_var"}
+        found = {}
+        for variable in self.model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
+            module, _, leaf = variable.op.name.rpartition("/")
+            if leaf in leaves and module.startswith(self._prefix):
+                found[f"{_canonical(module.removeprefix(self._prefix))}.{leaves[leaf]}"] = variable
+        return self.model.session.run(found)
+
+    def _boundaries(self) -> dict[str, _Boundary]:
+        """Layer -> its boundary, in the order of the graph, inner scopes before outer ones."""
+        on_path = self._path()
+        order = {op: index for index, op in enumerate(self.model.session.graph.get_operations())}
+        scopes = self._scopes()
+        inside: dict[str, list[tf.Operation]] = {}
+        for op in sorted(on_path, key=order.__getitem__):
+            parts = op.name.split("/")
+            for depth in range(1, len(parts)):
+                inside.setdefault("/".join(parts[:depth]), []).append(op)
+        found = []
+        for scope, ops in inside.items():
+            module = self._module(scope, scopes)
+            if module is None:
+                continue
+            own = set(ops)
+            outputs = [t for op in ops for t in op.outputs if self._leaves(t, own, on_path)]
+            inputs = list(
+                {t.ref(): t for op in ops for t in op.inputs if t.op in on_path and t.op not in own}
+            )
+            if len(outputs) == 1 and len(inputs) == 1:
+                found.append((order[outputs[0].op], -scope.count("/"), module, inputs[0].deref(), outputs[0]))
+        seen: dict[str, int] = {}
+        return {numbered(m, seen): _Boundary(i, o) for *_, m, i, o in sorted(found, key=lambda f: f[:2])}
+
+    def _leaves(self, tensor: tf.Tensor, own: set[tf.Operation], on_path: set[tf.Operation]) -> bool:
+        """Whether a tensor leaves a scope: somebody outside uses it, or it is the network's output."""
+        return tensor is self.model.outputs or any(
+            consumer in on_path and consumer not in own for consumer in tensor.consumers()
+        )
+
+    def _path(self) -> set[tf.Operation]:
+        """The operations between the images and the outputs; the placeholder itself included."""
+        start, end = self.model.images.op, self.model.outputs.op
+        after, waiting = {start}, [start]
+        while waiting:
+            for tensor in waiting.pop().outputs:
+                for consumer in tensor.consumers():
+                    if consumer not in after:
+                        after.add(consumer)
+                        waiting.append(consumer)
+        found, waiting = {end}, [end]
+        while waiting:
+            for tensor in waiting.pop().inputs:
+                if tensor.op in after and tensor.op not in found:
+                    found.add(tensor.op)
+                    waiting.append(tensor.op)
+        return found
+
+    def _scopes(self) -> set[str]:
+        """Every scope with variables in it, or below it."""
+        scopes = set()
+        for variable in self.model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
+            parts = variable.op.name.split("/")
+            scopes |= {"/".join(parts[:depth]) for depth in range(1, len(parts))}
+        return scopes
+
+    def _module(self, scope: str, scopes: set[str]) -> str | None:
+        """The layer's name; a name scope that only counts up ("fc1_1") is the variable scope it re-enters."""
+        parts: list[str] = []
+        for part in scope.split("/"):
+            again = re.sub(r"_\d+$", "", part)
+            known = "/".join([*parts, part]) in scopes
+            parts.append(part if known or "/".join([*parts, again]) not in scopes else again)
+        path = "/".join(parts)
+        if path not in scopes or not path.startswith(self._prefix) or path == self._prefix.rstrip("/"):
+            return None
+        return _canonical(path.removeprefix(self._prefix))
+
+
+def _canonical(path: str) -> str:
+    """`layer1_0/downsample_1` -> `layer1.0.downsample.1`."""
+    return re.sub(r"\b(layer\d+|downsample)_(\d+)\b", r"\1.\2", path).replace("/", ".")

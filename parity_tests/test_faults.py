@@ -1,0 +1,64 @@
+"""The harness examined: every mistake is caught and the right layer named; unbroken models raise no alarm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import keras_impl
+import torch_impl
+from parity_tests import synthetic
+from parity_tests.compare import Report, assert_parity, compare_models
+from parity_tests.faults import CBAM, ECA, FAULTS, GROUPS, SE
+from weights_convert import load_into
+from weights_convert.spec import ResNetSpec
+
+
+def reference(spec: ResNetSpec, seed: int = 0) -> torch.nn.Module:
+    model = torch_impl.ResNet(**spec.model_kwargs())
+    load_into(model, synthetic.weights(spec, seed))
+    return model
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_every_mistake_is_caught_and_named(name):
+    fault = FAULTS[name]
+    images = synthetic.images(fault.size, batch=2)
+    report = compare_models(reference(fault.spec), fault.candidate(), images, train=fault.train)
+    divergence = report.first_divergence()
+    assert divergence is not None, "not caught, or a mistake that changes nothing"
+    assert divergence.point == fault.first
+    alone = [layer for _, layer in report.culprits()]
+    assert alone[:1] == ([fault.alone] if fault.alone else []), alone
+
+
+def test_there_are_enough_mistakes():
+    assert len(FAULTS) >= 30
+
+
+SEEDS = [pytest.param(seed, marks=[] if seed < 1 else pytest.mark.exhaustive) for seed in range(20)]
+NETWORKS = {"se": SE, "cbam": CBAM, "eca": ECA, "groups": GROUPS}
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_no_false_alarm(network, train, dtype, seed):
+    spec = NETWORKS[network]
+    candidate = keras_impl.ResNet(**spec.model_kwargs(), dtype=dtype)
+    load_into(candidate, synthetic.weights(spec, seed))
+    images = synthetic.images((33, 30), batch=2, seed=seed)
+    report = compare_models(reference(spec, seed), candidate, images, dtype=dtype, train=train)
+    assert report.holds, report.first_divergence()
+    assert report.culprits() == []
+
+
+def test_assert_parity_names_the_divergence():
+    fault = FAULTS["epsilon of one batch norm"]
+    with pytest.raises(
+        AssertionError, match=r"keras differs first at layer layer2\.0\.bn3: .* wrong by itself: layer2"
+    ):
+        assert_parity(reference(fault.spec), fault.candidate(), synthetic.images())
+    model = reference(fault.spec)
+    assert isinstance(assert_parity(model, model, synthetic.images()), Report)
