@@ -145,7 +145,8 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(channels, num_classes)
 
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            # a model on the meta device waits for its weights; initialising it would import torch's compiler
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_stem(self, x: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ VARIANTS = (
     Variant({"stem": "3x3"}, {"features.init_block.conv": "conv1", "features.init_block.bn": "bn1"}),
     Variant(
         {"stem": ("deep", "deep_tiered")},
-        {"features.init_block.conv{n}.conv": "conv{n}", "features.init_block.conv{n}.bn": "bn{n}"},
+        {f"features.init_block.conv{n}.conv": f"conv{n}" for n in (1, 2, 3)}
+        | {f"features.init_block.conv{n}.bn": f"bn{n}" for n in (1, 2, 3)},
     ),
     Variant({"reduce_first": 2}, {"output.fc": "fc"}),  # SENet
     Variant(

@@ -1,0 +1,105 @@
+"""One checkpoint in every framework, layer by layer: the models are built, watched and let go again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+from parity_tests.compare.layers import compare_tracers, torch_noise
+from parity_tests.compare.report import Report
+from parity_tests.compare.trace import TF1Model, Tracer, tracer_of
+from weights_convert import Checkpoint, load_into
+from weights_convert.spec import ResNetSpec
+
+Say = Callable[[str], None]
+
+
+def torch_model(spec: ResNetSpec, checkpoint: Checkpoint, dtype: str) -> Any:
+    import torch
+
+    import torch_impl
+
+    model = torch_impl.ResNet(**spec.model_kwargs()).to(getattr(torch, dtype))
+    load_into(model, checkpoint)
+    return model
+
+
+@contextmanager
+def live_tracer(framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype: str) -> Iterator[Tracer]:
+    """A network of this project with a checkpoint's weights, being watched."""
+    if framework == "torch":
+        yield tracer_of(torch_model(spec, checkpoint, dtype), dtype)
+    elif framework == "keras":
+        import keras_impl
+
+        model = keras_impl.ResNet(**spec.model_kwargs(), dtype=dtype)
+        load_into(model, checkpoint)
+        yield tracer_of(model, dtype)
+    else:
+        import tensorflow.compat.v1 as tf
+
+        import tf1_compat
+
+        with tf.Graph().as_default(), tf.Session() as session:
+            images = tf.placeholder(dtype, (None, None, None, spec.in_channels))
+            logits, _ = tf1_compat.resnet(images, **spec.model_kwargs())
+            load_into(session, checkpoint)
+            yield tracer_of(TF1Model(session, images, logits), dtype)
+
+
+def investigate(
+    title: str,
+    checkpoint: Checkpoint,
+    images: np.ndarray,
+    *,
+    frameworks: Sequence[str] = ("torch", "keras", "tf1"),
+    dtype: str = "float64",
+    gradients: bool = True,
+    train_steps: int = 0,
+    say: Say = lambda _: None,
+) -> Report:
+    """Every layer of a network in every framework against torch's float64, its gradients, and training.
+
+    Args:
+        title: of the report.
+        checkpoint: of a network.
+        images: (N, C, H, W).
+        frameworks: the candidates; torch itself is one in float32 only.
+        dtype: of the candidates.
+        gradients: whether to compare them.
+        train_steps: how many steps of training to compare; 0 for none.
+        say: told what is being done.
+    """
+    spec = checkpoint.spec
+    assert isinstance(spec, ResNetSpec)
+    say("torch in float64, layer by layer")
+    model = torch_model(spec, checkpoint, "float64")
+    noise = torch_noise(model, images)
+    reference = tracer_of(model, "float64")
+    with ExitStack() as stack:
+        candidates = {}
+        for framework in frameworks:
+            if framework == "torch" and dtype == "float64":
+                continue  # that is the reference
+            say(f"{framework} in {dtype}, layer by layer")
+            candidates[framework] = stack.enter_context(live_tracer(framework, spec, checkpoint, dtype))
+        report = compare_tracers(reference, candidates, images, noise=noise, title=title)
+    if gradients:
+        from parity_tests.compare import gradients as gradient
+
+        say("gradients")
+        report.gradients = gradient.gradients(checkpoint, images, frameworks=frameworks, dtype=dtype)
+        report.notes += gradient.notes(checkpoint, dtype)
+    if train_steps:
+        from parity_tests.compare.gradients import seeded_labels
+        from parity_tests.compare.training import train
+
+        say(f"{train_steps} steps of training")
+        labels = seeded_labels(len(images), spec.num_classes)
+        report.training = train(
+            checkpoint, images, labels, steps=train_steps, frameworks=frameworks, dtype=dtype
+        )
+    return report
