@@ -44,6 +44,14 @@ class Point:
         """The candidates whose layer is wrong even when fed the reference's own input."""
         return [c for c, error in self.isolated.items() if error is not None and not error <= self.limit]
 
+    def times_limit(self, candidate: str | None = None) -> float:
+        """The error of one candidate, or the worst, in multiples of the limit; infinite for NaN."""
+        errors = [error for name, error in self.errors.items() if candidate in (None, name)]
+        worst = max((error if error < math.inf else math.inf for error in errors), default=0.0)
+        if worst == 0:
+            return 0.0
+        return worst / self.limit if self.limit > 0 else math.inf
+
 
 @dataclass
 class Histogram:

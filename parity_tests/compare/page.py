@@ -1,0 +1,471 @@
+"""A report as one HTML page to look at: nothing is loaded from elsewhere, equal reports give equal bytes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+from parity_tests.compare.plot import (
+    Line,
+    LinearAxis,
+    LogAxis,
+    Style,
+    depth_plot,
+    escape,
+    histogram_plot,
+    mark,
+    number,
+    shorten,
+    step_plot,
+)
+from parity_tests.compare.report import Point, Report, Training
+from weights_convert.errors import WriteError
+
+FIXED = {"torch": Style("k0", 0), "keras": Style("k1", 1), "tf1": Style("k2", 2)}  # in every report ever
+COLOURS = 7
+WORST = 20  # rows of the table
+CLOSE = 12  # points shown on either side of the first divergence
+PAIR = 552  # the width of a drawing that has another beside it
+CURVE = '<path class="curve" d="M0 7H14"/>'  # for a legend
+OPEN = 3  # with more reports than this, those that hold are folded
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+{css}</style>
+</head>
+<body>
+<header>
+<h1>{heading}</h1>
+<ul class="verdicts">
+{verdicts}
+</ul>
+</header>
+{sections}
+<script>
+// in a drawing, the arrow keys go from point to point
+document.addEventListener("keydown", event => {{
+  const slot = event.target.closest && event.target.closest(".slot");
+  const step = {{ArrowRight: "nextElementSibling", ArrowLeft: "previousElementSibling"}}[event.key];
+  const next = slot && step && slot[step];
+  if (next && next.classList.contains("slot")) {{ next.focus(); event.preventDefault(); }}
+}});
+</script>
+</body>
+</html>
+"""
+
+
+def write_page(reports: Sequence[Report], path: str | Path) -> None:
+    """Write the reports, one after another, as one HTML file.
+
+    Raises:
+        WriteError: the file could not be written.
+    """
+    try:
+        # names come from other people's models: what is no text (a lone surrogate) must not stop the report
+        Path(path).write_bytes(page(reports).encode("utf-8", "xmlcharrefreplace"))
+    except OSError as error:
+        raise WriteError(f"{path}: could not be written ({error.strerror})") from error
+
+
+def page(reports: Sequence[Report]) -> str:
+    """The HTML of these reports."""
+    styles = _styles(reports)
+    differ = sum(not report.holds for report in reports)
+    if len(reports) == 1:
+        heading = "Parity report"
+    else:
+        heading = f"Parity report: {_many(len(reports), 'comparison')}, {differ or 'none'} " + (
+            "differs" if differ == 1 else "differ"
+        )
+    verdicts = (_verdict(report, f"report{i}") for i, report in enumerate(reports, 1))
+    sections = (
+        _section(report, f"report{i}", styles, unfold=len(reports) <= OPEN or not report.holds)
+        for i, report in enumerate(reports, 1)
+    )
+    state = (
+        "parity holds"
+        if not differ
+        else "differs"
+        if len(reports) == 1
+        else f"{differ} of {len(reports)} differ"
+    )
+    return PAGE.format(
+        title=escape(f"{reports[0].title}: {state}" if len(reports) == 1 else f"Parity report: {state}"),
+        css=_css(),
+        heading=heading,
+        verdicts="\n".join(verdicts),
+        sections="\n".join(sections),
+    )
+
+
+@cache
+def _css() -> str:
+    return Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+
+
+def _styles(reports: Iterable[Report]) -> dict[str, Style]:
+    """Name -> colour and shape, one for the whole page; the three frameworks always have their own."""
+    names = dict.fromkeys(
+        name
+        for report in reports
+        for name in (*report.candidates, *(report.training.losses if report.training else ()))
+        if name in report.candidates or name != report.reference
+    )
+    free = range(len(FIXED), COLOURS)
+    others = (name for name in names if name not in FIXED)
+    slots = (free[i % len(free)] for i in itertools.count())
+    return FIXED | {name: Style(f"k{slot}", slot) for name, slot in zip(others, slots, strict=False)}
+
+
+def _many(count: int, what: str) -> str:
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
+
+
+def _verdict(report: Report, anchor: str) -> str:
+    """One line: what, whether, and where not."""
+    divergence = report.first_divergence()
+    state, word = ("differs", "✗ no parity") if divergence else ("holds", "✓ parity holds")
+    if not (report.layers or report.gradients or report.training):
+        state, word = "differs", "nothing compared"
+    text = f'<a href="#{anchor}">{escape(report.title)}</a>'
+    text += f": {escape(divergence or _amount(report))}"
+    others = [(who, name) for who, name in report.culprits() if not divergence or who != divergence.candidate]
+    if others:
+        text += f"; wrong by itself: {_names(f'{who} {shorten(name, 60)}' for who, name in others)}"
+    return f'<li class="{state}"><strong>{word}</strong> <span>{text}</span></li>'
+
+
+def _amount(report: Report) -> str:
+    """How much was compared."""
+    parts = [
+        _many(len(points), what)
+        for points, what in ((report.layers, "layer"), (report.gradients, "gradient"))
+        if points
+    ]
+    if report.training:
+        parts.append(_many(len(report.training.learning_rates), "training step"))
+    return f"{', '.join(parts) or 'nothing'}; {', '.join(report.candidates)}"
+
+
+def _names(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return escape(", ".join(names[:most]) + more)
+
+
+def _section(report: Report, anchor: str, styles: Mapping[str, Style], *, unfold: bool) -> str:
+    divergence = report.first_divergence()
+    first = (divergence.candidate, divergence.point) if divergence else None
+    size = f", input {'x'.join(map(str, report.images))}" if report.images else ""
+    parts = [
+        f"<details{' open' if unfold else ''}>",
+        f"<summary><h2>{escape(report.title)}</h2></summary>",
+        f'<p id="{anchor}" class="quiet">{escape(", ".join(report.candidates))} against '
+        f"{escape(report.reference)}, {escape(report.dtype)}, {escape(report.mode)} mode{escape(size)}</p>",
+        _summary(report, styles),
+    ]
+    if report.layers:
+        place = first if divergence and divergence.kind == "layer" else None
+        parts.append("<h3>Error of every layer, in order of execution</h3>")
+        parts.append(_legend(report, styles, report.layers))
+        parts.append(_depth(report.layers, report, styles, "layers", place))
+        near = _close(report.layers, place)
+        if near:
+            parts.append("<h3>The same around the first divergence</h3>")
+            parts.append(_depth(near, report, styles, "close", place))
+    if report.gradients:
+        place = first if divergence and divergence.kind.startswith("gradient") else None
+        points = by_depth(report.gradients, [point.name for point in report.layers])
+        parts.append("<h3>Error of every gradient, from the input to the output</h3>")
+        parts.append(
+            '<p class="quiet">Gradients are computed from right to left: an error enters at the rightmost of '
+            "the wrong ones.</p>"
+        )
+        parts.append(_depth(points, report, styles, "gradients", place))
+        near = _close(points, place)
+        if near:
+            parts.append("<h3>The same around the first gradient that differs</h3>")
+            parts.append(_depth(near, report, styles, "close", place))
+    if report.training and report.training.learning_rates:
+        parts += _training(report.training, report, styles)
+    if report.histogram:
+        found = report.histogram
+        style = styles.get(found.candidate, Style("ref", 0))
+        parts.append(f"<h3>The differences in {escape(found.point)}, {escape(found.candidate)}</h3>")
+        total = sum(found.counts) + found.zeros
+        parts.append(
+            f'<p class="quiet">The worst layer: how many of its {total:,} elements differ by how much; '
+            f"{found.zeros:,} are exactly equal. Logarithmic both ways.</p>"
+        )
+        parts.append(_figure("histogram", histogram_plot(found, style, f"differences in {found.point}")))
+    parts += _worst(report)
+    if report.environment:
+        parts.append("<h3>Environment</h3>")
+        rows = (f"<dt>{escape(key)}</dt><dd>{escape(_fact(v))}</dd>" for key, v in report.environment.items())
+        parts.append(f"<dl>{''.join(rows)}</dl>")
+    if report.notes:
+        parts.append("<h3>Notes</h3>")
+        parts.append(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in report.notes)}</ul>")
+    parts.append("</details>")
+    return "\n".join(part for part in parts if part)
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_fact(item)}" for key, item in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(_fact, value))
+    return str(value)
+
+
+def by_depth(gradients: Sequence[Point], layers: Sequence[str]) -> list[Point]:
+    """Gradients in the order in which the forward pass meets what they belong to: the input first.
+
+    A parameter lies where its layer lies, a stage where its last layer lies, and what fits no layer where it
+    was in the list.
+    """
+    last = {}
+    for rank, name in enumerate(layers):
+        parts = name.split(".")
+        for length in range(1, len(parts) + 1):
+            last[".".join(parts[:length])] = rank
+    ranks, rank = [], -1
+    for point in gradients:
+        parts = point.name.split(".")
+        fronts = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+        rank = next((last[front] for front in fronts if front in last), rank)
+        ranks.append(-2 if point.name == "input" else rank)
+    order = sorted(range(len(gradients)), key=lambda i: ranks[i])  # stable
+    return [gradients[i] for i in order]
+
+
+def _close(points: Sequence[Point], first: tuple[str, str] | None) -> list[Point]:
+    """The points around the first divergence, where the whole is too dense to read."""
+    names = [point.name for point in points]
+    if not first or first[1] not in names or len(points) <= 4 * CLOSE:
+        return []
+    middle = names.index(first[1])
+    start = min(max(middle - CLOSE, 0), len(points) - 2 * CLOSE - 1)
+    return list(points[start : start + 2 * CLOSE + 1])
+
+
+def _figure(kind: str, svg: str, caption: str = "") -> str:
+    caption = f"<figcaption>{caption}</figcaption>\n" if caption else ""
+    return f'<figure class="{kind}">\n{caption}{svg}\n</figure>'
+
+
+def _depth(
+    points: Sequence[Point],
+    report: Report,
+    styles: Mapping[str, Style],
+    kind: str,
+    first: tuple[str, str] | None,
+) -> str:
+    label = {"layers": "error per layer", "gradients": "error per gradient", "close": "close-up"}[kind]
+    return _figure(kind, depth_plot(points, report.candidates, styles, label, first))
+
+
+def _key(content: str, css: str = "") -> str:
+    css = f' class="{css}"' if css else ""
+    return f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true"><g{css}>{content}</g></svg>'
+
+
+def _entry(content: str) -> str:
+    return f'<span class="legend">{content}</span>'
+
+
+def _swatch(style: Style) -> str:
+    return _key(f'<path class="mark" d="{mark(style.shape, 7, 7, 4.5)}"/>', style.css)
+
+
+def _legend(report: Report, styles: Mapping[str, Style], points: Sequence[Point]) -> str:
+    entries = [_swatch(styles[name]) + escape(name) for name in report.candidates]
+    if any(error is not None for point in points for error in point.isolated.values()):
+        hollow = f'<path class="hollow culprit" d="{mark(0, 7, 7, 4.5)}"/>'
+        entries.append(_key(hollow, "ref") + "hollow: the layer alone, fed the reference's own input")
+    if any(point.culprit_of() for point in points):
+        entries.append(_key(f'<path class="ring" d="{mark(0, 7, 7, 5.5)}"/>') + "wrong by itself")
+    if any(point.failures() for point in points):
+        failed = f'<path class="mark failed" d="{mark(0, 7, 7, 4.5)}"/>'
+        entries.append(_key(failed, "ref") + "beyond the limit")
+    entries.append(_key('<path class="limit" d="M0 7H14"/>') + "limit")
+    if any(point.noise is not None for point in points):
+        entries.append(_key('<path class="noise" d="M0 2H14V12H0z"/>') + "measured rounding noise")
+    return f'<p class="quiet">{"".join(map(_entry, entries))}</p>'
+
+
+def _cells(points: Sequence[Point], candidate: str) -> Iterator[str]:
+    """Of the summary: how many are within the limit, and the worst."""
+    mine = [point for point in points if candidate in point.errors]
+    if not mine:
+        yield "<td>-</td><td></td>"
+        return
+    failed = sum(candidate in point.failures() for point in mine)
+    worst = max(mine, key=lambda point: point.times_limit(candidate))
+    css = ' class="wrong"' if failed else ""
+    yield f"<td{css}>{len(mine) - failed:,} of {len(mine):,}</td>"
+    ratio = worst.times_limit(candidate)
+    times = f"{ratio:.2g} {'times' if ratio > 1 else 'of'} the limit"
+    yield f'<td class="name">{number(worst.errors[candidate])}, {times}, in {escape(worst.name)}</td>'
+
+
+def _summary(report: Report, styles: Mapping[str, Style]) -> str:
+    """A row per candidate; its mark here is the legend of all drawings below."""
+    kinds = [
+        (title, points)
+        for title, points in (("layers", report.layers), ("gradients", report.gradients))
+        if points
+    ]
+    titles = [cell for title, _ in kinds for cell in (f"{title} within the limit", "worst")]
+    training = report.training
+    if training:
+        titles += ["training within the limit", "worst at the end"]
+    rows = []
+    for name in report.candidates:
+        cells = [f"<td>{_swatch(styles[name])}{escape(name)}</td>"]
+        for _, points in kinds:
+            cells += _cells(points, name)
+        if training:
+            cells += _training_cells(training, name)
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    head = "".join(f"<th>{title}</th>" for title in ["candidate", *titles])
+    return f'<div class="scroll"><table class="summary"><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _training_cells(training: Training, name: str) -> Iterator[str]:
+    first = next((found for found in training.failures() if found[0] == name), None)
+    steps = _many(training.checked_steps, "step")
+    if first:
+        yield f'<td class="wrong">not from step {first[2]}, {escape(first[1])}</td>'
+    else:
+        yield f"<td>{steps}</td>"
+    ends = [(errors[-1], kind) for kind, errors in training.errors.get(name, {}).items() if errors]
+    if not ends:
+        yield "<td></td>"
+        return
+    error, kind = max(ends, key=lambda end: end[0] if end[0] < math.inf else math.inf)
+    tensor = training.worst.get(name, {}).get(kind)
+    yield f'<td class="name">{number(error)} in {escape(kind)}{f", {escape(tensor)}" if tensor else ""}</td>'
+
+
+def _coincide(losses: Mapping[str, Sequence[float]], name: str, reference: str) -> bool:
+    """Whether one curve would hide the other."""
+    mine, others = losses.get(name, []), losses.get(reference, [])
+    finite = [value for value in others if math.isfinite(value)]
+    spread = max(finite, default=0) - min(finite, default=0)
+    return len(mine) == len(others) and all(
+        abs(a - b) <= spread / 100 for a, b in zip(mine, others, strict=True) if math.isfinite(b)
+    )
+
+
+def _training(training: Training, report: Report, styles: Mapping[str, Style]) -> list[str]:
+    rates = training.learning_rates
+    low, high = min(rates), max(rates)
+    rate = f"learning rate {high:g}" if low == high else f"learning rate {rates[0]:g} to {rates[-1]:g}"
+    extra = [f"learning rate {rate:g}" for rate in rates]
+    parts = [f"<h3>Loss over {_many(len(rates), 'step')} of training, {escape(training.dtype)}, {rate}</h3>"]
+    lines = []
+    values = [value for losses in training.losses.values() for value in losses if math.isfinite(value)]
+    wide = bool(values) and min(values) > 0 and max(values) > 100 * min(values)
+    same = [name for name in report.candidates if _coincide(training.losses, name, report.reference)]
+    # the reference broad and pale below the others: where they are equal, they lie on it
+    ordered = sorted(training.losses.items(), key=lambda item: item[0] != report.reference)
+    for name, losses in ordered:
+        style = styles.get(name)
+        if name == report.reference:
+            lines.append(Line(name, losses, f"{style.css if style else 'ref'} under"))
+        elif style:
+            dash = ""
+            if len(same) > 1 and name in same:
+                dash = (
+                    f' stroke-dasharray="9 {9 * (len(same) - 1)}" stroke-dashoffset="{-9 * same.index(name)}"'
+                )
+            lines.append(Line(name, losses, style.css, None if dash else style.shape, dash))
+    if any(line.values for line in lines):
+        keys = (_entry(_key(CURVE, line.css) + escape(line.name)) for line in lines)
+        axis = LogAxis if wide else LinearAxis
+        parts.append(
+            _figure("loss", step_plot(lines, "loss", axis=axis, height=200, extra=extra), "".join(keys))
+        )
+    parts.append("<h3>How the errors grow from step to step</h3>")
+    parts.append(
+        f'<p class="quiet">{_key(CURVE, "ulp")}What a change of one weight by one ulp does to '
+        f"{escape(report.reference)} alone: where this grows as fast, the training is chaotic and no port "
+        "can do better.</p>"
+    )
+    kinds = list(dict.fromkeys(kind for errors in training.errors.values() for kind in errors))
+    failures = training.failures()
+    everything = [v for errors in training.errors.values() for values in errors.values() for v in values]
+    figures = []
+    for kind in kinds:
+        curves = [Line("one ulp", training.ulp, "ulp")] if training.ulp else []
+        for name in report.candidates:
+            errors = training.errors.get(name, {}).get(kind)
+            if errors:
+                failed = frozenset(step for who, what, step in failures if (who, what) == (name, kind))
+                curves.append(Line(name, errors, styles[name].css, styles[name].shape, failed=failed))
+        svg = step_plot(
+            curves,
+            f"error of {kind} per step",
+            width=PAIR,
+            height=190,
+            limit=training.limit,
+            checked=training.checked_steps,
+            range_of=[*everything, *training.ulp],
+            extra=extra,
+        )
+        figures.append(_figure("growth", svg, escape(kind)))
+    parts.append(f'<div class="pair">{"".join(figures)}</div>')
+    if training.checked_steps < len(rates):
+        parts.append(
+            f'<p class="quiet">Only the first {_many(training.checked_steps, "step")} '
+            f"{'is' if training.checked_steps == 1 else 'are'} held to the limit.</p>"
+        )
+    return parts
+
+
+def _worst(report: Report) -> list[str]:
+    """The table of the points nearest to their limits, or furthest beyond."""
+    points = [("layer", point) for point in report.layers]
+    points += [("gradient", point) for point in report.gradients]
+    if not points:
+        return []
+    worst = sorted(points, key=lambda found: -found[1].times_limit())[:WORST]
+    alone = [c for c in report.candidates if any(p.isolated.get(c) is not None for _, p in worst)]
+    titles = [
+        *report.candidates,
+        "limit",
+        "noise",
+        *(f"{candidate} alone" for candidate in alone),
+        "times limit",
+    ]
+    head = "<th></th><th>point</th><th>shape</th>" + "".join(
+        f'<th class="r">{escape(title)}</th>' for title in titles
+    )
+    rows = []
+    for kind, point in worst:
+        cells = [f'<td class="quiet">{kind}</td><td class="name">{escape(point.name)}</td>']
+        cells.append(f'<td class="r">{"x".join(map(str, point.shape))}</td>')
+        for candidate in report.candidates:
+            wrong = " wrong" if candidate in point.failures() else ""
+            cells.append(f'<td class="r{wrong}">{number(point.errors.get(candidate))}</td>')
+        cells.append(f'<td class="r">{number(point.limit)}</td><td class="r">{number(point.noise)}</td>')
+        for candidate in alone:
+            wrong = " wrong" if candidate in point.culprit_of() else ""
+            cells.append(f'<td class="r{wrong}">{number(point.isolated.get(candidate))}</td>')
+        cells.append(f'<td class="r">{point.times_limit():.2g}</td>')
+        rows.append(f"<tr>{''.join(cells)}</tr>")
+    count = f"{len(worst)} of {len(points):,} points" if len(worst) < len(points) else "all points"
+    return [
+        f'<h3>The worst: {count}</h3>\n<div class="scroll"><table class="worst"><tr>{head}</tr>'
+        f"{''.join(rows)}</table></div>"
+    ]

@@ -1,0 +1,449 @@
+"""Drawings for the page, as SVG text: errors along the depth, curves along the steps, a histogram.
+
+Colours are CSS classes, so that one drawing serves light, dark and paper. Pixels; y grows downwards.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby, pairwise
+
+from parity_tests.compare.report import Histogram, Point
+
+WIDTH, LEFT, RIGHT = 1120, 56, 10  # of a whole-width drawing, and the margins inside it
+TOP = 24  # for the line of text that names what the mouse is over
+EDGE = 22  # the strips for what a logarithm has no place for
+NAMED = 56  # up to so many points carry their names below
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one framework is drawn, everywhere: a colour (CSS class) and, for those who see none, a shape."""
+
+    css: str
+    shape: int
+
+
+def number(value: float | None) -> str:
+    """Short, for people."""
+    if value is None:
+        return "-"
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    return "0" if value == 0 else f"{value:.1e}"
+
+
+def escape(value: object) -> str:
+    """Text for HTML, whatever is in it; what cannot be printed is shown as Python would write it."""
+    visible = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(value))
+    return html.escape("".join(visible))
+
+
+def shorten(name: str, length: int) -> str:
+    """The two ends of a name that is too long: stages differ in front, layers behind."""
+    return name if len(name) <= length else f"{name[: (length - 1) // 3]}…{name[-(2 * (length - 1) // 3) :]}"
+
+
+class LogAxis:
+    """Heights by powers of ten; zero lies at the bottom edge, infinity and NaN at the top edge."""
+
+    def __init__(self, values: Iterable[float], top: float, bottom: float) -> None:
+        values = list(values)
+        exponents = [math.log10(value) for value in values if 0 < value < math.inf]
+        self.low = math.floor(min(exponents, default=-16))
+        self.high = math.floor(max(exponents, default=-1)) + 1  # always some room above
+        self.edges: list[tuple[float, str]] = []
+        if any(not value < math.inf for value in values):
+            self.edges.append((top + EDGE / 2, "∞, NaN"))
+            top += EDGE
+        if any(value == 0 for value in values):
+            self.edges.append((bottom - EDGE / 2, "0"))
+            bottom -= EDGE
+        self.top, self.bottom = top, bottom
+
+    def __call__(self, value: float) -> float:
+        if not value < math.inf:
+            return self.top - EDGE / 2
+        if value <= 0:
+            return self.bottom + EDGE / 2
+        part = (math.log10(value) - self.low) / (self.high - self.low)
+        return self.bottom - part * (self.bottom - self.top)
+
+    def on_scale(self, value: float) -> bool:
+        return 0 < value < math.inf
+
+    def ticks(self) -> list[tuple[float, str]]:
+        step = math.ceil((self.high - self.low) / 8)
+        # by proportion: 10.0**-324 is no float
+        height = (self.bottom - self.top) / (self.high - self.low)
+        return self.edges + [
+            (self.bottom - (exponent - self.low) * height, f"1e{exponent}")
+            for exponent in range(self.low, self.high + 1, step)
+        ]
+
+
+class LinearAxis:
+    """Heights in proportion; what is not finite lies at the top edge."""
+
+    def __init__(self, values: Iterable[float], top: float, bottom: float) -> None:
+        values = list(values)
+        finite = [value for value in values if math.isfinite(value)] or [0.0, 1.0]
+        spread = max(finite) - min(finite) or abs(finite[0]) or 1.0
+        self.step = 10 ** math.floor(math.log10(spread / 2))
+        self.step *= next(k for k in (1, 2, 5, 10, 20) if spread / (self.step * k) <= 6)
+        self.low = math.floor(min(finite) / self.step) * self.step
+        self.high = max(math.ceil(max(finite) / self.step) * self.step, self.low + self.step)
+        self.edges: list[tuple[float, str]] = []
+        if len(finite) < len(values):
+            self.edges.append((top + EDGE / 2, "∞, NaN"))
+            top += EDGE
+        self.top, self.bottom = top, bottom
+
+    def __call__(self, value: float) -> float:
+        if not math.isfinite(value):
+            return self.top - EDGE / 2
+        return self.bottom - (value - self.low) / (self.high - self.low) * (self.bottom - self.top)
+
+    def on_scale(self, value: float) -> bool:
+        return math.isfinite(value)
+
+    def ticks(self) -> list[tuple[float, str]]:
+        count = round((self.high - self.low) / self.step)
+        values = [self.low + i * self.step for i in range(count + 1)]
+        return self.edges + [(self(value), f"{value:.6g}") for value in values]
+
+
+Axis = LogAxis | LinearAxis
+
+
+def px(value: float) -> str:
+    return f"{value:.1f}".removesuffix(".0")
+
+
+CORNERS = (  # of the marks besides the circle, for a circle's radius of 1
+    ((-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)),
+    ((0, -1.2), (1.15, 0.8), (-1.15, 0.8)),
+    ((0, -1.3), (1.3, 0), (0, 1.3), (-1.3, 0)),
+    ((0, 1.2), (1.15, -0.8), (-1.15, -0.8)),
+)
+
+
+def mark(shape: int, x: float, y: float, r: float) -> str:
+    """The outline of a mark: circle, square, triangle, diamond, triangle upside down, circle, ..."""
+    shape %= len(CORNERS) + 1
+    if shape == 0:
+        arc = f"a{px(r)} {px(r)} 0 1 0"
+        return f"M{px(x - r)} {px(y)}{arc} {px(2 * r)} 0{arc} {px(-2 * r)} 0z"
+    return polyline((x + r * right, y + r * down) for right, down in CORNERS[shape - 1]) + "z"
+
+
+def polyline(points: Iterable[tuple[float, float] | None]) -> str:
+    """A path through the points, interrupted at every None."""
+    pen, parts = "M", []
+    for point in points:
+        if point is None:
+            pen = "M"
+            continue
+        parts.append(f"{pen}{px(point[0])} {px(point[1])}")
+        pen = "L"
+    return "".join(parts)
+
+
+def stages(names: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(label, first, last + 1) of the runs of points that belong together by the front of their names.
+
+    >>> stages(["conv1", "layer1.0.conv1", "layer1.0.bn1", "layer2.0.conv1"])
+    [('conv1', 0, 1), ('layer1', 1, 3), ('layer2', 3, 4)]
+    >>> stages(["net.blocks.0.a", "net.blocks.0.b", "net.blocks.1.a", "net.pool", "net.fc"])
+    [('net.blocks', 0, 3), ('net.pool … net.fc', 3, 5)]
+    """
+    found: list[tuple[str, int, int]] = []
+    for depth in (1, 2, 3):
+        runs, start = [], 0
+        for label, group in groupby(".".join(name.split(".")[:depth]) for name in names):
+            end = start + len(list(group))
+            runs.append((label, start, end))
+            start = end
+        if not found or len(runs) <= 24:
+            found = runs
+        if len(found) >= 3:
+            break
+    merged = []
+    # a stem is one thing, however many layers of its own it has
+    for single, neighbours in groupby(found, key=lambda run: run[2] - run[1] == 1):
+        runs = list(neighbours)
+        if single and len(runs) > 1:
+            runs = [(f"{runs[0][0]} … {runs[-1][0]}", runs[0][1], runs[-1][2])]
+        merged += runs
+    return merged
+
+
+def frame(width: float, height: float, label: str, parts: Iterable[str]) -> str:
+    body = "\n".join(filter(None, parts))
+    box = f'viewBox="0 0 {px(width)} {px(height)}"'
+    return f'<svg {box} role="group" aria-label="{escape(label)}">\n{body}\n</svg>'
+
+
+def grid(axis: Axis, left: float, right: float) -> str:
+    """Horizontal lines with their values."""
+    edges = {label for _, label in axis.edges}
+    return "".join(
+        f'<path class="{"edge" if label in edges else "grid"}" d="M{px(left)} {px(y)}H{px(right)}"/>'
+        f'<text class="tick end" x="{px(left - 6)}" y="{px(y + 4)}">{label}</text>'
+        for y, label in axis.ticks()
+    )
+
+
+def slots(
+    texts: Sequence[tuple[str, str]], left: float, width: float, top: float, bottom: float, start: int
+) -> str:
+    """What is under the mouse or the focus: a hairline, a line of text on top, and a tooltip.
+
+    One of them is reached by the tab key, the others from there by the arrows.
+    """
+    return "".join(
+        f'<g class="slot" tabindex="{0 if i == start else -1}"><title>{escape(full)}</title>'
+        f'<rect x="{px(left + i * width)}" y="{px(top)}" width="{px(max(width, 0.5))}" '
+        f'height="{px(bottom - top)}"/><text x="{px(left)}" y="{px(top - 8)}">{escape(brief)}</text></g>'
+        for i, (brief, full) in enumerate(texts)
+    )
+
+
+def depth_plot(
+    points: Sequence[Point],
+    candidates: Sequence[str],
+    styles: Mapping[str, Style],
+    label: str,
+    first: tuple[str, str] | None = None,
+) -> str:
+    """The error of every point, in order, with the noise, the limit and, hollow, the layer on its own.
+
+    Args:
+        first: (candidate, point) of the first divergence, where it is one of these points.
+    """
+    slot = (WIDTH - LEFT - RIGHT) / len(points)
+    right = WIDTH - RIGHT
+    names = [point.name for point in points]
+    named = len(points) <= NAMED
+    below = min(max(len(shorten(name, 30)) for name in names) * 6.2 + 12, 200) if named else 20
+    bottom = TOP + 300.0
+    height = bottom + below
+    values = [value for p in points for value in (*p.errors.values(), *p.isolated.values(), p.limit)]
+    values += [point.noise for point in points]
+    y = LogAxis([value for value in values if value is not None], TOP, bottom)
+
+    def at(i: int, part: float = 0.5) -> float:
+        return LEFT + (i + part) * slot
+
+    def stairs(value_of: Callable[[Point], float | None]) -> list[tuple[float, float] | None]:
+        steps: list[tuple[float, float] | None] = []
+        for i, point in enumerate(points):
+            value = value_of(point)
+            steps += [None] if value is None else [(at(i, 0), y(value)), (at(i, 1), y(value))]
+        return steps
+
+    parts = [grid(y, LEFT, right)]
+    # all beyond the limit, and the noise as the ground the errors stand on
+    ceiling = [step for step in stairs(lambda point: point.limit) if step]
+    parts.append(f'<path class="beyond" d="{polyline(ceiling)}V{TOP}H{LEFT}z"/>')
+    for known, run in groupby(stairs(lambda point: point.noise), key=lambda step: step is not None):
+        ground = [step for step in run if step]
+        if known:
+            foot = f"V{px(bottom)}H{px(ground[0][0])}z"
+            parts.append(f'<path class="noise" d="{polyline(ground)}{foot}"/>')
+    parts.append(f'<path class="limit" d="{polyline(ceiling)}"/>')
+    for stage, start, end in stages(names):
+        if start:
+            parts.append(f'<path class="stage" d="M{px(at(start, 0))} {TOP}V{px(bottom)}"/>')
+        if not named and (end - start) * slot > len(stage) * 6.5 + 4:
+            middle = (at(start, 0) + at(end, 0)) / 2
+            parts.append(
+                f'<text class="tick middle" x="{px(middle)}" y="{px(bottom + 15)}">{escape(stage)}</text>'
+            )
+    if named:
+        parts += [
+            f'<text class="tick end" transform="translate({px(at(i) + 4)} {px(bottom + 8)}) rotate(-90)">'
+            f"{escape(shorten(name, 30))}</text>"
+            for i, name in enumerate(names)
+        ]
+    begin = 0
+    if first and first[1] in names:
+        begin = names.index(first[1])
+        x, late = at(begin), begin > len(points) / 2
+        parts.append(
+            f'<path class="first" d="M{px(x)} {TOP}V{px(bottom)}"/>'
+            f'<text class="first{" end" if late else ""}" x="{px(x - 6 if late else x + 6)}" '
+            f'y="{px(max(y(points[begin].limit) - 8, TOP + 14))}">'
+            f"first: {escape(shorten(first[1], 48))}</text>"
+        )
+    r = min(3.4, max(1.3, slot * 0.35))
+    for place, candidate in enumerate(candidates):
+        style = styles[candidate]
+        # beside one another, so that equal errors do not hide one another
+        shift = 0.5 + (place - (len(candidates) - 1) / 2) * min(0.8, 9 / slot) / max(len(candidates), 2)
+        places = [
+            (at(i, shift), y(point.errors[candidate]))
+            if candidate in point.errors and y.on_scale(point.errors[candidate])
+            else None
+            for i, point in enumerate(points)
+        ]
+        marks = []
+        for i, point in enumerate(points):
+            alone = point.isolated.get(candidate)
+            if alone is not None:
+                wrong = not alone <= point.limit
+                shape = mark(style.shape, at(i, shift), y(alone), r + 1.2)
+                marks.append(f'<path class="hollow{" culprit" if wrong else ""}" d="{shape}"/>')
+                if wrong:
+                    ring = mark(0, at(i, shift), y(alone), r + 5)
+                    marks.append(f'<path class="ring" d="{ring}"/>')
+        for i, point in enumerate(points):
+            if candidate in point.errors:
+                error = point.errors[candidate]
+                failed = not error <= point.limit
+                shape = mark(style.shape, at(i, shift), y(error), r + 1 if failed else r)
+                marks.append(f'<path class="mark{" failed" if failed else ""}" d="{shape}"/>')
+        css = style.css + (" dense" if r < 2 else "")
+        thread = f'<path class="thread" d="{polyline(places)}"/>'
+        parts.append(f'<g class="{css}">{thread}{"".join(marks)}</g>')
+    texts = [_describe(point, candidates) for point in points]
+    parts.append(slots(texts, LEFT, slot, TOP, bottom, begin))
+    return frame(WIDTH, height, label, parts)
+
+
+def _describe(point: Point, candidates: Sequence[str]) -> tuple[str, str]:
+    """One line, and all of it."""
+    size = "x".join(map(str, point.shape)) or "scalar"
+    errors = [f"{c} {number(point.errors[c])}" for c in candidates if c in point.errors]
+    brief = "   ".join([shorten(point.name, 60), *errors[:5], f"limit {number(point.limit)}"])
+    lines = [f"{point.name}  {size}"]
+    for candidate in candidates:
+        if candidate in point.errors:
+            line = f"{candidate}: {number(point.errors[candidate])}"
+            if point.isolated.get(candidate) is not None:
+                line += f", alone {number(point.isolated[candidate])}"
+            if candidate in point.failures():
+                line += "  BEYOND THE LIMIT"
+            if candidate in point.culprit_of():
+                line += "  WRONG BY ITSELF"
+            lines.append(line)
+    lines.append(f"limit {number(point.limit)}, noise {number(point.noise)}")
+    return brief, "\n".join(lines)
+
+
+@dataclass
+class Line:
+    """One curve along the steps."""
+
+    name: str
+    values: Sequence[float]
+    css: str
+    shape: int | None = None  # of its marks; None: a line only
+    dash: str = ""  # lines that coincide are dashed in turns, so that each is seen
+    failed: frozenset[int] = frozenset()  # steps, from 1
+
+
+def step_plot(
+    lines: Sequence[Line],
+    label: str,
+    *,
+    width: float = WIDTH,
+    height: float = 260,
+    axis: type[LogAxis] | type[LinearAxis] = LogAxis,
+    limit: float | None = None,
+    checked: int = 0,
+    range_of: Iterable[float] = (),
+    extra: Sequence[str] = (),
+) -> str:
+    """Curves along the steps of a training.
+
+    Args:
+        limit: drawn over the first `checked` steps, those that are held to it.
+        range_of: more values that the axis should hold, to be the same in several plots.
+        extra: a text for each step's tooltip.
+    """
+    count = max(len(line.values) for line in lines)
+    right, bottom = width - RIGHT, TOP + height
+    slot = (right - LEFT) / count
+    values = [value for line in lines for value in line.values]
+    y: Axis = axis([*values, *range_of, *([] if limit is None else [limit])], TOP, bottom)
+
+    def at(step: float) -> float:
+        return LEFT + (step - 0.5) * slot
+
+    parts = [grid(y, LEFT, right)]
+    if limit is not None and checked:
+        end = px(LEFT + min(checked, count) * slot)
+        parts.append(f'<path class="beyond" d="M{LEFT} {TOP}H{end}V{px(y(limit))}H{LEFT}z"/>')
+        parts.append(f'<path class="limit" d="M{LEFT} {px(y(limit))}H{end}"/>')
+    every = math.ceil(count / (width / 80))
+    for step in range(1, count + 1):
+        if step == 1 or step % every == 0:
+            parts.append(f'<text class="tick middle" x="{px(at(step))}" y="{px(bottom + 15)}">{step}</text>')
+    for line in lines:
+        places = [(at(i), y(value)) if y.on_scale(value) else None for i, value in enumerate(line.values, 1)]
+        marks = []
+        for i, value in enumerate(line.values, 1):
+            wrong = i in line.failed
+            few = count <= 40 and line.shape is not None
+            if few or wrong or not y.on_scale(value):
+                shape = mark(line.shape or 0, at(i), y(value), 3.4 if wrong else 2.6)
+                marks.append(f'<path class="mark{" failed" if wrong else ""}" d="{shape}"/>')
+        curve = f'<path class="curve"{line.dash} d="{polyline(places)}"/>'
+        parts.append(f'<g class="{line.css}">{curve}{"".join(marks)}</g>')
+    stride = math.ceil(count / 200)  # a slot for so many steps, described by the last of them
+    texts = []
+    for step in range(stride, count + stride, stride):
+        step = min(step, count)
+        found = [f"{line.name} {_value(line.values[step - 1])}" for line in lines if step <= len(line.values)]
+        more = [extra[step - 1]] if step <= len(extra) else []
+        texts.append(("   ".join([f"step {step}", *found]), "\n".join([f"step {step}", *found, *more])))
+    parts.append(slots(texts, LEFT, slot * stride, TOP, bottom, 0))
+    return frame(width, bottom + 22, label, parts)
+
+
+def _value(value: float) -> str:
+    return f"{value:.6g}" if math.isfinite(value) and abs(value) >= 0.01 else number(value)
+
+
+def histogram_plot(histogram: Histogram, style: Style, label: str) -> str:
+    """How many elements differ by how much; the equal ones stand apart at the left."""
+    bars: list[tuple[int, str]] = [(histogram.zeros, "equal")]
+    edges = [f"{10**edge:.1e}" if -300 < edge < 300 else f"1e{edge:g}" for edge in histogram.edges]
+    bars += [
+        (count, f"{low} to {high}")
+        for count, (low, high) in zip(histogram.counts, pairwise(edges), strict=True)
+    ]
+    bottom, right = TOP + 180.0, WIDTH - RIGHT
+    y = LogAxis([1, *(count for count, _ in bars if count)], TOP, bottom - 4)
+    slot = (right - LEFT) / (len(bars) + 1)
+
+    def left(i: int) -> float:  # an empty slot between the equal ones and the others
+        return LEFT + (i + (i > 0)) * slot
+
+    parts = [grid(y, LEFT, right).replace("1e0<", "1<")]
+    parts.append(f'<text class="tick middle" x="{px(left(0) + slot / 2)}" y="{px(bottom + 15)}">equal</text>')
+    low, high = histogram.edges[0], histogram.edges[-1]
+    every = math.ceil((high - low) / 14)
+    for exponent in range(math.ceil(low / every) * every, math.floor(high) + 1, every):
+        i = min(bisect_right(histogram.edges, exponent), len(histogram.edges) - 1)
+        start, end = histogram.edges[i - 1], histogram.edges[i]
+        x = left(i) + slot * (exponent - start) / (end - start)
+        parts.append(
+            f'<path class="grid" d="M{px(x)} {px(bottom)}v4"/>'
+            f'<text class="tick middle" x="{px(x)}" y="{px(bottom + 15)}">1e{exponent}</text>'
+        )
+    shapes = "".join(
+        f'<rect class="bar" x="{px(left(i) + 1)}" y="{px(y(count))}" width="{px(max(slot - 2, 0.5))}" '
+        f'height="{px(bottom - y(count))}"><title>{escape(f"{text}: {count:,} elements")}</title></rect>'
+        for i, (count, text) in enumerate(bars)
+        if count
+    )
+    parts.append(f'<g class="{style.css}">{shapes}</g>')
+    return frame(WIDTH, bottom + 22, label, parts)

@@ -1,0 +1,129 @@
+"""The pytest plugin `parity`: the fixture `parity`, and `--parity-report out.html` for what it compared.
+
+With pytest-xdist the reports come from the workers, with the results of their tests.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from parity_tests.compare.report import Report
+
+_OF_THIS_TEST = pytest.StashKey[list["Report"]]()
+_ATTRIBUTE = "_parity_reports"  # of a pytest.TestReport: text, which any worker can send
+
+
+class Parity:
+    """What the fixture gives: comparisons that the page at the end of the session shows."""
+
+    def __init__(self, node: pytest.Item) -> None:
+        self._title = node.nodeid
+        self._reports = node.stash.setdefault(_OF_THIS_TEST, [])
+
+    def compare(self, reference: Any, candidate: Any, inputs: Any, **keywords: Any) -> Report:
+        """`parity_tests.compare.layers.compare_models`, remembered under the name of the test."""
+        # frameworks are imported here and not when pytest starts
+        layers = importlib.import_module("parity_tests.compare.layers")
+        report: Report = layers.compare_models(reference, candidate, inputs, **keywords)
+        number = len(self._reports) + 1
+        report.title = self._title if number == 1 else f"{self._title} #{number}"
+        self._reports.append(report)
+        return report
+
+    def assert_same(self, reference: Any, candidate: Any, inputs: Any, **keywords: Any) -> Report:
+        """As `parity_tests.compare.layers.assert_parity`; the report of a failure is kept too.
+
+        Raises:
+            AssertionError: with the first divergence.
+        """
+        report = self.compare(reference, candidate, inputs, **keywords)
+        divergence = report.first_divergence()
+        if divergence:
+            raise AssertionError(str(divergence))
+        return report
+
+
+@pytest.fixture
+def parity(request: pytest.FixtureRequest) -> Parity:
+    """Compares models of two frameworks layer by layer; see docs/report.md."""
+    return Parity(request.node)
+
+
+class _Collector:
+    """In the main process: the reports of all tests, and the page."""
+
+    def __init__(self, target: str | None, *, in_workers: bool) -> None:
+        self.target = target
+        self.in_workers = in_workers
+        self.tests: list[tuple[str, list[Report]]] = []
+        self.failure = ""
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        sent = getattr(report, _ATTRIBUTE, None)
+        if sent:
+            self.tests.append((report.nodeid, pickle.loads(base64.b64decode(sent))))  # of our own worker
+
+    @property
+    def reports(self) -> list[Report]:
+        return [report for _, reports in self.tests for report in reports]
+
+    def pytest_sessionfinish(self) -> None:
+        if self.in_workers:  # they finish in any order
+            self.tests.sort(key=lambda test: test[0])
+        if self.target is None:
+            return
+        from parity_tests.compare.page import write_page
+        from weights_convert.errors import WriteError
+
+        try:
+            write_page(self.reports, self.target)
+        except WriteError as error:
+            self.failure = str(error)
+
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        if not self.reports and self.target is None:
+            return
+        count = len(self.reports)
+        differ = sum(not report.holds for report in self.reports)
+        state = f"{differ} {'differs' if differ == 1 else 'differ'}" if differ else "parity holds"
+        line = f"parity: {count} {'comparison' if count == 1 else 'comparisons'}"
+        line += f", {state}" if count else ""
+        if self.target is not None:
+            line += f"; {self.failure}" if self.failure else f"; report {self.target}"
+        terminalreporter.write_line(
+            line, red=bool(differ or self.failure), green=not (differ or self.failure)
+        )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.getgroup("parity").addoption(
+        "--parity-report", metavar="FILE.html", help="write what the fixture `parity` compared as a page"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):  # of pytest-xdist: the main process collects
+        return
+    target = config.getoption("--parity-report")
+    if target is not None and (Path(target).is_dir() or not Path(target).parent.is_dir()):
+        raise pytest.UsageError(f"--parity-report {target}: expected a file in a folder that exists")
+    in_workers = config.getoption("dist", "no") != "no"
+    config.pluginmanager.register(_Collector(target, in_workers=in_workers), "parity-collector")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    result: Any = yield
+    reports = item.stash.get(_OF_THIS_TEST, None)
+    if reports and result.when == "teardown":  # which comes whether the set-up or the test failed or not
+        del item.stash[_OF_THIS_TEST]
+        setattr(result, _ATTRIBUTE, base64.b64encode(pickle.dumps(reports)).decode())
+    return result
