@@ -8,10 +8,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from weights_convert import Checkpoint, load, model_spec
 from weights_convert.commandline import Parser, check_json_target, write_json
@@ -19,12 +20,14 @@ from weights_convert.errors import SpecError, WeightsConvertError, nearest
 from weights_convert.spec import MODELS, ResNetSpec
 
 if TYPE_CHECKING:
+    import numpy as np
     from rich.console import Console
 
     from parity_tests.harness import Result
 
 FRAMEWORKS = ("torch", "keras", "tf1")
 DTYPES = ("float64", "float32")
+CLOSER = 64  # pixels, for what is recorded layer by layer: at 224 the arrays of one network take gigabytes
 
 
 def parser() -> Parser:
@@ -39,10 +42,29 @@ def parser() -> Parser:
     root.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
     root.add_argument("--dtype", choices=DTYPES, help="by default both")
     root.add_argument("--images", metavar="DIR", type=Path, help="photographs; by default the project's own")
+    root.add_argument(
+        "--size", type=_positive, metavar="N", help="of the images: by default 224, for layers 64; CIFAR 32"
+    )
     root.add_argument("--json", metavar="FILE", help="the differences for a machine; - for stdout")
-    root.add_argument("--train-steps", metavar="N", help="not in this version")
-    root.add_argument("--report", metavar="FILE.html", help="not in this version")
+    root.add_argument("--layers", action="store_true", help="every layer, and which is wrong by itself")
+    root.add_argument(
+        "--train-steps",
+        metavar="N",
+        type=_positive,
+        default=0,
+        help="layers, gradients and N steps of training",
+    )
+    root.add_argument("--report", metavar="FILE.html", type=Path, help="layers and gradients, as a page")
+    root.add_argument("--sweep", action="store_true", help="what oneDNN, XLA, threads ... cost in accuracy")
+    root.add_argument("--dump", metavar="FILE", type=Path, help="record a run, to compare with later")
+    root.add_argument("--against", metavar="FILE", type=Path, help="compare with a recorded run")
     return root
+
+
+def _positive(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**6):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,45 +80,188 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for option in ("train_steps", "report"):
-        if getattr(arguments, option) is not None:
-            raise SpecError(f"--{option.replace('_', '-')} is not in this version")
+    for path in (arguments.report, arguments.dump):
+        check_json_target(str(path) if path else None)
     check_json_target(arguments.json)
+    if (arguments.dump or arguments.against) and len(arguments.what) > 1:
+        raise SpecError("--dump and --against take one model or checkpoint")
     sources = [_source(what) for what in arguments.what]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
-    _check_installed(arguments.frameworks)
+    _check_installed(arguments.frameworks, torch=arguments.against is None)
 
     from rich.console import Console
-    from rich.status import Status
-
-    from parity_tests.harness import prove
-    from parity_tests.photographs import OWN, photographs
 
     console = Console(stderr=arguments.json == "-", highlight=False, soft_wrap=True)
+    job = next((jobs for option, jobs in _JOBS.items() if getattr(arguments, option)), _prove)
+    holds, facts = job(arguments, console, dict(zip(arguments.what, sources, strict=True)))
+    write_json(arguments.json, facts)
+    return 0 if holds else 1
+
+
+Sources = dict[str, Callable[[], Checkpoint]]
+Outcome = tuple[bool, list[dict[str, Any]]]
+
+
+def _prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
+    """The main job, and layer by layer whatever does not hold."""
+    from parity_tests.harness import prove
+
     results = []
-    for what, source in zip(arguments.what, sources, strict=True):
+    for what, source in sources.items():
         checkpoint = source()
-        spec = checkpoint.spec
-        assert isinstance(spec, ResNetSpec)  # _source takes no other
-        images = photographs(arguments.images or OWN, spec)
-        dtypes = [arguments.dtype] if arguments.dtype else DTYPES
-        with Console(stderr=True).status(what) as status:
-
-            def say(step: str, what: str = what, status: Status = status) -> None:
-                status.update(f"{what}: {step}")
-
+        images = _images(arguments, checkpoint)
+        with _saying(what) as say:
             result = prove(
                 what,
                 checkpoint,
                 images,
                 frameworks=arguments.frameworks,
-                dtypes=dtypes,
+                dtypes=_dtypes(arguments),
                 say=say,
             )
         _show(console, result)
         results.append(result)
-    write_json(arguments.json, [result.to_json() for result in results])
-    return 0 if all(result.holds for result in results) else 1
+    return all(result.holds for result in results), [result.to_json() for result in results]
+
+
+def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
+    """Layer by layer, gradients, training: a table, and a page if one is asked for."""
+    from parity_tests.compare.investigate import investigate
+    from parity_tests.compare.table import show
+
+    reports = []
+    for what, source in sources.items():
+        checkpoint = source()
+        images = _images(arguments, checkpoint, CLOSER)
+        for dtype in _dtypes(arguments):
+            with _saying(what) as say:
+                report = investigate(
+                    f"{what}, {dtype}",
+                    checkpoint,
+                    images,
+                    frameworks=arguments.frameworks,
+                    dtype=dtype,
+                    gradients=bool(arguments.report or arguments.train_steps),
+                    train_steps=arguments.train_steps,
+                    say=say,
+                )
+            show(console, report)
+            reports.append(report)
+    if arguments.report:
+        from parity_tests.compare.page import write_page
+
+        write_page(reports, arguments.report)
+        console.print(f"report: {arguments.report}", markup=False)
+    return all(report.holds for report in reports), [report.to_json() for report in reports]
+
+
+def _sweep(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
+    """What every switch costs: a table; nothing is judged."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from parity_tests.compare.sweep import sweep
+
+    facts = []
+    for what, source in sources.items():
+        checkpoint = source()
+        images = _images(arguments, checkpoint)
+        with _saying(what) as say:
+            costs = sweep(checkpoint, images, arguments.frameworks, say)
+        table = Table(
+            "framework", "switch", "float32", "float64", "", box=None, header_style="bold", title=what
+        )
+        for cost in costs:
+            errors = [f"{e:.1e}" if e is not None else "-" for e in (cost.float32, cost.float64)]
+            table.add_row(cost.framework, cost.switch, *errors, cost.reason)
+        console.print(table)
+        facts.append({"name": what, "images": images.shape, "costs": [asdict(cost) for cost in costs]})
+    return True, facts
+
+
+def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
+    """Record torch's float64 run of one network."""
+    from parity_tests.compare.dumps import write_dump
+    from parity_tests.compare.investigate import torch_model
+    from parity_tests.compare.layers import torch_noise
+    from parity_tests.compare.trace import tracer_of
+
+    what, source = next(iter(sources.items()))
+    checkpoint = source()
+    assert isinstance(checkpoint.spec, ResNetSpec)  # _source takes no other
+    images = _images(arguments, checkpoint, CLOSER)
+    with _saying(what) as say:
+        say("torch in float64, layer by layer")
+        model = torch_model(checkpoint.spec, checkpoint, "float64")
+        trace = tracer_of(model, "float64").trace(images)
+        write_dump(arguments.dump, images, trace, torch_noise(model, images), what)
+    console.print(f"recorded {len(trace)} layers of {what} in {arguments.dump}", markup=False)
+    return True, [{"name": what, "dump": str(arguments.dump), "layers": len(trace)}]
+
+
+def _against(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
+    """Compare one network with a recorded run."""
+    from contextlib import ExitStack
+
+    from parity_tests.compare.dumps import read_dump
+    from parity_tests.compare.investigate import live_tracer
+    from parity_tests.compare.layers import compare_tracers
+    from parity_tests.compare.table import show
+
+    what, source = next(iter(sources.items()))
+    checkpoint, dump, reports = source(), read_dump(arguments.against), []
+    assert isinstance(checkpoint.spec, ResNetSpec)  # _source takes no other
+    for dtype in _dtypes(arguments):
+        with ExitStack() as stack, _saying(what) as say:
+            say(f"against {arguments.against}, {dtype}")
+            tracers = {
+                framework: stack.enter_context(live_tracer(framework, checkpoint.spec, checkpoint, dtype))
+                for framework in arguments.frameworks
+            }
+            title = f"{what} against {arguments.against}, {dtype}"
+            report = compare_tracers(dump, tracers, dump.images, noise=dump.noise, title=title)
+        show(console, report)
+        reports.append(report)
+    if arguments.report:
+        from parity_tests.compare.page import write_page
+
+        write_page(reports, arguments.report)
+    return all(report.holds for report in reports), [report.to_json() for report in reports]
+
+
+_JOBS = {  # the first option that is given decides
+    "sweep": _sweep,
+    "dump": _dump,
+    "against": _against,
+    "layers": _look_closer,
+    "train_steps": _look_closer,
+    "report": _look_closer,
+}
+
+
+def _images(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int | None = None) -> np.ndarray:
+    """Photographs of the size that is asked for, or of `size`, or of the network's own."""
+    from parity_tests.photographs import OWN, photographs
+
+    spec = checkpoint.spec
+    assert isinstance(spec, ResNetSpec)  # _source takes no other
+    if size is not None and spec.stem == "3x3":
+        size = None
+    return photographs(arguments.images or OWN, spec, arguments.size or size)
+
+
+def _dtypes(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return (arguments.dtype,) if arguments.dtype else DTYPES
+
+
+@contextmanager
+def _saying(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal that says what is being done."""
+    from rich.console import Console
+
+    with Console(stderr=True).status(what) as status:
+        yield lambda step: status.update(f"{what}: {step}")
 
 
 def _source(what: str) -> Callable[[], Checkpoint]:
@@ -113,10 +278,10 @@ def _source(what: str) -> Callable[[], Checkpoint]:
     return lambda: checkpoint
 
 
-def _check_installed(frameworks: Sequence[str]) -> None:
+def _check_installed(frameworks: Sequence[str], *, torch: bool) -> None:
     import importlib.util
 
-    for framework in ("torch", *frameworks):  # torch measures the float32 noise
+    for framework in (*(["torch"] if torch else []), *frameworks):  # torch measures the float32 noise
         module = "tensorflow" if framework == "tf1" else framework
         if importlib.util.find_spec(module) is None:
             raise SpecError(

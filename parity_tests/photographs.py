@@ -19,7 +19,8 @@ def photographs(folder: Path, spec: ResNetSpec, size: int | None = None) -> np.n
     """Every picture of a folder, in name order: (N, C, size, size) float32.
 
     The shorter side is scaled to size * 256 / 224 and the middle cropped; size is by default 224, or 32 for
-    networks with the "3x3" stem. Networks of one input channel get grey, of more than three the colours repeated.
+    networks with the "3x3" stem. Networks of one input channel get grey, of more than three the colours
+    repeated.
 
     Raises:
         SourceError: no folder, no pictures in it, or one that cannot be read.

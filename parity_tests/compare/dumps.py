@@ -1,11 +1,12 @@
 """Dumps: a run recorded on one machine and compared with on another, as one `.safetensors` file.
 
-It holds the images, every layer's output in float64, the rounding noise measured there, and what made them.
-No framework is needed to read one, and torch not to compare with one.
+It holds the images, every layer's input and output in float64 (an input that is some layer's output is kept
+once), the rounding noise measured there, and what made them. No framework is needed to read one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ class Dump(NamedTuple):
 
     path: str
     images: np.ndarray
-    outputs: dict[str, np.ndarray]
+    calls: Trace
     noise: dict[str, float]
     facts: dict[str, Any]
     framework: str = "dump"
@@ -35,8 +36,7 @@ class Dump(NamedTuple):
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         if train or not np.array_equal(images, self.images):
             raise SourceError(f"{self.path}: was recorded for other images, or not in training")
-        nothing = np.empty(0)
-        return {name: Call(nothing, output) for name, output in self.outputs.items()}
+        return dict(self.calls)
 
     def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
         del inputs, train
@@ -54,16 +54,32 @@ def write_dump(path: Path, images: np.ndarray, trace: Trace, noise: Mapping[str,
     """
     from safetensors.numpy import save_file
 
-    facts = {"version": VERSION, "title": title, "order": list(trace), "noise": dict(noise)}
+    facts: dict[str, Any] = {"version": VERSION, "title": title, "order": list(trace), "noise": dict(noise)}
     facts["environment"] = environment()
-    tensors = {name: np.asarray(call.output, np.float64, order="C") for name, call in trace.items()}
+    tensors = {name: _plain(call.output) for name, call in trace.items()}
     tensors[_IMAGES] = np.asarray(images, order="C")
+    facts["inputs"] = {}
+    known: dict[bytes, str] = {}  # digest -> the tensor that has these bytes
+    for name, call in trace.items():
+        value = _plain(call.input)
+        stored = known.setdefault(_digest(value), f"input of {name}")
+        tensors.setdefault(stored, value)
+        facts["inputs"][name] = stored
+        known.setdefault(_digest(tensors[name]), name)
     try:
         save_file(tensors, path, {_KEY: json.dumps(facts, sort_keys=True)})
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
     except Exception as error:  # safetensors has an exception of its own
         raise WriteError(f"{path}: cannot be written ({error})") from error
+
+
+def _plain(array: np.ndarray) -> np.ndarray:
+    return np.asarray(array, np.float64, order="C")
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).digest()
 
 
 def read_dump(path: Path) -> Dump:
@@ -77,7 +93,8 @@ def read_dump(path: Path) -> Dump:
     try:
         with safe_open(path, "numpy") as file:
             facts = json.loads((file.metadata() or {})[_KEY])
-            outputs = {name: file.get_tensor(name) for name in facts["order"]}
+            inputs = facts["inputs"]
+            calls = {n: Call(file.get_tensor(inputs[n]), file.get_tensor(n)) for n in facts["order"]}
             images = file.get_tensor(_IMAGES)
             noise = {str(name): float(value) for name, value in facts["noise"].items()}
     except FileNotFoundError:
@@ -87,4 +104,4 @@ def read_dump(path: Path) -> Dump:
             f"{path}: not a dump of a run, as `python -m parity_tests MODEL --dump FILE` writes it "
             f"({type(error).__name__})"
         ) from None
-    return Dump(str(path), images, outputs, noise, facts)
+    return Dump(str(path), images, calls, noise, facts)

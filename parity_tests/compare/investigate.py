@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,9 +43,11 @@ def live_tracer(framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype:
 
         import tf1_compat
 
-        with tf.Graph().as_default(), tf.Session() as session:
+        with tf.Graph().as_default() as graph:  # the default for the building only: Keras must not see it
             images = tf.placeholder(dtype, (None, None, None, spec.in_channels))
             logits, _ = tf1_compat.resnet(images, **spec.model_kwargs())
+        session = tf.Session(graph=graph)  # not entered: that too would make the graph the default
+        with closing(session):
             load_into(session, checkpoint)
             yield tracer_of(TF1Model(session, images, logits), dtype)
 

@@ -59,7 +59,7 @@ class Histogram:
 
     point: str
     candidate: str
-    edges: list[int]
+    edges: list[float]
     counts: list[int]
     zeros: int  # exactly equal
 

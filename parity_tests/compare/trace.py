@@ -28,8 +28,13 @@ Trace = dict[str, Call]  # in execution order, what is inside a layer before the
 class Tracer(Protocol):
     """One live model that can be watched, whole or layer by layer."""
 
-    framework: str  # "torch", "keras" or "tf1"
-    dtype: str
+    @property
+    def framework(self) -> str:
+        """ "torch", "keras", "tf1" or "dump"."""
+
+    @property
+    def dtype(self) -> str:
+        """In which it computes."""
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         """Run the model on (N, C, H, W) and record every layer."""
