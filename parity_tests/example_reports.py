@@ -184,3 +184,32 @@ def odd() -> Report:
         environment={"<i>": ["</dl>", {"a": 1}]},
         notes=["</ul><script>"],
     )
+
+
+def small() -> Report:
+    """Two layers, one gradient, two steps and a NaN: the example of docs/report.md."""
+    return Report(
+        "two layers",
+        "torch",
+        ["keras"],
+        "float64",
+        images=(1, 3, 8, 8),
+        layers=[
+            Point("conv1", (1, 4, 8, 8), {"keras": 2.5e-16}, LIMIT, 2e-16, {"keras": 2.5e-16}),
+            Point("bn1", (1, 4, 8, 8), {"keras": 3e-06}, LIMIT, 2e-16, {"keras": 3e-06}),
+        ],
+        gradients=[Point("conv1.weight", (4, 3, 3, 3), {"keras": math.nan}, 1e-10)],
+        training=Training(
+            learning_rates=[0.1, 0.1],
+            losses={"torch": [2.25, 2.0], "keras": [2.25, 2.5]},
+            errors={"keras": {"loss": [1e-06, 0.25]}},
+            worst={"keras": {"loss": "loss"}},
+            ulp=[1e-16, 4e-16],
+            limit=1e-09,
+            dtype="float64",
+            checked_steps=2,
+        ),
+        histogram=Histogram("bn1", "keras", [-7.0, -6.0, -5.0], [200, 50], 6),
+        environment={"versions": {"torch": "2.13.0", "keras": "3.15.1"}},
+        notes=["keras: bn1 has epsilon 0.001, the reference 1e-05."],
+    )

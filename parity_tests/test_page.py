@@ -214,6 +214,22 @@ def test_zero_lies_at_the_bottom_and_infinity_and_nan_at_the_top():
         assert f">{shown}</td>" in text
 
 
+def test_the_table_starts_with_what_is_wrong_by_itself():
+    report = example_reports.differs()
+    rows = page([report]).split('<table class="worst">')[1].split("<tr>")[2:]
+    names = [re.findall('<td class="name">(.*?)</td>', row)[0] for row in rows]
+    others = sorted(report.layers + report.gradients, key=lambda point: -point.times_limit())
+    assert names == ["layer2.1.bn2", *(point.name for point in others if point.name != "layer2.1.bn2")][:20]
+
+
+def test_times_limit():
+    point = Point("p", (), {"a": 3.0, "b": math.nan, "c": 0.0}, 2.0)
+    assert [point.times_limit(name) for name in ("a", "b", "c", None)] == [1.5, math.inf, 0, math.inf]
+    assert Point("p", (), {"a": 1e-300}, 0.0).times_limit() == math.inf
+    assert Point("p", (), {"a": 0.0}, 0.0).times_limit() == 0
+    assert Point("p", (), {}, 1.0).times_limit() == 0
+
+
 def test_axes():
     axis = LogAxis([1e-3, 10.0], 0, 100)
     assert [label for _, label in axis.ticks()] == ["1e-3", "1e-2", "1e-1", "1e0", "1e1", "1e2"]
@@ -361,3 +377,10 @@ def test_a_browser_paints_it(tmp_path, scheme):
     assert colours.most_common(1)[0][0] == values["paper"]
     for name, least in {"good-box": 20_000, "bad-box": 20_000, "k0": 500, "k1": 500, "k2": 500}.items():
         assert colours[values[name]] > least, name
+
+
+@browser
+def test_the_browser_tests_see_what_the_console_says(tmp_path):
+    (tmp_path / "page.html").write_text("<script>missing()</script>", encoding="utf-8")
+    with pytest.raises(AssertionError, match="missing is not defined"):
+        chromium(tmp_path, "--dump-dom", (tmp_path / "page.html").as_uri())

@@ -434,12 +434,12 @@ def _training(training: Training, report: Report, styles: Mapping[str, Style]) -
 
 
 def _worst(report: Report) -> list[str]:
-    """The table of the points nearest to their limits, or furthest beyond."""
+    """The table of the points nearest to their limits, or furthest beyond; first the wrong by themselves."""
     points = [("layer", point) for point in report.layers]
     points += [("gradient", point) for point in report.gradients]
     if not points:
         return []
-    worst = sorted(points, key=lambda found: -found[1].times_limit())[:WORST]
+    worst = sorted(points, key=lambda found: (not found[1].culprit_of(), -found[1].times_limit()))[:WORST]
     alone = [c for c in report.candidates if any(p.isolated.get(c) is not None for _, p in worst)]
     titles = [
         *report.candidates,
@@ -454,7 +454,7 @@ def _worst(report: Report) -> list[str]:
     rows = []
     for kind, point in worst:
         cells = [f'<td class="quiet">{kind}</td><td class="name">{escape(point.name)}</td>']
-        cells.append(f'<td class="r">{"x".join(map(str, point.shape))}</td>')
+        cells.append(f'<td class="shape">{"x".join(map(str, point.shape))}</td>')
         for candidate in report.candidates:
             wrong = " wrong" if candidate in point.failures() else ""
             cells.append(f'<td class="r{wrong}">{number(point.errors.get(candidate))}</td>')
