@@ -273,6 +273,7 @@ def _source(what: str) -> Callable[[], Checkpoint]:
     if not Path(what).exists() and os.sep not in what and "." not in what:
         raise SpecError(f"{what}: neither a model nor a file{nearest(what, MODELS)}")
     checkpoint = load(what)
+    checkpoint.close_when_dropped()
     if not isinstance(checkpoint.spec, ResNetSpec):
         raise SpecError(f"{what}: holds {checkpoint.describe()}, expected a whole network")
     return lambda: checkpoint

@@ -158,7 +158,9 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        return self.first_divergence() is None
+        """Whether something was compared and nothing exceeds its limit."""
+        compared = self.layers or self.gradients or self.training
+        return bool(compared) and self.first_divergence() is None
 
     def culprits(self) -> list[tuple[str, str]]:
         """(candidate, layer) for every layer that is wrong by itself, the innermost ones only."""

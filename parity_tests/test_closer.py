@@ -1,0 +1,239 @@
+"""A closer look: layers on the command line, dumps, the sweep, and models that are not ours."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+import torch
+
+import tf1_compat
+import torch_impl
+from parity_tests import synthetic
+from parity_tests.__main__ import main
+from parity_tests.compare import TF1Model, compare_models
+from parity_tests.compare.dumps import read_dump, write_dump
+from parity_tests.compare.investigate import investigate, live_tracer
+from parity_tests.compare.layers import compare_tracers, torch_noise
+from parity_tests.compare.sweep import SWITCHES, _child, sweep
+from parity_tests.compare.trace import tracer_of
+from parity_tests.synthetic import tiny
+from parity_tests.tolerances import FLOAT64
+from weights_convert import MismatchError, SourceError, SpecError, load_into, save
+from weights_convert.spec import ResNetSpec
+
+SPEC = tiny(attention="cbam", downsample_pool="avg")
+EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "compare_a_pair.py"
+
+
+def torch_model(spec: ResNetSpec) -> torch.nn.Module:
+    model = torch_impl.ResNet(**spec.model_kwargs())
+    load_into(model, synthetic.weights(spec))
+    return model
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_every_layer_is_seen_in_every_framework(dtype):
+    """The same layers in the same order; what one has and another has not is said."""
+    report = investigate(
+        "x", synthetic.weights(SPEC), synthetic.images((33, 30)), dtype=dtype, gradients=False
+    )
+    assert report.holds, report.first_divergence()
+    names = [point.name for point in report.layers]
+    for layer in [
+        *("conv1", "bn1", "layer1.0.conv2", "layer1.0.cbam.channel.fc1", "layer1.0.cbam.channel.fc1#2"),
+        *("layer1.0.cbam.spatial.conv", "layer1.0.cbam", "layer1.0", "layer2.0.downsample.0", "fc"),
+    ]:
+        assert layer in names
+    assert names.index("layer1.0.conv1") < names.index("layer1.0.bn1") < names.index("layer1.0")
+    compared = {"keras", "tf1"} | ({"torch"} if dtype == "float32" else set())
+    for point in report.layers:
+        if point.name not in ("maxpool", "layer2.0.downsample_pool", "dropout"):
+            assert set(point.errors) == compared, point.name
+            assert all(error is not None for error in point.isolated.values()), point.name
+    assert any("maxpool" in note for note in report.notes)
+
+
+def test_nothing_is_left_in_the_models():
+    model, other = torch_model(SPEC), keras.Sequential([keras.Input((4, 4, 3)), keras.layers.Conv2D(2, 3)])
+    before = keras.Layer.__call__
+    compare_models(
+        torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), other, np.ones((1, 3, 4, 4)), names={"0": "conv2d"}
+    )
+    assert keras.Layer.__call__ is before
+    with pytest.raises(MismatchError, match="no layer of the keras candidate is called like one"):
+        compare_models(model, other, np.ones((1, 3, 4, 4)))
+    assert keras.Layer.__call__ is before
+    assert not any(layer._forward_hooks for layer in model.modules())
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def test_a_tensorflow_graph_is_compared():
+    spec = tiny(attention="eca")
+    with tf.Graph().as_default(), tf.Session() as session:
+        images = tf.placeholder("float64", (None, None, None, 3))
+        logits, _ = tf1_compat.resnet(images, scope="net", **spec.model_kwargs())
+        load_into(session, synthetic.weights(spec))
+        report = compare_models(
+            torch_model(spec), TF1Model(session, images, logits, "net"), synthetic.images()
+        )
+        assert report.holds
+        assert "layer1.1.eca.conv" in [point.name for point in report.layers]
+        with pytest.raises(SpecError, match="the TF1 network computes in float64, asked for was float32"):
+            compare_models(
+                torch_model(spec), TF1Model(session, images, logits), synthetic.images(), dtype="float32"
+            )
+
+
+def test_what_cannot_be_compared_is_said():
+    with pytest.raises(SpecError, match=r"builtins\.dict is neither a torch module, a Keras model nor"):
+        compare_models({}, {}, np.ones((1, 3, 4, 4)))
+    with pytest.raises(SpecError, match="dtype='float16': expected 'float64' or 'float32'"):
+        compare_models(torch.nn.ReLU(), torch.nn.ReLU(), np.ones((1, 3, 4, 4)), dtype="float16")
+
+
+def test_zero_padding_of_a_max_pool_shows_in_front_of_negative_values():
+    """After a ReLU it changes nothing, so our networks cannot show it."""
+    theirs = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.MaxPool2d(3, 2, 1))
+    state = [p.detach().numpy() for p in theirs.parameters()]
+    layers = [
+        keras.layers.Conv2D(4, 1, name="0"),
+        keras.layers.ZeroPadding2D(1),
+        keras.layers.MaxPooling2D(3, 2, name="1"),
+    ]
+    ours = keras.Sequential([keras.Input((8, 8, 3)), *layers])
+    ours.get_layer("0").set_weights([state[0].transpose(2, 3, 1, 0), state[1]])
+    report = compare_models(theirs, ours, synthetic.images((8, 8)))
+    divergence = report.first_divergence()
+    assert divergence is not None
+    assert divergence.point == "input of 1"
+
+
+def test_the_example_finds_the_mistake(capsys):
+    runpy.run_path(str(EXAMPLE))
+    assert capsys.readouterr().out.splitlines() == [
+        "epsilon 0.001: norm [('keras', 'norm')]",
+        "epsilon 1e-05: parity holds []",
+    ]
+
+
+# --------------------------------------------------------------------------------------------------
+# Dumps
+
+
+def test_a_dump_says_the_same_as_the_run(tmp_path):
+    images, model = synthetic.images((33, 30)), torch_model(SPEC)
+    tracer = tracer_of(model, "float64")
+    trace, noise = tracer.trace(images), torch_noise(model, images)
+    write_dump(tmp_path / "x.safetensors", images, trace, noise, "a title")
+    dump = read_dump(tmp_path / "x.safetensors")
+    assert dump.facts["title"] == "a title"
+    assert dump.noise == noise
+    again = dump.trace(dump.images)
+    assert list(again) == list(trace)
+    for name, call in trace.items():
+        assert again[name].output.tobytes() == call.output.tobytes()
+        assert again[name].input.tobytes() == call.input.tobytes()
+    with live_tracer("keras", SPEC, synthetic.weights(SPEC), "float64") as candidate:
+        live = compare_tracers(tracer, {"keras": candidate}, images, noise=noise)
+        recorded = compare_tracers(dump, {"keras": candidate}, images, noise=dump.noise)
+    assert live.holds
+    assert [point.errors for point in live.layers] == [point.errors for point in recorded.layers]
+    assert [point.isolated for point in live.layers] == [point.isolated for point in recorded.layers]
+    with pytest.raises(SourceError, match="was recorded for other images"):
+        dump.trace(images + 1)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x00" * 100, None])
+def test_what_is_no_dump(tmp_path, content):
+    path = tmp_path / "x.safetensors"
+    if content is None:
+        save(synthetic.weights(SPEC), path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(SourceError, match="not a dump of a run"):
+        read_dump(path)
+
+
+# --------------------------------------------------------------------------------------------------
+# The command
+
+
+@pytest.fixture
+def network(tmp_path, monkeypatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    save(synthetic.weights(SPEC), "net.pth")
+    return "net.pth"
+
+
+def test_layers_and_the_exit_code(network, capsys):
+    assert main([network, "--layers", "--size", "33", "--dtype", "float64"]) == 0
+    assert "parity holds: net.pth, float64" in capsys.readouterr().out
+
+
+def test_against_a_dump_of_other_weights(network, capsys):
+    assert main([network, "--dump", "ref.safetensors", "--size", "32"]) == 0
+    options = ["--against", "ref.safetensors", "--frameworks", "keras", "--dtype", "float64"]
+    assert main([network, *options]) == 0
+    other = synthetic.weights(SPEC, seed=1)
+    arrays = dict(synthetic.weights(SPEC)) | {"layer1.1.conv2.weight": other["layer1.1.conv2.weight"]}
+    save(synthetic.checkpoint(arrays, SPEC), "other.pth")
+    capsys.readouterr()
+    assert main(["other.pth", *options, "--json", "facts.json", "--report", "page.html"]) == 1
+    assert "keras differs first at layer layer1.1.conv2" in capsys.readouterr().out
+    facts = json.loads(Path("facts.json").read_text())[0]
+    assert facts["culprits"] == [["keras", "layer1.1.conv2"]]
+    assert "layer1.1.conv2" in Path("page.html").read_text()
+
+
+BAD = [
+    ("net.pth --against none", "none: there is no such file"),
+    ("net.pth --against net.pth", "net.pth: not a dump of a run"),
+    ("net.pth net.pth --dump x", "--dump and --against take one model or checkpoint"),
+    ("net.pth --report none/x.html", "the folder 'none' does not exist"),
+    ("net.pth --dump none/x", "the folder 'none' does not exist"),
+    ("net.pth --size 0 --layers", "'0': expected a whole number above 0"),
+    ("net.pth --train-steps many", "'many': expected a whole number above 0"),
+    ("net.pth --layers --images none", "none: there is no such folder of images"),
+]
+
+
+@pytest.mark.usefixtures("network")
+@pytest.mark.parametrize(("line", "message"), BAD)
+def test_bad_input_is_one_line(capsys, line, message):
+    try:
+        code = main(line.split())
+    except SystemExit as ended:
+        code = ended.code
+    assert code == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+
+
+# --------------------------------------------------------------------------------------------------
+# The sweep
+
+
+def test_the_sweep_runs_a_switch_in_its_own_process(monkeypatch):
+    spec = tiny(depths=(1,), block="basic", stem="3x3")
+    chosen = {name: SWITCHES[name] for name in ("torch: as it is", "torch: channels_last")}
+    monkeypatch.setattr("parity_tests.compare.sweep.SWITCHES", chosen)
+    costs = sweep(synthetic.weights(spec), synthetic.images((8, 8)), ["torch"])
+    assert [cost.switch for cost in costs] == ["as it is", "channels_last"]
+    for cost in costs:
+        assert cost.float64 is not None
+        assert cost.float32 is not None
+        assert cost.float64 < FLOAT64 < cost.float32
+
+
+def test_a_switch_that_fails_says_why(tmp_path):
+    name = "torch: as it is"
+    logits, reason = _child(name, SWITCHES[name], tmp_path, "float32")
+    assert logits is None
+    assert "there is no such file" in reason
