@@ -418,6 +418,13 @@ def test_every_family_is_tested():
     assert tested | {"keras", "tf1", "eca"} == set(FAMILIES)  # keras and tf1: test_layouts; eca: below
 
 
+def test_every_family_is_documented():
+    text = (LISTINGS.parent.parent / "docs" / "families.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\w, ]+) \| [^|]+ \| (read, written|read) \|", text, re.MULTILINE)
+    documented = {name: mode for names, mode in rows for name in names.split(", ")}
+    assert documented == {n: "read, written" if f.written else "read" for n, f in FAMILIES.items()}
+
+
 def test_the_eca_authors_names_are_ours(tmp_path):
     spec = tiny(attention="eca", eca_kernel_sizes=(5, 7))
     np.savez(tmp_path / "x.npz", **{f"module.{name}": array for name, array in position_coded(spec).items()})

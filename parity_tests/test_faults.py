@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -32,8 +35,15 @@ def test_every_mistake_is_caught_and_named(name):
     assert alone[:1] == ([fault.alone] if fault.alone else []), alone
 
 
-def test_there_are_enough_mistakes():
+def test_the_documentation_lists_them():
+    text = (Path(__file__).parent.parent / "docs" / "harness.md").read_text("utf-8")
+    listed = re.findall(r"^\| (.+?) \| (eval|train) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     assert len(FAULTS) >= 30
+    assert [(name, mode == "train", first) for name, mode, first, _ in listed] == [
+        (name, fault.train, fault.first) for name, fault in FAULTS.items()
+    ]
+    for (_, _, _, alone), fault in zip(listed, FAULTS.values(), strict=True):
+        assert alone == fault.alone or (alone.startswith("none: ") and not fault.alone)
 
 
 SEEDS = [pytest.param(seed, marks=[] if seed < 1 else pytest.mark.exhaustive) for seed in range(20)]
