@@ -1,0 +1,302 @@
+"""Steps of training in each framework, each by its own optimiser, against PyTorch's after every step.
+
+Stochastic gradient descent with momentum mu and coupled weight decay wd, PyTorch's definition:
+
+    g = dL/dw + wd w        b = mu b + g        w = w - lr b,   b = 0 at first
+
+L is the mean cross-entropy, batch normalisation is in train mode, dropout is off. What the others need:
+
+    Keras   m = mu m - lr g,  w = w + m. So m = -lr b only while lr stays: where it drops, the slots are
+            multiplied by lr_new / lr_old. `weight_decay=` would be decoupled (w = w - lr wd w, not through
+            the momentum), so wd w is added to the gradient first. On Keras's TensorFlow backend.
+    TF1     The update is PyTorch's. There is no weight decay: wd w is added to the gradient. The updates of
+            the running statistics are in UPDATE_OPS and run in the same `session.run`, before the step.
+
+Keras and TF1 pass learning rate and momentum through float32, whatever the variables are; in float64 only
+values that are exact in float32 give the same training.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from parity_tests import tolerances
+from parity_tests.compare import gradients as compare_gradients
+from parity_tests.compare.gradients import (
+    REFERENCE,
+    Arrays,
+    candidates_of,
+    canonical,
+    channels_last,
+    error,
+    is_shallow,
+    keras_loss,
+    keras_variables,
+    spec_of,
+    tf1_loss,
+    tf1_variables,
+    trainable,
+)
+from parity_tests.compare.report import Training
+from weights_convert import Checkpoint, SpecError, load_into
+from weights_convert.checkpoint import in_memory
+from weights_convert.layouts import role_of
+
+
+class Step(NamedTuple):
+    """What there is after one step; the arrays are the live ones and hold until the next step."""
+
+    loss: float  # of the batch, before the update
+    parameters: Arrays
+    statistics: Arrays
+    momentum: Arrays  # b above
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: the learning rate of each step, momentum, coupled weight decay, dtype."""
+
+    learning_rates: list[float]
+    momentum: float
+    weight_decay: float
+    dtype: str
+
+
+def train(
+    checkpoint: Checkpoint,
+    images: np.ndarray,
+    labels: np.ndarray,
+    *,
+    steps: int = 20,
+    learning_rate: float = 2**-5,
+    momentum: float = 0.875,
+    weight_decay: float = 2**-13,
+    drop_after: int | None = None,
+    drop: float = 8,
+    frameworks: Sequence[str] = ("torch", "keras", "tf1"),
+    dtype: str = "float64",
+) -> Training:
+    """Train the same network on the same batch in each framework and compare after every step.
+
+    Compared are the loss (relative to the highest so far), every parameter, every running statistic of batch
+    normalisation and every momentum buffer. In float64 all steps are held to the limit. In float32 trajectories part suddenly, in
+    torch alone as well (see `Training.ulp`): only the first step of a net of a few blocks is held to one.
+
+    Args:
+        checkpoint: of a network.
+        images: (N, C, H, W), the batch of every step.
+        labels: (N,), integers.
+        steps: how many.
+        learning_rate, drop_after, drop: divided by `drop` after `drop_after` steps; None: half of them.
+        momentum, weight_decay: mu and wd above.
+        frameworks: what to train; torch is the reference whether or not it is among them.
+        dtype: "float64" or "float32".
+
+    Raises:
+        SpecError: not a network, labels that are not its, an unknown framework or dtype, or a learning
+            rate or momentum that is not exact in float32.
+    """
+    spec, checkpoint = compare_gradients.check(checkpoint, frameworks, dtype)
+    drop_after = steps // 2 if drop_after is None else drop_after
+    rates = [learning_rate / (drop if step >= drop_after else 1) for step in range(steps)]
+    recipe = Recipe(rates, momentum, weight_decay, dtype)
+    check(recipe, images, labels, spec.num_classes)
+    sources = {REFERENCE: checkpoint, **dict.fromkeys(candidates_of(frameworks), checkpoint)}
+    sources[_ULP] = moved(checkpoint, dtype)
+    losses: dict[str, list[float]] = {name: [] for name in sources if name != _ULP}
+    errors: dict[str, dict[str, list[float]]] = {name: {} for name in sources if name != REFERENCE}
+    worst: dict[str, dict[str, str]] = {name: {} for name in errors}
+    with ExitStack() as stack:
+        runs = {
+            name: stack.enter_context(closing(RUNNERS[name](source, images, labels, recipe)))
+            for name, source in sources.items()
+        }
+        for _ in range(steps):
+            after = {name: next(run) for name, run in runs.items()}
+            for name in losses:
+                losses[name].append(after[name].loss)
+            highest = max(losses[REFERENCE])
+            for name in errors:
+                for kind, (found, tensor) in compared(after[name], after[REFERENCE], highest).items():
+                    errors[name].setdefault(kind, []).append(found)
+                    worst[name][kind] = tensor
+    ulp, _ = errors.pop(_ULP), worst.pop(_ULP)
+    limit, checked = tolerances.FLOAT64_TRAINING, steps
+    if dtype == "float32":
+        limit, checked = tolerances.FLOAT32_SHALLOW_GRADIENT if is_shallow(spec) else math.inf, 1
+    return Training(
+        learning_rates=rates,
+        losses=losses,
+        errors=errors,
+        worst=worst,
+        ulp=[max(kinds) for kinds in zip(*ulp.values(), strict=True)],
+        limit=limit,
+        dtype=dtype,
+        checked_steps=checked,
+    )
+
+
+def check(recipe: Recipe, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    """`SpecError` for labels that are not the network's or a recipe that the frameworks cannot share."""
+    if not recipe.learning_rates:
+        raise SpecError("steps=0: expected at least one")
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise SpecError(
+            f"labels {labels.dtype} {labels.shape}, expected integers ({len(images)},), one per image"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise SpecError(f"labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+    values = [("learning rate", rate) for rate in sorted(set(recipe.learning_rates), reverse=True)]
+    for name, value in [*values, ("momentum", recipe.momentum)]:
+        if recipe.dtype == "float64" and float(np.float32(value)) != value:
+            raise SpecError(
+                f"{name} {value!r} is not exact in float32, through which Keras and TF1 pass it: they would"
+                f" train with {float(np.float32(value))!r}; take a sum of few powers of two, such as"
+                f" {nearest_exact(value)!r}"
+            )
+
+
+def nearest_exact(value: float) -> float:
+    """`value` to 4 binary digits.
+
+    >>> nearest_exact(0.9), nearest_exact(0.1)
+    (0.875, 0.1015625)
+    """
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(round(mantissa * 16) / 16, exponent)
+
+
+def moved(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
+    """The checkpoint with the largest weight of the first convolution one ulp of `dtype` further from 0."""
+    name = "conv1.weight"
+    array = checkpoint[name].astype(dtype)
+    largest = np.unravel_index(np.abs(array).argmax(), array.shape)
+    array[largest] = np.nextafter(array[largest], np.copysign(np.inf, array[largest]), dtype=array.dtype)
+    tensors = checkpoint.tensors | {name: in_memory(array, name)}
+    return checkpoint.derived(tensors, checkpoint.spec, f"{name} moved by one ulp")
+
+
+def compared(step: Step, reference: Step, highest: float) -> dict[str, tuple[float, str]]:
+    """Kind -> the worst tensor's error and its name, for the kinds that the reference has.
+
+    The loss is relative to the `highest` so far: near 0 it is the difference of two nearly equal logits,
+    and has their rounding.
+    """
+    losses = (np.array([one.loss, highest]) for one in (step, reference))
+    worst = {"loss": (tolerances.relative_error(*losses), "loss")}
+    for kind in ("parameters", "statistics", "momentum"):
+        actual, wanted = getattr(step, kind), getattr(reference, kind)
+        if wanted:  # a network without batch normalisation, a recipe without momentum
+            worst[kind] = max((error(name, actual, wanted), name) for name in wanted)
+    return worst
+
+
+# --------------------------------------------------------------------------------------------------
+# The frameworks: each yields after every step
+
+
+def split(arrays: Arrays) -> tuple[Arrays, Arrays]:
+    """Parameters and running statistics."""
+    statistics = {name: a for name, a in arrays.items() if role_of(name) in ("mean", "variance")}
+    return {name: a for name, a in arrays.items() if name not in statistics}, statistics
+
+
+def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Iterator[Step]:
+    import torch
+
+    import torch_impl
+
+    model = torch_impl.ResNet(**spec_of(checkpoint).model_kwargs()).to(getattr(torch, recipe.dtype)).train()
+    load_into(model, checkpoint)
+    x, y = torch.from_numpy(images.astype(recipe.dtype)), torch.from_numpy(labels.astype(np.int64))
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    for rate in recipe.learning_rates:
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss.backward()
+        optimizer.step()
+        arrays = {n: v.numpy() for n, v in model.state_dict().items() if role_of(n) != "count"}
+        buffers = {n: optimizer.state[p].get("momentum_buffer") for n, p in model.named_parameters()}
+        momentum = {name: buffer.numpy() for name, buffer in buffers.items() if buffer is not None}
+        yield Step(loss.item(), *split(arrays), momentum)
+
+
+def with_decay(gradients: list[Any], variables: list[Any], weight_decay: float) -> list[Any]:
+    """dL/dw + wd w: coupled weight decay, which goes through the momentum."""
+    return [g + weight_decay * w for g, w in zip(gradients, variables, strict=True)]
+
+
+def rescale(slots: list[Any], ratio: float) -> None:
+    """Keras's m = -lr b at another learning rate, `ratio` times the one before."""
+    for slot in slots:
+        slot.assign(slot.value * ratio)
+
+
+def _keras(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Iterator[Step]:
+    import keras
+    import tensorflow as tf
+
+    import keras_impl
+
+    model = keras_impl.ResNet(**spec_of(checkpoint).model_kwargs(), dtype=recipe.dtype)
+    load_into(model, checkpoint)
+    x, names, previous = channels_last(images, recipe.dtype), trainable(spec_of(checkpoint)), math.nan
+    known = keras_variables(model)
+    variables = [known[name] for name in names]
+    optimizer = keras.optimizers.SGD(recipe.learning_rates[0], momentum=float(recipe.momentum))
+    optimizer.build(variables)
+    for rate in recipe.learning_rates:
+        if rate != previous and not math.isnan(previous):
+            rescale(optimizer.momentums, rate / previous)
+        optimizer.learning_rate, previous = rate, rate
+        with tf.GradientTape() as tape:
+            loss = keras_loss(model(x, training=True), labels)
+        values = [variable.value for variable in variables]
+        optimizer.apply(with_decay(tape.gradient(loss, values), values, recipe.weight_decay), variables)
+        arrays = {name: canonical(name, variable.numpy()) for name, variable in known.items()}
+        slots = zip(names, optimizer.momentums, strict=bool(recipe.momentum))
+        momentum = {name: canonical(name, slot.numpy()) / -rate for name, slot in slots}
+        yield Step(float(loss), *split(arrays), momentum)
+
+
+def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Iterator[Step]:
+    import tensorflow.compat.v1 as tf
+
+    import tf1_compat
+
+    # the default graph only while it is built: between the steps other frameworks run
+    with tf.Graph().as_default() as graph:
+        x, rate = tf.constant(channels_last(images, recipe.dtype)), tf.placeholder(recipe.dtype, ())
+        logits, _ = tf1_compat.resnet(x, is_training=True, **spec_of(checkpoint).model_kwargs())
+        known, loss = tf1_variables(graph), tf1_loss(logits, labels)
+        variables = [known[name] for name in trainable(spec_of(checkpoint))]
+        optimizer = tf.train.MomentumOptimizer(rate, recipe.momentum)
+        gradients = with_decay(tf.gradients(loss, variables), variables, recipe.weight_decay)
+        # every variable is read before any is written
+        with tf.control_dependencies([loss, *gradients, *tf.get_collection(tf.GraphKeys.UPDATE_OPS)]):
+            step = optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        initialize = tf.variables_initializer(optimizer.variables())
+        slots = {name: optimizer.get_slot(known[name], "momentum") for name in trainable(spec_of(checkpoint))}
+    with closing(tf.Session(graph=graph)) as session:  # `with session` would make its graph the default
+        load_into(session, checkpoint)
+        session.run(initialize)
+        for learning_rate in recipe.learning_rates:
+            value, _ = session.run([loss, step], {rate: learning_rate})
+            arrays, buffers = session.run([known, slots])
+            arrays = {name: canonical(name, array) for name, array in arrays.items()}
+            momentum = {name: canonical(name, array) for name, array in buffers.items()}
+            yield Step(float(value), *split(arrays), momentum)
+
+
+_ULP = "one ulp"  # the reference with one weight moved
+Runner = Callable[[Any, np.ndarray, np.ndarray, Recipe], Any]
+RUNNERS: dict[str, Runner] = {"torch": _torch, "keras": _keras, "tf1": _tf1, _ULP: _torch}
