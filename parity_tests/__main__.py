@@ -195,7 +195,8 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
         say("torch in float64, layer by layer")
         model = torch_model(checkpoint.spec, checkpoint, "float64")
         trace = tracer_of(model, "float64").trace(images)
-        write_dump(arguments.dump, images, trace, torch_noise(model, images), what)
+        noise = {dtype: torch_noise(model, images, dtype) for dtype in DTYPES}
+        write_dump(arguments.dump, images, trace, noise, what)
     console.print(f"recorded {len(trace)} layers of {what} in {arguments.dump}", markup=False)
     return True, [{"name": what, "dump": str(arguments.dump), "layers": len(trace)}]
 
@@ -220,7 +221,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
                 for framework in arguments.frameworks
             }
             title = f"{what} against {arguments.against}, {dtype}"
-            report = compare_tracers(dump, tracers, dump.images, noise=dump.noise, title=title)
+            report = compare_tracers(dump, tracers, dump.images, noise=dump.noise[dtype], title=title)
         show(console, report)
         reports.append(report)
     if arguments.report:

@@ -129,7 +129,7 @@ def test_the_example_finds_the_mistake(capsys):
 def test_a_dump_says_the_same_as_the_run(tmp_path):
     images, model = synthetic.images((33, 30)), torch_model(SPEC)
     tracer = tracer_of(model, "float64")
-    trace, noise = tracer.trace(images), torch_noise(model, images)
+    trace, noise = tracer.trace(images), {"float64": torch_noise(model, images, "float64")}
     write_dump(tmp_path / "x.safetensors", images, trace, noise, "a title")
     dump = read_dump(tmp_path / "x.safetensors")
     assert dump.facts["title"] == "a title"
@@ -140,8 +140,8 @@ def test_a_dump_says_the_same_as_the_run(tmp_path):
         assert again[name].output.tobytes() == call.output.tobytes()
         assert again[name].input.tobytes() == call.input.tobytes()
     with live_tracer("keras", SPEC, synthetic.weights(SPEC), "float64") as candidate:
-        live = compare_tracers(tracer, {"keras": candidate}, images, noise=noise)
-        recorded = compare_tracers(dump, {"keras": candidate}, images, noise=dump.noise)
+        live = compare_tracers(tracer, {"keras": candidate}, images, noise=noise["float64"])
+        recorded = compare_tracers(dump, {"keras": candidate}, images, noise=dump.noise["float64"])
     assert live.holds
     assert [point.errors for point in live.layers] == [point.errors for point in recorded.layers]
     assert [point.isolated for point in live.layers] == [point.isolated for point in recorded.layers]

@@ -19,11 +19,10 @@ FLOAT32_FACTOR = 8
 # A float32 value cannot be told from its neighbours any better, however small the measured noise is.
 FLOAT32_RESOLUTION = float(np.finfo(np.float32).eps)
 
-# float64 at a layer whose float32 noise is n: rounding alone makes about n * UNIT_RATIO, which only in badly
-# conditioned nets comes near 1e-12; so many times that is allowed then. 64: sums over thousands of terms in
-# another order, over depth; measured on undamped nets, where torch against itself (channels last) needs 20.
-FLOAT64_FACTOR = 64
-UNIT_RATIO = float(np.finfo(np.float64).eps / np.finfo(np.float32).eps)
+# float64, layer by layer: what a change of the images by one ulp makes of torch's own output there. So often
+# it may be exceeded; the worst measured is 1.9, undamped nets of 101 layers included, one of which is chaotic
+# (one ulp becomes 2e-4, and Keras differs from torch by as much).
+FLOAT64_FACTOR = 8
 
 # float32 where no noise could be measured, because neither model is torch's: ten times the worst layer of a
 # well-conditioned net (1.3e-6).

@@ -28,7 +28,7 @@ class Dump(NamedTuple):
     path: str
     images: np.ndarray
     calls: Trace
-    noise: dict[str, float]
+    noise: dict[str, dict[str, float]]  # dtype -> layer -> noise
     facts: dict[str, Any]
     framework: str = "dump"
     dtype: str = "float64"
@@ -46,15 +46,22 @@ class Dump(NamedTuple):
         return {}
 
 
-def write_dump(path: Path, images: np.ndarray, trace: Trace, noise: Mapping[str, float], title: str) -> None:
-    """Record a run.
+def write_dump(
+    path: Path, images: np.ndarray, trace: Trace, noise: Mapping[str, Mapping[str, float]], title: str
+) -> None:
+    """Record a run; `noise` is that of each dtype.
 
     Raises:
         WriteError: the file cannot be written.
     """
     from safetensors.numpy import save_file
 
-    facts: dict[str, Any] = {"version": VERSION, "title": title, "order": list(trace), "noise": dict(noise)}
+    facts: dict[str, Any] = {
+        "version": VERSION,
+        "title": title,
+        "order": list(trace),
+        "noise": {d: dict(n) for d, n in noise.items()},
+    }
     facts["environment"] = environment()
     tensors = {name: _plain(call.output) for name, call in trace.items()}
     tensors[_IMAGES] = np.asarray(images, order="C")
@@ -96,7 +103,10 @@ def read_dump(path: Path) -> Dump:
             inputs = facts["inputs"]
             calls = {n: Call(file.get_tensor(inputs[n]), file.get_tensor(n)) for n in facts["order"]}
             images = file.get_tensor(_IMAGES)
-            noise = {str(name): float(value) for name, value in facts["noise"].items()}
+            noise = {
+                dtype: {str(name): float(value) for name, value in found.items()}
+                for dtype, found in facts["noise"].items()
+            }
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:

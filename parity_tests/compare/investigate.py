@@ -79,7 +79,7 @@ def investigate(
     assert isinstance(spec, ResNetSpec)
     say("torch in float64, layer by layer")
     model = torch_model(spec, checkpoint, "float64")
-    noise = torch_noise(model, images)
+    noise = torch_noise(model, images, dtype)
     reference = tracer_of(model, "float64")
     with ExitStack() as stack:
         candidates = {}

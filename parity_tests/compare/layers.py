@@ -1,8 +1,9 @@
 """`compare_models`: the first layer that differs, and the layer that is wrong by itself.
 
-    limit(float64) = max(1e-12, 64 u64/u32 noise),  limit(float32) = 8 noise
+    limit(float64) = max(1e-12, 8 noise),  limit(float32) = 8 noise
 
-where noise is what rounding alone does at that layer: torch's float32 against torch's float64, same weights.
+where noise is what rounding alone does at that layer of torch: in float32 its float32 against its float64, in
+float64 a change of the images by one unit in the last place.
 Every layer is then run alone on the reference's own input, so that a wrong layer is told from its followers.
 """
 
@@ -60,7 +61,7 @@ def compare_models(
         {second.framework: second},
         inputs,
         names=names,
-        noise=_noise(reference, candidate, inputs, train),
+        noise=_noise(reference, candidate, inputs, dtype, train),
         train=train,
         title=title or f"{type(reference).__name__} and {type(candidate).__name__}",
     )
@@ -138,8 +139,7 @@ def _check_matched(reference: Trace, candidate: Trace, name: str) -> None:
 def limit_at(noise: float | None, dtype: str) -> float:
     """What an error may be at a point with this noise; see the top of this file."""
     if dtype == "float64":
-        scaled = 0.0 if noise is None else tolerances.FLOAT64_FACTOR * noise * tolerances.UNIT_RATIO
-        return max(tolerances.FLOAT64, scaled)
+        return max(tolerances.FLOAT64, tolerances.FLOAT64_FACTOR * (noise or 0.0))
     return tolerances.FLOAT32_UNMEASURED if noise is None else tolerances.float32_limit(noise)
 
 
@@ -211,22 +211,23 @@ def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> His
 
 
 def _noise(
-    reference: Any, candidate: Any, inputs: np.ndarray, train: bool = False
+    reference: Any, candidate: Any, inputs: np.ndarray, dtype: str, train: bool
 ) -> dict[str, float] | None:
     """What rounding does at each layer of whichever of the two is a torch module; None if neither is."""
     model = next((m for m in (reference, candidate) if hasattr(m, "state_dict")), None)
-    return None if model is None else torch_noise(model, inputs, train)
+    return None if model is None else torch_noise(model, inputs, dtype, train)
 
 
-def torch_noise(model: Any, inputs: np.ndarray, train: bool = False) -> dict[str, float]:
-    """Layer -> the error of a torch module's float32 against its own float64."""
-    single, double = tracer_of(model, "float32"), tracer_of(model, "float64")
-    # the same input: float32 values, so that rounding the images is not counted
-    inputs = inputs.astype(np.float32)
-    wide_trace = double.trace(inputs, train=train)
-    narrow = single.trace(inputs, train=train)
-    found = {n: tolerances.relative_error(call.output, wide_trace[n].output) for n, call in narrow.items()}
-    return _carried(found)
+def torch_noise(model: Any, inputs: np.ndarray, dtype: str, train: bool = False) -> dict[str, float]:
+    """Layer -> what rounding in `dtype` does there to a torch module's output; see the top of this file."""
+    wide = tracer_of(model, "float64").trace(inputs, train=train)
+    if dtype == "float32":
+        other = tracer_of(model, "float32").trace(inputs, train=train)
+    else:
+        signs = np.random.default_rng(0).choice([-1.0, 1.0], inputs.shape)
+        moved = inputs.astype(np.float64) * (1 + signs * np.finfo(np.float64).eps)
+        other = tracer_of(model, "float64").trace(moved, train=train)
+    return _carried({n: tolerances.relative_error(c.output, wide[n].output) for n, c in other.items()})
 
 
 def _carried(noise: dict[str, float]) -> dict[str, float]:

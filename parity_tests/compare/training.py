@@ -85,8 +85,9 @@ def train(
     """Train the same network on the same batch in each framework and compare after every step.
 
     Compared are the loss (relative to the highest so far), every parameter, every running statistic of batch
-    normalisation and every momentum buffer. In float64 all steps are held to the limit. In float32 trajectories part suddenly, in
-    torch alone as well (see `Training.ulp`): only the first step of a net of a few blocks is held to one.
+    normalisation and every momentum buffer. In float64 all steps are held to the limit. In float32
+    trajectories part suddenly, in torch alone as well (see `Training.ulp`): only the first step of a net of
+    a few blocks is held to one.
 
     Args:
         checkpoint: of a network.
