@@ -16,7 +16,7 @@ import keras_impl
 import tf1_compat
 from parity_tests import synthetic, tolerances
 from parity_tests.compare import training
-from parity_tests.compare.gradients import seeded_labels
+from parity_tests.compare.networks import seeded_labels
 from parity_tests.compare.report import Report, Training
 from parity_tests.compare.training import train
 from parity_tests.synthetic import tiny
@@ -24,10 +24,9 @@ from weights_convert import Checkpoint, SpecError, model_spec
 from weights_convert.spec import ResNetSpec
 
 SPECS = {
-    "se": tiny(attention="se", block="basic"),
     "cbam": tiny(attention="cbam", cbam_bn_momentum=0.05),
     "eca": tiny(attention="eca", block="basic", bn_momentum=0.3),
-    "grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered"),
+    "se_grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered"),
 }
 SMALL = tiny(attention="eca", block="basic", depths=(1,))  # what is broken on purpose
 KINDS = {"loss", "parameters", "statistics", "momentum"}
@@ -55,9 +54,9 @@ def test_one_block():
         assert {len(errors) for errors in found.errors[candidate].values()} == {6}
 
 
-@pytest.mark.parametrize("name", SPECS)
-def test_twenty_steps_in_float64(name):
-    found = of(SPECS[name])
+@pytest.mark.parametrize(("name", "steps"), [("cbam", 20), ("eca", 8), ("se_grouped", 20)])
+def test_many_steps_in_float64(name, steps):
+    found = of(SPECS[name], steps=steps)
     assert found.failures() == []
     assert 0 < max(found.ulp) < tolerances.FLOAT64_TRAINING
     assert Report("", "torch", ["keras", "tf1"], "float64", training=found).holds
@@ -199,7 +198,7 @@ FAULTS = [  # what is broken, in whose training, and at least this error after f
 ]
 
 
-@pytest.mark.parametrize(("fault", "candidate", "least"), FAULTS, ids=lambda v: getattr(v, "__name__", ""))
+@pytest.mark.parametrize(("fault", "candidate", "least"), FAULTS, ids=[fault[0].__name__ for fault in FAULTS])
 def test_broken_on_purpose(fault, candidate, least, monkeypatch):
     fault(monkeypatch)
     found = of(SMALL, steps=4, frameworks=(candidate,))
@@ -232,8 +231,8 @@ def test_one_ulp_of_one_weight_is_seen():
 @pytest.mark.parametrize(
     ("keywords", "message"),
     [
-        ({"learning_rate": 0.1}, r"learning rate 0.1 is not exact in float32.*such as 0.1015625"),
-        ({"momentum": 0.9}, r"momentum 0.9 is not exact in float32.*such as 0.875"),
+        ({"learning_rate": 0.1}, r"learning rate 0.1 is not exact in float32.*would train with 0.1000000"),
+        ({"momentum": 0.9}, r"momentum 0.9 is not exact in float32"),
         ({"drop": 10}, r"learning rate 0.003125 is not exact"),
         ({"steps": 0}, "at least one"),
         ({"frameworks": ("jax",)}, "known: torch, keras, tf1"),

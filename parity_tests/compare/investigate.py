@@ -96,7 +96,7 @@ def investigate(
         report.gradients = gradient.gradients(checkpoint, images, frameworks=frameworks, dtype=dtype)
         report.notes += gradient.notes(checkpoint, dtype)
     if train_steps:
-        from parity_tests.compare.gradients import seeded_labels
+        from parity_tests.compare.networks import seeded_labels
         from parity_tests.compare.training import train
 
         say(f"{train_steps} steps of training")

@@ -27,22 +27,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parity_tests import tolerances
-from parity_tests.compare import gradients as compare_gradients
-from parity_tests.compare.gradients import (
-    REFERENCE,
-    Arrays,
-    candidates_of,
-    canonical,
-    channels_last,
-    error,
-    is_shallow,
-    keras_loss,
-    keras_variables,
-    spec_of,
-    tf1_loss,
-    tf1_variables,
-    trainable,
-)
+from parity_tests.compare import networks
+from parity_tests.compare.networks import REFERENCE, Arrays
 from parity_tests.compare.report import Training
 from weights_convert import Checkpoint, SpecError, load_into
 from weights_convert.checkpoint import in_memory
@@ -79,13 +65,13 @@ def train(
     weight_decay: float = 2**-13,
     drop_after: int | None = None,
     drop: float = 8,
-    frameworks: Sequence[str] = ("torch", "keras", "tf1"),
+    frameworks: Sequence[str] = networks.FRAMEWORKS,
     dtype: str = "float64",
 ) -> Training:
     """Train the same network on the same batch in each framework and compare after every step.
 
-    Compared are the loss (relative to the highest so far), every parameter, every running statistic of batch
-    normalisation and every momentum buffer. In float64 all steps are held to the limit. In float32
+    Compared are the loss (relative to the highest so far), every parameter, every running statistic of
+    batch normalisation and every momentum buffer. In float64 all steps are held to the limit. In float32
     trajectories part suddenly, in torch alone as well (see `Training.ulp`): only the first step of a net of
     a few blocks is held to one.
 
@@ -103,12 +89,13 @@ def train(
         SpecError: not a network, labels that are not its, an unknown framework or dtype, or a learning
             rate or momentum that is not exact in float32.
     """
-    spec, checkpoint = compare_gradients.check(checkpoint, frameworks, dtype)
+    spec, checkpoint = networks.check(checkpoint, frameworks, dtype)
     drop_after = steps // 2 if drop_after is None else drop_after
     rates = [learning_rate / (drop if step >= drop_after else 1) for step in range(steps)]
     recipe = Recipe(rates, momentum, weight_decay, dtype)
-    check(recipe, images, labels, spec.num_classes)
-    sources = {REFERENCE: checkpoint, **dict.fromkeys(candidates_of(frameworks), checkpoint)}
+    networks.check_labels(labels, images, spec.num_classes)
+    check_exact(recipe)
+    sources = {REFERENCE: checkpoint, **dict.fromkeys(networks.candidates_of(frameworks), checkpoint)}
     sources[_ULP] = moved(checkpoint, dtype)
     losses: dict[str, list[float]] = {name: [] for name in sources if name != _ULP}
     errors: dict[str, dict[str, list[float]]] = {name: {} for name in sources if name != REFERENCE}
@@ -130,7 +117,7 @@ def train(
     ulp, _ = errors.pop(_ULP), worst.pop(_ULP)
     limit, checked = tolerances.FLOAT64_TRAINING, steps
     if dtype == "float32":
-        limit, checked = tolerances.FLOAT32_SHALLOW_GRADIENT if is_shallow(spec) else math.inf, 1
+        limit, checked = tolerances.FLOAT32_SHALLOW_GRADIENT if networks.is_shallow(spec) else math.inf, 1
     return Training(
         learning_rates=rates,
         losses=losses,
@@ -143,34 +130,18 @@ def train(
     )
 
 
-def check(recipe: Recipe, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    """`SpecError` for labels that are not the network's or a recipe that the frameworks cannot share."""
+def check_exact(recipe: Recipe) -> None:
+    """`SpecError` for a recipe that the frameworks cannot share."""
     if not recipe.learning_rates:
         raise SpecError("steps=0: expected at least one")
-    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
-        raise SpecError(
-            f"labels {labels.dtype} {labels.shape}, expected integers ({len(images)},), one per image"
-        )
-    if labels.min() < 0 or labels.max() >= classes:
-        raise SpecError(f"labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
     values = [("learning rate", rate) for rate in sorted(set(recipe.learning_rates), reverse=True)]
     for name, value in [*values, ("momentum", recipe.momentum)]:
         if recipe.dtype == "float64" and float(np.float32(value)) != value:
             raise SpecError(
                 f"{name} {value!r} is not exact in float32, through which Keras and TF1 pass it: they would"
-                f" train with {float(np.float32(value))!r}; take a sum of few powers of two, such as"
-                f" {nearest_exact(value)!r}"
+                f" train with {float(np.float32(value))!r}; take one that is,"
+                " such as 0.125 or 0.875"
             )
-
-
-def nearest_exact(value: float) -> float:
-    """`value` to 4 binary digits.
-
-    >>> nearest_exact(0.9), nearest_exact(0.1)
-    (0.875, 0.1015625)
-    """
-    mantissa, exponent = math.frexp(value)
-    return math.ldexp(round(mantissa * 16) / 16, exponent)
 
 
 def moved(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
@@ -194,7 +165,7 @@ def compared(step: Step, reference: Step, highest: float) -> dict[str, tuple[flo
     for kind in ("parameters", "statistics", "momentum"):
         actual, wanted = getattr(step, kind), getattr(reference, kind)
         if wanted:  # a network without batch normalisation, a recipe without momentum
-            worst[kind] = max((error(name, actual, wanted), name) for name in wanted)
+            worst[kind] = max((networks.error(name, actual, wanted), name) for name in wanted)
     return worst
 
 
@@ -213,7 +184,7 @@ def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recip
 
     import torch_impl
 
-    model = torch_impl.ResNet(**spec_of(checkpoint).model_kwargs()).to(getattr(torch, recipe.dtype)).train()
+    model = torch_impl.ResNet(**networks.keywords_of(checkpoint)).to(getattr(torch, recipe.dtype)).train()
     load_into(model, checkpoint)
     x, y = torch.from_numpy(images.astype(recipe.dtype)), torch.from_numpy(labels.astype(np.int64))
     optimizer = torch.optim.SGD(
@@ -248,24 +219,24 @@ def _keras(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recip
 
     import keras_impl
 
-    model = keras_impl.ResNet(**spec_of(checkpoint).model_kwargs(), dtype=recipe.dtype)
+    model = keras_impl.ResNet(**networks.keywords_of(checkpoint), dtype=recipe.dtype)
     load_into(model, checkpoint)
-    x, names, previous = channels_last(images, recipe.dtype), trainable(spec_of(checkpoint)), math.nan
-    known = keras_variables(model)
+    x, previous = networks.channels_last(images, recipe.dtype), recipe.learning_rates[0]
+    known, names = networks.keras_variables(model), networks.trainable(checkpoint)
     variables = [known[name] for name in names]
-    optimizer = keras.optimizers.SGD(recipe.learning_rates[0], momentum=float(recipe.momentum))
+    optimizer = keras.optimizers.SGD(previous, momentum=float(recipe.momentum))
     optimizer.build(variables)
     for rate in recipe.learning_rates:
-        if rate != previous and not math.isnan(previous):
+        if rate != previous:
             rescale(optimizer.momentums, rate / previous)
         optimizer.learning_rate, previous = rate, rate
         with tf.GradientTape() as tape:
-            loss = keras_loss(model(x, training=True), labels)
+            loss = networks.keras_loss(model(x, training=True), labels)
         values = [variable.value for variable in variables]
         optimizer.apply(with_decay(tape.gradient(loss, values), values, recipe.weight_decay), variables)
-        arrays = {name: canonical(name, variable.numpy()) for name, variable in known.items()}
+        arrays = {name: networks.canonical(name, variable.numpy()) for name, variable in known.items()}
         slots = zip(names, optimizer.momentums, strict=bool(recipe.momentum))
-        momentum = {name: canonical(name, slot.numpy()) / -rate for name, slot in slots}
+        momentum = {name: networks.canonical(name, slot.numpy()) / -rate for name, slot in slots}
         yield Step(float(loss), *split(arrays), momentum)
 
 
@@ -276,25 +247,25 @@ def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe:
 
     # the default graph only while it is built: between the steps other frameworks run
     with tf.Graph().as_default() as graph:
-        x, rate = tf.constant(channels_last(images, recipe.dtype)), tf.placeholder(recipe.dtype, ())
-        logits, _ = tf1_compat.resnet(x, is_training=True, **spec_of(checkpoint).model_kwargs())
-        known, loss = tf1_variables(graph), tf1_loss(logits, labels)
-        variables = [known[name] for name in trainable(spec_of(checkpoint))]
+        x, rate = tf.constant(networks.channels_last(images, recipe.dtype)), tf.placeholder(recipe.dtype, ())
+        logits, _ = tf1_compat.resnet(x, is_training=True, **networks.keywords_of(checkpoint))
+        known, loss = networks.tf1_variables(graph), networks.tf1_loss(logits, labels)
+        variables = [known[name] for name in networks.trainable(checkpoint)]
         optimizer = tf.train.MomentumOptimizer(rate, recipe.momentum)
         gradients = with_decay(tf.gradients(loss, variables), variables, recipe.weight_decay)
         # every variable is read before any is written
         with tf.control_dependencies([loss, *gradients, *tf.get_collection(tf.GraphKeys.UPDATE_OPS)]):
             step = optimizer.apply_gradients(zip(gradients, variables, strict=True))
         initialize = tf.variables_initializer(optimizer.variables())
-        slots = {name: optimizer.get_slot(known[name], "momentum") for name in trainable(spec_of(checkpoint))}
+        slots = {name: optimizer.get_slot(known[name], "momentum") for name in networks.trainable(checkpoint)}
     with closing(tf.Session(graph=graph)) as session:  # `with session` would make its graph the default
         load_into(session, checkpoint)
         session.run(initialize)
         for learning_rate in recipe.learning_rates:
             value, _ = session.run([loss, step], {rate: learning_rate})
             arrays, buffers = session.run([known, slots])
-            arrays = {name: canonical(name, array) for name, array in arrays.items()}
-            momentum = {name: canonical(name, array) for name, array in buffers.items()}
+            arrays = {name: networks.canonical(name, array) for name, array in arrays.items()}
+            momentum = {name: networks.canonical(name, array) for name, array in buffers.items()}
             yield Step(float(value), *split(arrays), momentum)
 
 

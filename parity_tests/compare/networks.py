@@ -1,0 +1,130 @@
+"""What the gradients' and the training's comparison share: names, axes and loss in each framework."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from parity_tests import tolerances
+from weights_convert import Checkpoint, SpecError, parameters
+from weights_convert.errors import nearest
+from weights_convert.layouts import LAYOUTS, role_of
+from weights_convert.spec import ResNetSpec
+
+REFERENCE = "torch"
+FRAMEWORKS = ("torch", "keras", "tf1")
+Arrays = dict[str, np.ndarray]
+
+
+def check(checkpoint: Checkpoint, frameworks: Iterable[str], dtype: str) -> tuple[ResNetSpec, Checkpoint]:
+    """The network's spec without dropout and a checkpoint that has it; `SpecError` for what cannot be."""
+    spec = spec_of(checkpoint)
+    if spec.num_classes < 2:
+        raise SpecError("the cross-entropy of one class is 0 everywhere; expected a network of 2 or more")
+    for framework in frameworks:
+        if framework not in FRAMEWORKS:
+            known = ", ".join(FRAMEWORKS)
+            raise SpecError(
+                f"there is no framework {framework!r}{nearest(framework, FRAMEWORKS)}; known: {known}"
+            )
+    if dtype not in ("float32", "float64"):
+        raise SpecError(f"dtype={dtype!r}: expected float64 or float32")
+    if spec.dropout:  # each framework draws its own random numbers
+        spec = dataclasses.replace(spec, dropout=0.0)
+        checkpoint = checkpoint.derived(checkpoint.tensors, spec, "dropout is off")
+    return spec, checkpoint
+
+
+def spec_of(checkpoint: Checkpoint) -> ResNetSpec:
+    if not isinstance(checkpoint.spec, ResNetSpec):
+        raise SpecError(f"the checkpoint is {checkpoint.describe()}, expected a whole network")
+    return checkpoint.spec
+
+
+def check_labels(labels: np.ndarray, images: np.ndarray, classes: int) -> None:
+    """`SpecError` for labels that are not one class of the network per image."""
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
+        raise SpecError(
+            f"labels {labels.dtype} {labels.shape}, expected integers ({len(images)},), one per image"
+        )
+    if labels.min() < 0 or labels.max() >= classes:
+        raise SpecError(f"labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+
+
+def is_shallow(spec: ResNetSpec) -> bool:
+    return sum(spec.depths) <= tolerances.SHALLOW_BLOCKS
+
+
+def candidates_of(frameworks: Iterable[str]) -> list[str]:
+    return [framework for framework in frameworks if framework != REFERENCE]
+
+
+def seeded_labels(number: int, classes: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng([seed, 3]).integers(classes, size=number)
+
+
+def keywords_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    return spec_of(checkpoint).model_kwargs()
+
+
+def trainable(checkpoint: Checkpoint) -> list[str]:
+    """The canonical names of the parameters, in PyTorch's order."""
+    return [parameter.name for parameter in parameters(checkpoint.spec) if parameter.trainable]
+
+
+def error(name: str, actual: Arrays, reference: Arrays) -> float:
+    """`tolerances.relative_error`; of a bias relative to its layer's weight where that is larger.
+
+    What a bias adds to a channel, the next batch normalisation takes out again as far as no ReLU lies
+    between them. The terms of its gradient then cancel, in part or to nothing (a convolution's bias right
+    before batch statistics), and what is left is rounding, large or small only beside the weight's
+    gradient, which sums the same terms with factors near 1.
+    """
+    found, own = tolerances.relative_error(actual[name], reference[name]), reference[name]
+    layer = reference.get(f"{name.removesuffix('bias')}weight")
+    if not name.endswith(".bias") or layer is None or found == 0 or actual[name].shape != own.shape:
+        return found
+    with np.errstate(invalid="ignore"):  # infinity minus infinity
+        difference = np.abs(actual[name].astype(np.float64) - own).max()
+    scale = max(np.abs(own).max(), np.abs(layer).max())
+    return float(difference / scale) if np.isfinite(difference) and scale else found
+
+
+def channels_last(images: np.ndarray, dtype: str) -> np.ndarray:
+    return images.astype(dtype).transpose(0, 2, 3, 1)
+
+
+def canonical(name: str, array: np.ndarray) -> np.ndarray:
+    """An end point's or a parameter's array of Keras or TF1, in PyTorch's axes: by role, not by rank."""
+    if role_of(name) is None:
+        return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
+    return LAYOUTS["tf1"].to_canonical(name, array)
+
+
+def keras_variables(model: Any) -> dict[str, Any]:
+    """Canonical name -> variable of a network: below the model's name, paths are TF1's."""
+    parse = LAYOUTS["tf1"].parse
+    return {str(parse(v.path.partition("/")[2])): v for v in model.weights if "seed_generator" not in v.path}
+
+
+def keras_loss(logits: Any, labels: np.ndarray) -> Any:
+    import keras
+
+    # the function, not the class: that computes in floatx, which is float32
+    losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+    return keras.ops.mean(losses)
+
+
+def tf1_variables(graph: Any) -> dict[str, Any]:
+    """Canonical name -> variable of the one network in a graph; slots and counters are passed over."""
+    variables = {LAYOUTS["tf1"].parse(v.op.name): v for v in graph.get_collection("variables")}
+    return {name: variable for name, variable in variables.items() if name is not None}
+
+
+def tf1_loss(logits: Any, labels: np.ndarray) -> Any:
+    import tensorflow.compat.v1 as tf
+
+    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
