@@ -103,7 +103,9 @@ Outcome = tuple[bool, list[dict[str, Any]]]
 
 
 def _prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
-    """The main job, and layer by layer whatever does not hold."""
+    """The main job; where it finds a difference, layer by layer, to name the layer."""
+    from parity_tests.compare.investigate import investigate
+    from parity_tests.compare.table import show
     from parity_tests.harness import prove
 
     results = []
@@ -121,6 +123,20 @@ def _prove(arguments: argparse.Namespace, console: Console, sources: Sources) ->
             )
         _show(console, result)
         results.append(result)
+        if (failing := result.failing()) is not None:
+            framework, dtype = failing
+            with _saying(what) as say:
+                report = investigate(
+                    f"{what}, {dtype}, layer by layer",
+                    checkpoint,
+                    images[:1],
+                    frameworks=[framework],
+                    dtype=dtype,
+                    gradients=False,
+                    say=say,
+                )
+            if report.layers:  # torch in float64 is what layers are compared with
+                show(console, report, rows=8)
     return all(result.holds for result in results), [result.to_json() for result in results]
 
 

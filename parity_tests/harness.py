@@ -55,6 +55,11 @@ class Result:
     def holds(self) -> bool:
         return not self.not_equal and not any(row.failures() for row in self.rows)
 
+    def failing(self) -> tuple[str, str] | None:
+        """(framework, dtype) of the first point that exceeds its limit."""
+        found = next((key for row in self.rows for key in row.failures()), None)
+        return None if found is None else (found[1], found[0])
+
     def first_divergence(self) -> str | None:
         """The first point, in execution order, at which a framework exceeds its limit."""
         for row in self.rows:
