@@ -90,7 +90,7 @@ OTHER_COMMANDS = [
     ("diff good.pth none.pth", r"none\.pth: there is no such file"),
     ("diff good.pth good.npz --json ./good.npz", r"--json would replace the weights"),
     ("diff good.pth", r"the following arguments are required: B"),
-    ("check a.json good.pth", r"manifests are not in this version; use diff A B"),
+    ("check a.json good.pth", r"a\.json: cannot be read as a manifest \(No such file"),
     ("list modls", r"invalid choice: 'modls'"),
     ("table se_resnet5", r"there is no model 'se_resnet5'; did you mean 'se_resnet5\d'\?"),
     ("table", r"the following arguments are required: MODEL"),

@@ -74,7 +74,7 @@ def parser() -> Parser:
     diff.add_argument("--json", metavar="FILE")
     diff.set_defaults(run=run_diff)
 
-    check = commands.add_parser("check", help="not in this version: verify a file against a manifest")
+    check = commands.add_parser("check", help="whether a file holds what convert --json recorded")
     check.add_argument("manifest", metavar="MANIFEST")
     check.add_argument("file", metavar="FILE")
     check.set_defaults(run=run_check)
@@ -145,6 +145,7 @@ def _discard_stdout() -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.convert import convert
+    from weights_convert.manifest import source_hashes
 
     check_json_target(arguments.json, arguments.src, arguments.dst)
     console = _console(arguments.json)
@@ -168,6 +169,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
             progress=progress,
         )
     report = plan.to_json()
+    if arguments.json and not arguments.dry_run:
+        report["source"]["sha256"] = source_hashes(plan.checkpoint)
     if arguments.dry_run:
         _print_table(
             console,
@@ -269,7 +272,19 @@ def run_diff(arguments: argparse.Namespace) -> int:
 
 
 def run_check(arguments: argparse.Namespace) -> int:
-    raise errors.SpecError(f"check {arguments.manifest}: manifests are not in this version; use diff A B")
+    from weights_convert.loading import load
+    from weights_convert.manifest import check, read_manifest
+
+    manifest = read_manifest(arguments.manifest)
+    with load(arguments.file) as checkpoint:
+        found = check(manifest, checkpoint)
+    console = _console(None)
+    if found:
+        _print_table(console, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
+        _say(console, f"{len(found)} differences")
+    else:
+        _say(console, f"as recorded: {len(manifest['tensors'])} tensors")
+    return 1 if found else 0
 
 
 def run_list(arguments: argparse.Namespace) -> int:

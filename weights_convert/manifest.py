@@ -1,0 +1,97 @@
+"""Manifests: what `convert --json FILE` recorded, and whether a file still holds it.
+
+A manifest has the sha256 of the source file and of every tensor that was written, as little-endian bytes in
+the target's layout. `check` holds any file against it, whatever container it has come into since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from weights_convert.checkpoint import COUNTS, Checkpoint
+from weights_convert.detect import find_family
+from weights_convert.errors import SourceError
+from weights_convert.formats import FORMATS
+from weights_convert.formats.base import tensor_bytes
+
+_CHUNK = 1 << 20
+
+
+def source_hashes(checkpoint: Checkpoint) -> dict[str, str]:
+    """File name -> sha256, for every file that a checkpoint was read from."""
+    if checkpoint.path is None or checkpoint.format is None:
+        return {}
+    files = [file for file in FORMATS[checkpoint.format].files(checkpoint.path) if file.is_file()]
+    return {file.name: _sha256(file) for file in files}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """The manifest in a file.
+
+    Raises:
+        SourceError: it cannot be read, or is not a manifest.
+    """
+    try:
+        facts = json.loads(Path(path).read_text("utf-8"))
+        family, tensors, spec = facts["destination"]["family"], facts["tensors"], facts["spec"]
+        names = [(line["canonical"], line["dtype"], line["shape"], line["sha256"]) for line in tensors]
+        whole = names and isinstance(family, str) and isinstance(spec, dict) and all(map(_is_line, names))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise SourceError(f"{path}: cannot be read as a manifest ({reason})") from None
+    except (KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise SourceError(f"{path}: not a manifest, as `weights-convert convert --json FILE` writes it")
+    find_family(family)
+    return facts
+
+
+def _is_line(line: tuple[Any, ...]) -> bool:
+    name, dtype, shape, digest = line
+    return all(isinstance(text, str) for text in (name, dtype, digest)) and isinstance(shape, list)
+
+
+def check(manifest: dict[str, Any], checkpoint: Checkpoint) -> list[dict[str, Any]]:
+    """Every difference between a manifest and a checkpoint, [] when it holds what was recorded.
+
+    Each is {"tensor", "what"}. Keywords that the checkpoint only assumes are not compared.
+    """
+    found = []
+    layout = find_family(manifest["destination"]["family"]).layout_of(checkpoint.spec)
+    for keyword, value in dataclasses.asdict(checkpoint.spec).items():
+        recorded = manifest["spec"].get(keyword, value)
+        recorded = tuple(recorded) if isinstance(recorded, list) else recorded
+        if recorded != value and keyword not in checkpoint.assumed:
+            what = f"{recorded!r} in the manifest, {value!r} in the file"
+            found.append({"tensor": f"({keyword})", "what": what})
+    recorded_names = {line["canonical"] for line in manifest["tensors"]}
+    for line in manifest["tensors"]:
+        name = line["canonical"]
+        if name not in checkpoint:
+            found.append({"tensor": name, "what": "only in the manifest"})
+            continue
+        array = layout.to_file(name, checkpoint[name])
+        if (list(array.shape), array.dtype.name) != (line["shape"], line["dtype"]):
+            what = f"{line['dtype']} {line['shape']} in the manifest, {array.dtype.name} {list(array.shape)}"
+            found.append({"tensor": name, "what": what})
+        elif hashlib.sha256(tensor_bytes(array)).hexdigest() != line["sha256"]:
+            found.append({"tensor": name, "what": "other values"})
+    # step counts travel in the metadata of containers that have no place for them
+    unexpected = [n for n in checkpoint if n not in recorded_names and not n.endswith(COUNTS)]
+    return found + [{"tensor": name, "what": "only in the file"} for name in unexpected]
