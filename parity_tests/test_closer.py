@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import keras
@@ -115,11 +117,29 @@ def test_zero_padding_of_a_max_pool_shows_in_front_of_negative_values():
 
 
 def test_the_example_finds_the_mistake(capsys):
-    runpy.run_path(str(EXAMPLE))
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert capsys.readouterr().out.splitlines() == [
         "epsilon 0.001: norm [('keras', 'norm')]",
         "epsilon 1e-05: parity holds []",
     ]
+
+
+def test_the_example_runs_in_pytest(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "parity_tests.compare.plugin",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["--parity-report", str(tmp_path / "report.html"), str(EXAMPLE.with_name("test_a_port.py"))]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    assert "parity: 1 comparison, parity holds" in ran.stdout
+    assert "docs/examples/test_a_port.py" in (tmp_path / "report.html").read_text().replace("\\", "/")
 
 
 # --------------------------------------------------------------------------------------------------
