@@ -80,9 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    for path in (arguments.report, arguments.dump):
-        check_json_target(str(path) if path else None)
-    check_json_target(arguments.json)
+    _check_options(arguments)
     if (arguments.dump or arguments.against) and len(arguments.what) > 1:
         raise SpecError("--dump and --against take one model or checkpoint")
     sources = [_source(what) for what in arguments.what]
@@ -96,6 +94,27 @@ def _run(arguments: argparse.Namespace) -> int:
     holds, facts = job(arguments, console, dict(zip(arguments.what, sources, strict=True)))
     write_json(arguments.json, facts)
     return 0 if holds else 1
+
+
+_TARGETS = ("json", "report", "dump")
+_TAKES = {  # what an option does not take is not done: say so
+    "sweep": ("images", "size"),
+    "dump": ("images", "size"),
+    "against": ("dtype", "report"),
+}
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse what would be ignored, and targets that would replace an input or one another."""
+    for option, takes in _TAKES.items():
+        if getattr(arguments, option):
+            others = ("images", "size", "dtype", "layers", "train_steps", "report", *_TAKES)
+            given = [o for o in others if getattr(arguments, o) and o != option and o not in takes]
+            if given:
+                raise SpecError(f"--{option} does not go with --{given[0].replace('_', '-')}")
+    targets = [str(getattr(arguments, name)) for name in _TARGETS if getattr(arguments, name) is not None]
+    for index, target in enumerate(targets):
+        check_json_target(target, *arguments.what, *filter(None, [arguments.against]), *targets[:index])
 
 
 Sources = dict[str, Callable[[], Checkpoint]]
@@ -150,6 +169,8 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
         checkpoint = source()
         images = _images(arguments, checkpoint, CLOSER)
         for dtype in _dtypes(arguments):
+            if dtype == "float64" and list(arguments.frameworks) == ["torch"]:
+                continue  # that is what the others are compared with
             with _saying(what) as say:
                 report = investigate(
                     f"{what}, {dtype}",
@@ -163,6 +184,8 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
                 )
             show(console, report)
             reports.append(report)
+    if not reports:
+        raise SpecError("torch in float64 is what is compared with: choose another --dtype or --frameworks")
     if arguments.report:
         from parity_tests.compare.page import write_page
 
@@ -210,9 +233,10 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
     with _saying(what) as say:
         say("torch in float64, layer by layer")
         model = torch_model(checkpoint.spec, checkpoint, "float64")
-        trace = tracer_of(model, "float64").trace(images)
+        tracer = tracer_of(model, "float64")
+        trace = tracer.trace(images)
         noise = {dtype: torch_noise(model, images, dtype) for dtype in DTYPES}
-        write_dump(arguments.dump, images, trace, noise, what)
+        write_dump(arguments.dump, images, trace, noise, tracer.weighted(), what)
     console.print(f"recorded {len(trace)} layers of {what} in {arguments.dump}", markup=False)
     return True, [{"name": what, "dump": str(arguments.dump), "layers": len(trace)}]
 

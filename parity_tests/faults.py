@@ -49,14 +49,18 @@ class Fault:
     train: bool = False
     size: tuple[int, int] = (32, 32)
 
-    def candidate(self) -> keras.Model:
-        """The Keras model with the mistake in it."""
+    def checkpoint(self) -> Checkpoint:
+        """The weights and keywords with the mistake in them."""
         arrays = dict(weights(self.spec))
         if self.of_weights is not None:
             self.of_weights(arrays)
-        keywords = vars(self.spec) | self.keywords
-        model = keras_impl.ResNet(**keywords, dtype="float64")
-        load_into(model, Checkpoint.from_arrays(arrays, keywords))
+        return Checkpoint.from_arrays(arrays, vars(self.spec) | self.keywords)
+
+    def candidate(self) -> keras.Model:
+        """The Keras model with the mistake in it."""
+        checkpoint = self.checkpoint()
+        model = keras_impl.ResNet(**vars(checkpoint.spec), dtype="float64")
+        load_into(model, checkpoint)
         if self.of_model is not None:
             self.of_model(model)
         return model
@@ -171,9 +175,18 @@ def without_shortcut(model: Any) -> None:
     block.shortcut = lambda x, training: ops.zeros_like(x)  # noqa: ARG005
 
 
+def without_attention(model: Any) -> None:
+    at(model, "layer1.1").attention = None
+
+
+def softmax_at_the_end(model: Any) -> None:
+    own = model.call
+    model.call = lambda x, training=None: ops.softmax(own(x, training=training))
+
+
 def without_last_relu(model: Any) -> None:
     block = at(model, "layer1.1")
-    block.call = lambda x, training=None: block.branch(x, training) + block.shortcut(x, training)
+    block.call = lambda x, training=None: block.se(block.branch(x, training)) + block.shortcut(x, training)
 
 
 def max_for_the_global_mean(model: Any) -> None:
@@ -305,6 +318,8 @@ FAULTS: dict[str, Fault] = {
         SE, "layer1.0.bn2", "layer1.0.bn2",
         of_model=always_training("layer1.0.bn2"),
     ),
+    "softmax after the last layer": Fault(SE, "output", "", of_model=softmax_at_the_end),
+    "no attention in one block": Fault(SE, "layer1.1.se.fc1", "layer1.1", of_model=without_attention),
     "no shortcut": Fault(SE, "layer1.1", "layer1.1", of_model=without_shortcut),
     "no relu after the addition": Fault(SE, "layer1.1", "layer1.1", of_model=without_last_relu),
     "max in the place of the global mean": Fault(SE, "input of fc", "", of_model=max_for_the_global_mean),

@@ -40,7 +40,7 @@ def _photograph(path: Path, size: int, channels: int) -> np.ndarray:
     try:
         with Image.open(path) as file:
             picture = file.convert("RGB")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise SourceError(f"{path}: cannot be read as an image ({error})") from None
     scale = size * 256 / 224 / min(picture.size)
     width, height = (max(size, round(side * scale)) for side in picture.size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import runpy
 import subprocess
@@ -68,7 +69,7 @@ def test_nothing_is_left_in_the_models():
         torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3)), other, np.ones((1, 3, 4, 4)), names={"0": "conv2d"}
     )
     assert keras.Layer.__call__ is before
-    with pytest.raises(MismatchError, match="no layer of the keras candidate is called like one"):
+    with pytest.raises(MismatchError, match="no counterpart for conv1"):
         compare_models(model, other, np.ones((1, 3, 4, 4)))
     assert keras.Layer.__call__ is before
     assert not any(layer._forward_hooks for layer in model.modules())
@@ -116,6 +117,93 @@ def test_zero_padding_of_a_max_pool_shows_in_front_of_negative_values():
     assert divergence.point == "input of 1"
 
 
+def functional() -> keras.Model:
+    """A Keras model with a merge, dropout and a batch norm, as others build them."""
+    x = inputs = keras.Input((6, 6, 3))
+    y = keras.layers.Conv2D(3, 3, padding="same", name="conv")(x)
+    y = keras.layers.BatchNormalization(name="bn")(y)
+    y = keras.layers.Add(name="add")([x, y])
+    y = keras.layers.Dropout(0.5, name="dropout")(keras.layers.GlobalAveragePooling2D(name="pool")(y))
+    return keras.Model(inputs, keras.layers.Dense(2, name="fc")(y))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_model_against_itself_holds_and_is_left_as_it_was(train):
+    model = functional()
+    before = [w.copy() for w in model.get_weights()]
+    report = compare_models(model, model, synthetic.images((6, 6)), dtype="float32", train=train)
+    assert report.holds, report.first_divergence()
+    assert [p.name for p in report.layers if "." not in p.name][-2:] == ["fc", "output"]
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
+def test_layers_in_dicts_and_private_attributes_are_seen():
+    class Odd(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.parts = {"a": [keras.layers.Dense(2, name="first")]}
+            self._hidden = keras.layers.Dense(2, name="second")
+
+        def call(self, x):
+            return self._hidden(self.parts["a"][0](x))
+
+    model = Odd()
+    report = compare_models(model, model, np.ones((2, 3)), dtype="float32")
+    assert [point.name for point in report.layers] == ["parts.a.0", "second", "output"]
+
+
+class Two(torch.nn.Module):
+    """Two tensors in, a tuple out."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.fc = Gate(), torch.nn.Linear(3, 3)
+
+    def forward(self, x):
+        return self.gate(self.fc(x), x), x
+
+
+class Gate(torch.nn.Module):
+    def forward(self, x, y):
+        return x * y
+
+
+def test_layers_of_several_tensors_are_compared_in_the_network_only():
+    model = Two()
+    report = compare_models(model, model, np.ones((2, 3)))
+    assert [(point.name, point.isolated["torch"] is None) for point in report.layers] == [
+        ("fc", False),
+        ("gate", True),
+    ]
+    assert report.holds
+
+
+def test_a_layer_that_is_not_called_is_a_difference():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
+    report = compare_models(model, model[:1], np.ones((2, 3)))
+    divergence = report.first_divergence()
+    assert divergence is not None
+    assert (divergence.point, divergence.error) == ("1", float("inf"))
+    with pytest.raises(MismatchError, match="names=: no layers for 'fcc'"):
+        compare_models(model, model, np.ones((2, 3)), names={"fcc": "0"})
+    with pytest.raises(SpecError, match=r"the torch model does not run on inputs \(2, 4\)"):
+        compare_models(model, model, np.ones((2, 4)))
+    with pytest.raises(SpecError, match=r"inputs float64 \(0, 3\)"):
+        compare_models(model, model, np.ones((0, 3)))
+
+
+def test_dropout_does_not_hide_what_comes_after_it():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Dropout(0.5), torch.nn.Linear(3, 3))
+    other = torch.nn.Sequential(*list(model))
+    images = np.random.default_rng(0).normal(size=(4, 3))
+    assert compare_models(model, other, images, train=True).holds
+    broken = copy.deepcopy(model)
+    with torch.no_grad():
+        broken[2].bias += 1
+    assert not compare_models(model, broken, images, train=True).holds
+
+
 def test_the_example_finds_the_mistake(capsys):
     runpy.run_path(str(EXAMPLE), run_name="__main__")
     assert capsys.readouterr().out.splitlines() == [
@@ -150,7 +238,7 @@ def test_a_dump_says_the_same_as_the_run(tmp_path):
     images, model = synthetic.images((33, 30)), torch_model(SPEC)
     tracer = tracer_of(model, "float64")
     trace, noise = tracer.trace(images), {"float64": torch_noise(model, images, "float64")}
-    write_dump(tmp_path / "x.safetensors", images, trace, noise, "a title")
+    write_dump(tmp_path / "x.safetensors", images, trace, noise, tracer.weighted(), "a title")
     dump = read_dump(tmp_path / "x.safetensors")
     assert dump.facts["title"] == "a title"
     assert dump.noise == noise
@@ -217,6 +305,12 @@ BAD = [
     ("net.pth net.pth --dump x", "--dump and --against take one model or checkpoint"),
     ("net.pth --report none/x.html", "the folder 'none' does not exist"),
     ("net.pth --dump none/x", "the folder 'none' does not exist"),
+    ("net.pth --dump net.pth", "net.pth: would replace what is read or written there"),
+    ("net.pth --layers --json net.pth", "net.pth: would replace what is read or written there"),
+    ("net.pth --report x --json x", "x: would replace what is read or written there"),
+    ("net.pth --dump d --report r", "--dump does not go with --report"),
+    ("net.pth --sweep --dtype float64", "--sweep does not go with --dtype"),
+    ("net.pth --layers --frameworks torch --dtype float64", "torch in float64 is what is compared with"),
     ("net.pth --size 0 --layers", "'0': expected a whole number above 0"),
     ("net.pth --train-steps many", "'many': expected a whole number above 0"),
     ("net.pth --layers --images none", "none: there is no such folder of images"),

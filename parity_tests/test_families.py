@@ -148,6 +148,14 @@ def test_wrappers_are_looked_through(read_shapes, wrapper):
     assert f"looked through the prefix {wrapper!r}" in wrapped.notes
 
 
+def test_averaged_models_of_torch_are_read(read_shapes):
+    """torch.optim.swa_utils.AveragedModel: a count beside the wrapped names."""
+    shapes = {f"module.{name}": shape for name, shape in shapes_in("timm_seresnet18").items()}
+    checkpoint = read_shapes({"n_averaged": (), **shapes})
+    assert (checkpoint.family, checkpoint.model) == ("timm", None)
+    assert list(checkpoint.left_out) == ["n_averaged"]
+
+
 @pytest.mark.quick
 @pytest.mark.parametrize(("listing", "message"), REFUSED)
 def test_other_networks_are_refused(read_shapes, listing, message):

@@ -12,6 +12,9 @@ import keras_impl
 import torch_impl
 from parity_tests import synthetic
 from parity_tests.compare import Report, assert_parity, compare_models
+from parity_tests.compare.investigate import live_tracer
+from parity_tests.compare.layers import compare_tracers, torch_noise
+from parity_tests.compare.trace import tracer_of
 from parity_tests.faults import CBAM, ECA, FAULTS, GROUPS, SE
 from weights_convert import load_into
 from weights_convert.spec import ResNetSpec
@@ -33,6 +36,36 @@ def test_every_mistake_is_caught_and_named(name):
     assert divergence.point == fault.first
     alone = [layer for _, layer in report.culprits()]
     assert alone[:1] == ([fault.alone] if fault.alone else []), alone
+
+
+SAMPLE = {"epsilon of every batch norm", "CBAM's maps swapped", "groups permuted", "ECA's kernel reversed"}
+SAMPLE |= {"a square kernel transposed", "momentum of the running statistics", "a NaN"}
+ANYWHERE = [
+    pytest.param(name, marks=[] if name in SAMPLE else pytest.mark.exhaustive)
+    for name, fault in FAULTS.items()
+    if fault.of_model is None
+]
+
+
+@pytest.mark.parametrize("framework", ["torch", "tf1"])
+@pytest.mark.parametrize("name", ANYWHERE)
+def test_mistakes_in_weights_and_keywords_are_named_in_every_framework(name, framework):
+    fault = FAULTS[name]
+    checkpoint, images = fault.checkpoint(), synthetic.images(fault.size, batch=2)
+    assert isinstance(checkpoint.spec, ResNetSpec)
+    model = reference(fault.spec)
+    with live_tracer(framework, checkpoint.spec, checkpoint, "float64", train=fault.train) as tracer:
+        report = compare_tracers(
+            tracer_of(model, "float64"),
+            {framework: tracer},
+            images,
+            noise=torch_noise(model, images, "float64", fault.train),
+            train=fault.train,
+        )
+    divergence = report.first_divergence()
+    assert divergence is not None
+    assert divergence.point == fault.first
+    assert [layer for _, layer in report.culprits()][:1] == ([fault.alone] if fault.alone else [])
 
 
 def test_the_documentation_lists_them():

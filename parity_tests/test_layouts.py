@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from parity_tests.synthetic import ATTENTION_SPECS, position_coded, tiny
-from weights_convert import Checkpoint, MismatchError, SourceError, load
+from weights_convert import Checkpoint, MismatchError, SourceError, convert, load
 from weights_convert.layouts import LAYOUTS, ROLES, permuted, role_of
 from weights_convert.recognise import infer
 from weights_convert.spec import MODELS, Spec, model_spec, parameters
@@ -330,3 +330,19 @@ def test_what_is_assumed_is_said_and_can_be_set(tmp_path):
         load(path, settings={"cbam_kernel_size": 3})
     with pytest.raises(MismatchError, match="not those of resnet18"):
         load(path, model="resnet18")
+
+
+def test_a_scope_for_writing_does_not_disturb_the_reading(tmp_path):
+    """A file without metadata, so that every family is tried."""
+    spec = tiny(attention="se")
+    np.savez(tmp_path / "x.npz", **dict(position_coded(spec)))
+    convert(tmp_path / "x.npz", tmp_path / "x.ckpt", scope="net")
+    with load(tmp_path / "x.ckpt") as checkpoint:
+        assert checkpoint.tensors["conv1.weight"].name == "net/conv1/kernel"
+
+
+def test_a_step_count_that_cannot_be_is_refused(tmp_path):
+    arrays = dict(position_coded(tiny())) | {"bn1.num_batches_tracked": np.array(-5)}
+    np.savez(tmp_path / "x.npz", **arrays)
+    with pytest.raises(MismatchError, match=r"bn1\.num_batches_tracked is -5, expected a number of batches"):
+        convert(tmp_path / "x.npz", tmp_path / "x.weights.h5")

@@ -35,6 +35,16 @@ def setting(text: str) -> tuple[str, Any]:
         return key, value
 
 
+_SETTINGS: dict[str, Any] = {
+    "metavar": "KEY=VALUE",
+    "type": setting,
+    "action": "append",
+    "default": [],
+    "dest": "settings",
+    "help": "a keyword of the architecture, such as stride_in=conv1",
+}
+
+
 def parser() -> Parser:
     root = Parser(prog="weights-convert", description=__doc__.splitlines()[0])
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -71,12 +81,14 @@ def parser() -> Parser:
     )
     diff.add_argument("a", metavar="A")
     diff.add_argument("b", metavar="B")
+    diff.add_argument("--set", **_SETTINGS)
     diff.add_argument("--json", metavar="FILE")
     diff.set_defaults(run=run_diff)
 
     check = commands.add_parser("check", help="whether a file holds what convert --json recorded")
     check.add_argument("manifest", metavar="MANIFEST")
     check.add_argument("file", metavar="FILE")
+    check.add_argument("--set", **_SETTINGS)
     check.set_defaults(run=run_check)
 
     listing = commands.add_parser("list", help="the models, families and formats known here")
@@ -92,15 +104,7 @@ def parser() -> Parser:
 def _add_reading_options(command: argparse.ArgumentParser) -> None:
     """What the user knows of a file and the file does not say."""
     command.add_argument("--model", metavar="NAME", help="the architecture (list models), or FAMILY:NAME")
-    command.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        type=setting,
-        action="append",
-        default=[],
-        dest="settings",
-        help="a keyword of the architecture, such as stride_in=conv1",
-    )
+    command.add_argument("--set", **_SETTINGS)
     command.add_argument(
         "--from", metavar="FAMILY", dest="from_family", help="whose file it is (list families)"
     )
@@ -250,7 +254,8 @@ def run_diff(arguments: argparse.Namespace) -> int:
     from weights_convert.loading import load
 
     check_json_target(arguments.json, arguments.a, arguments.b)
-    with load(arguments.a) as a, load(arguments.b) as b:
+    settings = dict(arguments.settings)
+    with load(arguments.a, settings=settings) as a, load(arguments.b, settings=settings) as b:
         found = diff(a, b)
         count = len(a)
     console = _console(arguments.json)
@@ -276,7 +281,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from weights_convert.manifest import check, read_manifest
 
     manifest = read_manifest(arguments.manifest)
-    with load(arguments.file) as checkpoint:
+    with load(arguments.file, settings=dict(arguments.settings)) as checkpoint:
         found = check(manifest, checkpoint)
     console = _console(None)
     if found:

@@ -43,7 +43,7 @@ def read_permutation(path: str | Path, classes: int) -> list[int]:
         SourceError: it cannot be read, or is not a permutation of that many classes.
     """
     try:
-        words = Path(path).read_text("utf-8").split()
+        words = Path(path).read_text("utf-8-sig").split()
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if not all(word.isascii() and word.isdigit() for word in words):
@@ -119,9 +119,7 @@ def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
 
         shape = kernel.info.shape
         tensors[f"{conv}.weight"] = Tensor(TensorInfo(shape, target), kernel.name, folded_kernel)
-        tensors[f"{conv}.bias"] = Tensor(
-            TensorInfo(shape[:1], target), f"{kernel.name} (folded)", folded_bias
-        )
+        tensors[f"{conv}.bias"] = Tensor(TensorInfo(shape[:1], target), f"{conv}.bias (folded)", folded_bias)
     keywords: dict[str, Any] = {"norm": "bias"} if isinstance(source.spec, ResNetSpec) else {}
     if source.spec.attention == "cbam" and source.spec.cbam_bn:
         keywords |= {"cbam_bn": False, "cbam_spatial_bias": True}

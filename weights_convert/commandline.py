@@ -27,9 +27,9 @@ def check_json_target(target: str | None, *files: str) -> None:
         if not path.parent.is_dir():
             raise DestinationError(f"{target}: the folder {str(path.parent)!r} does not exist")
         if path.is_dir():
-            raise DestinationError(f"{target}: is a directory, expected a file name for --json")
+            raise DestinationError(f"{target}: is a directory, expected a file name")
         if path.resolve() in [Path(file).resolve() for file in files]:
-            raise DestinationError(f"{target}: --json would replace the weights; choose another name")
+            raise DestinationError(f"{target}: would replace what is read or written there")
     except OSError as error:
         raise DestinationError(f"{target}: cannot be written ({error.strerror})") from error
 

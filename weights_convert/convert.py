@@ -23,6 +23,7 @@ from weights_convert.errors import DestinationError, MismatchError, WeightsConve
 from weights_convert.formats.base import Format, tensor_bytes
 from weights_convert.loading import load
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
+from weights_convert.spec import ResNetSpec
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -100,8 +101,9 @@ def save(
 
 
 def _reordered(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
-    classes = getattr(checkpoint.spec, "num_classes", 0)
-    order = changes.read_permutation(path, classes)
+    if not isinstance(checkpoint.spec, ResNetSpec):
+        raise MismatchError(f"{checkpoint.path}: {checkpoint.describe()} has no classes to reorder")
+    order = changes.read_permutation(path, checkpoint.spec.num_classes)
     return changes.reorder_classes(checkpoint, order, str(path))
 
 

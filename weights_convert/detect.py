@@ -107,8 +107,10 @@ def detect(
     if model is not None and ":" in model:
         family, _, label = model.partition(":")
         model = None
-    families = [find_family(family)] if family else list(FAMILIES.values())
+    families = [find_family(family)] if family is not None else list(FAMILIES.values())
     readings = [reading for f in families for reading in read(reader, f, scope)]
+    if not readings and scope is not None:
+        raise _no_scope(reader, scope)
     close = [r for r in readings if 2 * len(r.extra) <= len(r.extra) + len(r.names) and r.names]
     found = [c for r in close for c in _candidates(reader, r, model, dict(settings or {}))]
     if not found:
@@ -132,6 +134,8 @@ def declared(
     families = [find_family(family)] if family else list(FAMILIES.values())
     readings = [r for f in families if (r := read_as(reader, f, f.layout_of(spec), {}, scope))]
     best = max(readings, key=lambda r: len(r.names), default=None)
+    if best is None and scope is not None:
+        raise _no_scope(reader, scope)
     if best is None or 2 * len(best.extra) > len(reader.tensors):
         raise _unknown(reader, readings, family)
     _one_scope(reader, best)
@@ -150,6 +154,8 @@ def read(reader: Reader, family: Family, scope: str | None) -> list[Reading]:
     """The file's names as a family may have meant them."""
     _, layout = family.layouts(())[0]
     prefix, _ = _prefix(reader, layout, scope)
+    if prefix is None:
+        return []
     modules = {re.sub(r"[./][^./]*$", "", name.removeprefix(prefix)) for name in reader.tensors}
     readings = [read_as(reader, family, layout, values, scope) for values, layout in family.layouts(modules)]
     return [reading for reading in readings if reading is not None]
@@ -160,8 +166,10 @@ def read_as(
 ) -> Reading | None:
     """The file's names read by one layout; None where hardly any of them are its own."""
     reading = Reading(family, layout, values)
-    reading.prefix, reading.scopes = _prefix(reader, layout, scope)
-    prefix = reading.prefix
+    prefix, reading.scopes = _prefix(reader, layout, scope)
+    if prefix is None:
+        return None
+    reading.prefix = prefix
     inside: dict[str, tuple[int, ...]] = {}
     for name, info in reader.tensors.items():
         known = next((what for pattern, what in layout.bookkeeping if pattern.fullmatch(name)), None)
@@ -184,20 +192,29 @@ def read_as(
     return reading
 
 
-def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str, list[str]]:
-    """What stands before every name: a wrapper's `module.`, or the TF1 scope; and all scopes there are."""
-    names = list(reader.tensors)
+def _no_scope(reader: Reader, scope: str) -> SourceError:
+    names = list(reader.tensors)[:1]
+    return SourceError(f"{reader.path}: has no scope {scope!r}; its names are like {names}")
+
+
+def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | None, list[str]]:
+    """What stands before every name: a wrapper's `module.`, or the TF1 scope; and all scopes there are.
+
+    None where the scope that was asked for is not there.
+    """
+    # an optimiser's or an average's entries are not below the wrapper
+    names = [n for n in reader.tensors if not any(p.fullmatch(n) for p, _ in layout.bookkeeping)]
     if not layout.scoped:
         prefix = ""
-        while wrapper := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), None):
+        while names and (
+            wrapper := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), None)
+        ):
             prefix += wrapper
         return ("" if layout.tensorflow_axes else prefix), []
     scope = scope if scope is not None else reader.said("scope", str)
     if scope is not None:
         prefix = f"{scope.rstrip('/')}/" if scope else ""
-        if not any(name.startswith(prefix) for name in names):
-            raise SourceError(f"{reader.path}: has no scope {scope!r}; its names are like {names[:1]}")
-        return prefix, []
+        return (prefix if any(name.startswith(prefix) for name in names) else None), []
     for mark in layout.marks:
         found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
         outer = sorted(p for p in found if not any(p != q and p.startswith(q) for q in found))

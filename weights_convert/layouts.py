@@ -238,6 +238,7 @@ def _keras_parse(name: str) -> str | None:
     return None
 
 
+TORCH_BOOKKEEPING = ((re.compile(r"n_averaged"), "count of torch.optim.swa_utils.AveragedModel"),)
 KERAS_BOOKKEEPING = (
     (re.compile(r"(.*/)?optimizer/vars/\d+|optimizer_weights/.*"), "optimizer state"),
     (re.compile(r"(.*/)?(_?metrics|compile_metrics|loss_tracker|_loss_tracker)/.*"), "metric"),
@@ -250,7 +251,7 @@ TF1_BOOKKEEPING = (
 )
 
 LAYOUTS = {
-    "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse),
+    "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse, bookkeeping=TORCH_BOOKKEEPING),
     "keras": Layout(
         name="keras",
         rename=_keras_rename,

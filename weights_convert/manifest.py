@@ -50,6 +50,8 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         facts = json.loads(Path(path).read_text("utf-8"))
         family, tensors, spec = facts["destination"]["family"], facts["tensors"], facts["spec"]
         names = [(line["canonical"], line["dtype"], line["shape"], line["sha256"]) for line in tensors]
+        if isinstance(tensors, list) and all(line["sha256"] is None for line in tensors):
+            raise SourceError(f"{path}: the plan of a --dry-run, which has no sha256")
         whole = names and isinstance(family, str) and isinstance(spec, dict) and all(map(_is_line, names))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -70,14 +72,15 @@ def _is_line(line: tuple[Any, ...]) -> bool:
 def check(manifest: dict[str, Any], checkpoint: Checkpoint) -> list[dict[str, Any]]:
     """Every difference between a manifest and a checkpoint, [] when it holds what was recorded.
 
-    Each is {"tensor", "what"}. Keywords that the checkpoint only assumes are not compared.
+    Each is {"tensor", "what"}. Keywords that a file does not say are not compared.
     """
     found = []
     layout = find_family(manifest["destination"]["family"]).layout_of(checkpoint.spec)
     for keyword, value in dataclasses.asdict(checkpoint.spec).items():
         recorded = manifest["spec"].get(keyword, value)
         recorded = tuple(recorded) if isinstance(recorded, list) else recorded
-        if recorded != value and keyword not in checkpoint.assumed:
+        unsaid = () if "spec" in checkpoint.metadata else checkpoint.assumed
+        if recorded != value and keyword not in unsaid:
             what = f"{recorded!r} in the manifest, {value!r} in the file"
             found.append({"tensor": f"({keyword})", "what": what})
     recorded_names = {line["canonical"] for line in manifest["tensors"]}

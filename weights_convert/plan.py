@@ -153,7 +153,9 @@ def make_plan(
         name, role = layout.rename(canonical, checkpoint.spec), role_of(canonical)
         assert role is not None  # a checkpoint holds the parameters of its spec
         if name is None and role == "count":
-            counts[canonical] = int(checkpoint[canonical])
+            counts[canonical] = count = int(checkpoint[canonical])
+            if not 0 <= count < 2**63:
+                raise MismatchError(f"{tensor.name} is {count}, expected a number of batches")
             continue
         if name is None:
             raise MismatchError(f"{destination}: {family} has no place for {canonical}")

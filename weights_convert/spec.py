@@ -163,6 +163,8 @@ def check_fields(spec: AttentionOptions) -> None:
             optional = name != "cbam_kernel_size" and value is None
             if not optional and not (_is_ints(sizes) and all(size % 2 for size in sizes)):
                 raise SpecError(f"{name}={value!r}: expected {_KERNEL_SIZES[name]}")
+        elif name == "dropout" and not (_is_value(value, 0.0) and value < 1):
+            raise SpecError(f"dropout={value!r}: expected a probability below 1, such as 0.2")
         elif name not in ("depths", "stem_pool") and not _is_value(value, field.default):
             kind = type(field.default).__name__
             raise SpecError(f"{name}={value!r}: expected {kind}, such as {field.default!r}")

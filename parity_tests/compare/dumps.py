@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,11 +45,22 @@ class Dump(NamedTuple):
     def statistics(self) -> Mapping[str, np.ndarray]:
         return {}
 
+    def weighted(self) -> set[str]:
+        return set(self.facts["weighted"])
+
+    def restore(self) -> None:
+        """Nothing has moved."""
+
 
 def write_dump(
-    path: Path, images: np.ndarray, trace: Trace, noise: Mapping[str, Mapping[str, float]], title: str
+    path: Path,
+    images: np.ndarray,
+    trace: Trace,
+    noise: Mapping[str, Mapping[str, float]],
+    weighted: Iterable[str],
+    title: str,
 ) -> None:
-    """Record a run; `noise` is that of each dtype.
+    """Record a run; `noise` is that of each dtype, `weighted` the layers that have weights.
 
     Raises:
         WriteError: the file cannot be written.
@@ -65,6 +76,7 @@ def write_dump(
     facts["environment"] = environment()
     tensors = {name: _plain(call.output) for name, call in trace.items()}
     tensors[_IMAGES] = np.asarray(images, order="C")
+    facts["weighted"] = sorted(weighted)
     facts["inputs"] = {}
     known: dict[bytes, str] = {}  # digest -> the tensor that has these bytes
     for name, call in trace.items():
@@ -100,7 +112,7 @@ def read_dump(path: Path) -> Dump:
     try:
         with safe_open(path, "numpy") as file:
             facts = json.loads((file.metadata() or {})[_KEY])
-            inputs = facts["inputs"]
+            inputs, _ = facts["inputs"], list(facts["weighted"])
             calls = {n: Call(file.get_tensor(inputs[n]), file.get_tensor(n)) for n in facts["order"]}
             images = file.get_tensor(_IMAGES)
             noise = {

@@ -28,8 +28,10 @@ def torch_model(spec: ResNetSpec, checkpoint: Checkpoint, dtype: str) -> Any:
 
 
 @contextmanager
-def live_tracer(framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype: str) -> Iterator[Tracer]:
-    """A network of this project with a checkpoint's weights, being watched."""
+def live_tracer(
+    framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype: str, *, train: bool = False
+) -> Iterator[Tracer]:
+    """A network of this project with a checkpoint's weights, being watched; `train` is for a TF1 graph."""
     if framework == "torch":
         yield tracer_of(torch_model(spec, checkpoint, dtype), dtype)
     elif framework == "keras":
@@ -45,7 +47,7 @@ def live_tracer(framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype:
 
         with tf.Graph().as_default() as graph:  # the default for the building only: Keras must not see it
             images = tf.placeholder(dtype, (None, None, None, spec.in_channels))
-            logits, _ = tf1_compat.resnet(images, **spec.model_kwargs())
+            logits, _ = tf1_compat.resnet(images, train, **spec.model_kwargs())
         session = tf.Session(graph=graph)  # not entered: that too would make the graph the default
         with closing(session):
             load_into(session, checkpoint)
@@ -92,7 +94,9 @@ def investigate(
             report = compare_tracers(reference, candidates, images, noise=noise, title=title)
         else:
             report = Report(title, "torch", [], dtype, images=images.shape)
-    if gradients:
+    if gradients and spec.num_classes == 1:
+        report.notes.append("one class: its loss is always 0, so there are no gradients to compare")
+    elif gradients:
         from parity_tests.compare import gradients as gradient
 
         say("gradients")

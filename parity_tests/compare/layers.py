@@ -9,6 +9,8 @@ Every layer is then run alone on the reference's own input, so that a wrong laye
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,8 +19,8 @@ import numpy as np
 from parity_tests import tolerances
 from parity_tests.compare.environment import environment
 from parity_tests.compare.report import Histogram, Point, Report
-from parity_tests.compare.trace import Trace, Tracer, tracer_of
-from weights_convert.errors import MismatchError, SpecError
+from parity_tests.compare.trace import OUTPUT, Trace, Tracer, is_torch, tracer_of
+from weights_convert.errors import MismatchError, SpecError, WeightsConvertError
 
 _CARRIED = 8  # layers: about a block
 
@@ -55,6 +57,11 @@ def compare_models(
         (True, ['0', '1'])
     """
     check_dtype(dtype)
+    inputs = np.asarray(inputs)
+    if inputs.ndim < 2 or not inputs.size or inputs.dtype.kind not in "fiu":
+        raise SpecError(
+            f"inputs {inputs.dtype} {inputs.shape}, expected images as (N, C, H, W), at least one"
+        )
     first, second = tracer_of(reference, wide(reference, dtype)), tracer_of(candidate, dtype)
     return compare_tracers(
         first,
@@ -83,7 +90,7 @@ def check_dtype(dtype: str) -> None:
 
 def wide(model: Any, dtype: str) -> str:
     """The dtype of the reference: a torch module's float64 is what a candidate's float32 is held to."""
-    return "float64" if hasattr(model, "state_dict") else dtype
+    return "float64" if is_torch(model) else dtype
 
 
 def compare_tracers(
@@ -101,21 +108,52 @@ def compare_tracers(
     report = Report(title, reference.framework, list(candidates), dtype, "train" if train else "eval")
     report.images = inputs.shape
     report.environment = environment()
-    trace = reference.trace(inputs, train=train)
-    traces = {name: _renamed(tracer.trace(inputs, train=train), names) for name, tracer in candidates.items()}
-    for name, other in traces.items():
-        _check_matched(trace, other, name)
-    report.layers = _points(trace, traces, noise or {}, dtype)
-    if train:
-        report.layers += _statistics(reference, candidates, dtype)
-    _isolate(report, trace, candidates, names, train)
+    try:
+        trace = _run(reference, inputs, train)
+        traces = {}
+        lonely = {}
+        for name, tracer in candidates.items():
+            traces[name] = _renamed(_run(tracer, inputs, train), names)
+            lonely[name] = _lonely(reference, trace, tracer, traces[name], names)
+        report.layers = _points(trace, traces, lonely, noise or {}, dtype)
+        if train:
+            report.layers += _statistics(reference, candidates, dtype)
+        _isolate(report, trace, traces, candidates, names, train)
+    finally:
+        for tracer in (reference, *candidates.values()):
+            tracer.restore()
     report.histogram = _histogram(report, trace, traces)
-    missing = [n for n in trace if not all(n in other for other in traces.values())]
-    if missing:
-        report.notes.append(f"in the reference only: {', '.join(missing)}")
+    report.notes += _notes(trace, traces)
     if noise is None:
         report.notes.append("no noise was measured (neither model is torch's): fixed limits")
     return report
+
+
+def _run(tracer: Tracer, inputs: np.ndarray, train: bool) -> Trace:
+    """A trace; whatever a framework raises becomes one line."""
+    try:
+        return tracer.trace(inputs, train=train)
+    except WeightsConvertError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise SpecError(
+            f"the {tracer.framework} model does not run on inputs {inputs.shape} (N, C, H, W): "
+            f"{type(error).__name__}: {reason}"
+        ) from error
+
+
+def _notes(trace: Trace, traces: Mapping[str, Trace]) -> list[str]:
+    """What was not compared, or could not be."""
+    notes = []
+    for who, other in traces.items():
+        if missing := [name for name in trace if name not in other]:
+            notes.append(f"in the reference and not in {who}: {', '.join(missing)}")
+        if extra := [name for name in other if name not in trace]:
+            notes.append(f"in {who} and not in the reference: {', '.join(extra)}")
+    if lost := [name for name, call in trace.items() if not np.isfinite(call.output).any()]:
+        notes.append(f"the reference has no finite value at {', '.join(lost)}: nothing was compared there")
+    return notes
 
 
 def _renamed(trace: Trace, names: Mapping[str, str] | None) -> Trace:
@@ -123,42 +161,76 @@ def _renamed(trace: Trace, names: Mapping[str, str] | None) -> Trace:
     return {ours.get(name, name): call for name, call in trace.items()}
 
 
-def _check_matched(reference: Trace, candidate: Trace, name: str) -> None:
-    if any(layer in candidate for layer in reference):
-        return
-    pairs = [f"{n} {c.output.shape}" for n, c in reference.items()]
-    others = [f"{n} {c.output.shape}" for n, c in candidate.items()]
-    lines = [f"{a:<50} {b}" for a, b in zip(pairs[:20], others[:20], strict=False)]
+def _lonely(
+    reference: Tracer, trace: Trace, candidate: Tracer, other: Trace, names: Mapping[str, str] | None
+) -> list[str]:
+    """The layers with weights that only one side has: mistakes, for a layer that is not called is not right.
+
+    Raises:
+        MismatchError: both sides have some, so they are called otherwise; or `names` has what is not there.
+    """
+    absent = [name for name in names or {} if name not in trace or name not in other]
+    if absent:
+        known = f"the reference has {', '.join(trace)}; the candidate {', '.join(other)}"
+        raise MismatchError(f"names=: no layers for {', '.join(map(repr, absent))}; {known}")
+    ours = {new: old for old, new in (names or {}).items()}
+    weighted = {ours.get(name, name) for name in candidate.weighted()}
+    missing = [name for name in trace if name in reference.weighted() and name not in other]
+    extra = [name for name in other if name in weighted and name not in trace]
+    if not (missing and extra):
+        return missing + extra
+    pairs = [f"{n} {c.output.shape}" for n, c in trace.items() if n != OUTPUT]
+    others = [f"{n} {c.output.shape}" for n, c in other.items() if n != OUTPUT]
+    lines = [f"{a:<50} {b}" for a, b in itertools.zip_longest(pairs[:40], others[:40], fillvalue="-")]
     raise MismatchError(
-        f"no layer of the {name} candidate is called like one of the reference; "
-        "say which are the same with names={reference: candidate}; in the order in which they run:",
+        f"no counterpart for {', '.join((missing + extra)[:5])} in reference and {candidate.framework} "
+        "candidate; say which layers are the same with names={reference: candidate}; in order of execution:",
         lines,
     )
 
 
 def limit_at(noise: float | None, dtype: str) -> float:
     """What an error may be at a point with this noise; see the top of this file."""
+    if noise is not None and not np.isfinite(noise):  # float32 overflows there: nothing was measured
+        noise = None
     if dtype == "float64":
         return max(tolerances.FLOAT64, tolerances.FLOAT64_FACTOR * (noise or 0.0))
     return tolerances.FLOAT32_UNMEASURED if noise is None else tolerances.float32_limit(noise)
 
 
-def _points(trace: Trace, traces: Mapping[str, Trace], noise: Mapping[str, float], dtype: str) -> list[Point]:
-    """Outputs in execution order; before the first that fails, its input too, if that differs already."""
+def _points(
+    trace: Trace,
+    traces: Mapping[str, Trace],
+    lonely: Mapping[str, list[str]],
+    noise: Mapping[str, float],
+    dtype: str,
+) -> list[Point]:
+    """Outputs in execution order; before the first that fails, its input too, if that differs already.
+
+    A layer with weights that one side has not is off by infinity, in its place or at the end.
+    """
     points: list[Point] = []
     for name, call in trace.items():
         others = {who: other[name] for who, other in traces.items() if name in other}
-        if not others:
-            continue
         limit = limit_at(noise.get(name), dtype)
         output = Point(name, call.output.shape, {}, limit, noise.get(name))
         output.errors = {w: tolerances.relative_error(o.output, call.output) for w, o in others.items()}
+        output.errors |= {who: math.inf for who, names in lonely.items() if name in names}
+        if not output.errors:
+            continue
         if output.failures() and not any(point.failures() for point in points):
             entered = Point(f"input of {name}", call.input.shape, {}, limit)
             entered.errors = {w: tolerances.relative_error(o.input, call.input) for w, o in others.items()}
             if entered.failures():
                 points.append(entered)
         points.append(output)
+    for who, names in lonely.items():
+        for name in names:
+            if name not in trace:
+                shape = traces[who][name].output.shape
+                points.append(
+                    Point(f"{name} (not in the reference)", shape, {who: math.inf}, limit_at(None, dtype))
+                )
     return points
 
 
@@ -175,13 +247,14 @@ def _statistics(reference: Tracer, candidates: Mapping[str, Tracer], dtype: str)
 def _isolate(
     report: Report,
     trace: Trace,
+    traces: Mapping[str, Trace],
     candidates: Mapping[str, Tracer],
     names: Mapping[str, str] | None,
     train: bool,
 ) -> None:
     """Run every layer alone on the reference's own input."""
     for who, tracer in candidates.items():
-        points = [point for point in report.layers if point.name in trace and who in point.errors]
+        points = [p for p in report.layers if p.name in trace and p.name in traces[who] and p.name != OUTPUT]
         theirs = {(names or {}).get(point.name, point.name): point for point in points}
         outputs = tracer.alone({name: trace[p.name].input for name, p in theirs.items()}, train=train)
         for name, point in theirs.items():
@@ -192,7 +265,7 @@ def _isolate(
 
 def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> Histogram | None:
     """The differences of the layer that fails first, or of the worst."""
-    points = [(p, who) for p in report.layers if p.name in trace for who in p.errors]
+    points = [(p, who) for p in report.layers if p.name in trace for who in p.errors if p.name in traces[who]]
     if not points:
         return None
     failing = [(p, who) for p, who in points if who in p.failures()]
@@ -214,19 +287,19 @@ def _noise(
     reference: Any, candidate: Any, inputs: np.ndarray, dtype: str, train: bool
 ) -> dict[str, float] | None:
     """What rounding does at each layer of whichever of the two is a torch module; None if neither is."""
-    model = next((m for m in (reference, candidate) if hasattr(m, "state_dict")), None)
+    model = next((m for m in (reference, candidate) if is_torch(m)), None)
     return None if model is None else torch_noise(model, inputs, dtype, train)
 
 
 def torch_noise(model: Any, inputs: np.ndarray, dtype: str, train: bool = False) -> dict[str, float]:
     """Layer -> what rounding in `dtype` does there to a torch module's output; see the top of this file."""
-    wide = tracer_of(model, "float64").trace(inputs, train=train)
+    wide = _run(tracer_of(model, "float64"), inputs, train)
     if dtype == "float32":
-        other = tracer_of(model, "float32").trace(inputs, train=train)
+        other = _run(tracer_of(model, "float32"), inputs, train)
     else:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], inputs.shape)
         moved = inputs.astype(np.float64) * (1 + signs * np.finfo(np.float64).eps)
-        other = tracer_of(model, "float64").trace(moved, train=train)
+        other = _run(tracer_of(model, "float64"), moved, train)
     return _carried({n: tolerances.relative_error(c.output, wide[n].output) for n, c in other.items()})
 
 

@@ -38,7 +38,9 @@ class Point:
 
     def failures(self) -> list[str]:
         """The candidates that exceed the limit; NaN exceeds every limit."""
-        return [candidate for candidate, error in self.errors.items() if not error <= self.limit]
+        return [
+            who for who, error in self.errors.items() if not (error <= self.limit and math.isfinite(error))
+        ]
 
     def culprit_of(self) -> list[str]:
         """The candidates whose layer is wrong even when fed the reference's own input."""

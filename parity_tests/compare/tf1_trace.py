@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from parity_tests.compare.trace import Call, TF1Model, Trace, channels_first, channels_last, numbered
+from parity_tests.compare.trace import OUTPUT, Call, TF1Model, Trace, channels_first, channels_last, numbered
 from weights_convert.errors import SpecError
 
 
@@ -38,14 +38,21 @@ class TF1Tracer:
         self.dtype, self.model = dtype, model
         self._prefix = f"{model.scope.rstrip('/')}/" if model.scope else ""
         self._layers = self._boundaries()
+        self._moving = [
+            (variable, model.session.run(variable))
+            for variable in model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
+            if variable.op.name.rpartition("/")[2] in ("moving_mean", "moving_variance")
+        ]
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         updates = []
         if train:  # a graph is built for training or not; in training the statistics move
             updates = self.model.session.graph.get_collection(tf.GraphKeys.UPDATE_OPS, self._prefix or None)
         feed = {self.model.images: channels_last(images.astype(self.dtype))}
-        values, _ = self.model.session.run([dict(self._layers), updates], feed)
-        return {n: Call(channels_first(v.input), channels_first(v.output)) for n, v in values.items()}
+        fetched = [dict(self._layers), self.model.outputs, updates]
+        values, output, _ = self.model.session.run(fetched, feed)
+        calls = {n: Call(channels_first(v.input), channels_first(v.output)) for n, v in values.items()}
+        return calls | {OUTPUT: Call(np.asarray(images, self.dtype), channels_first(output))}
 
     def alone(
         self,
@@ -54,7 +61,7 @@ class TF1Tracer:
         train: bool = False,  # noqa: ARG002  (what the graph was built for)
     ) -> dict[str, np.ndarray]:
         outputs: dict[str, np.ndarray] = {}
-        for names in self._runs(inputs):
+        for names in self._runs(name for name in inputs if name in self._layers):
             feed = {self._layers[n].input: channels_last(inputs[n].astype(self.dtype)) for n in names}
             values = self.model.session.run({n: self._layers[n].output for n in names}, feed)
             outputs |= {n: channels_first(value) for n, value in values.items()}
@@ -85,6 +92,19 @@ class TF1Tracer:
             if leaf in leaves and module.startswith(self._prefix):
                 found[f"{_canonical(module.removeprefix(self._prefix))}.{leaves[leaf]}"] = variable
         return self.model.session.run(found)
+
+    def weighted(self) -> set[str]:
+        paths = {
+            variable.op.name.rpartition("/")[0]
+            for variable in self.model.session.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)
+            if variable.op.name.startswith(self._prefix)
+        }
+        return {_canonical(path.removeprefix(self._prefix)) for path in paths}
+
+    def restore(self) -> None:
+        # feeding the initial value runs the initialiser that is there: the graph does not grow
+        feed = {variable.initializer.inputs[1]: value for variable, value in self._moving}
+        self.model.session.run([variable.initializer for variable, _ in self._moving], feed)
 
     def _boundaries(self) -> dict[str, _Boundary]:
         """Layer -> its boundary, in the order of the graph, inner scopes before outer ones."""

@@ -23,6 +23,7 @@ class Call(NamedTuple):
 
 
 Trace = dict[str, Call]  # in execution order, what is inside a layer before the layer
+OUTPUT = "output"  # the name of the model's own output, the last of a trace
 
 
 class Tracer(Protocol):
@@ -44,6 +45,12 @@ class Tracer(Protocol):
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         """Running means and variances by canonical name, as they are now."""
+
+    def weighted(self) -> set[str]:
+        """The layers that have weights of their own: none of them may be missing on the other side."""
+
+    def restore(self) -> None:
+        """Put back what training has moved in a model that belongs to somebody."""
 
 
 class TF1Model(NamedTuple):
@@ -78,6 +85,19 @@ def channels_last(array: np.ndarray) -> np.ndarray:
     return np.asarray(np.moveaxis(array, 1, -1), order="C") if array.ndim > 2 else array
 
 
+_KERAS = "keras.src.layers.layer.Layer"
+
+
+def _bases(model: Any) -> set[str]:
+    return {f"{base.__module__}.{base.__name__}" for base in type(model).__mro__}
+
+
+def is_torch(model: Any) -> bool:
+    """Whether a model is a torch module; a Keras layer on the torch backend is one too, and is Keras's."""
+    bases = _bases(model)
+    return "torch.nn.modules.module.Module" in bases and _KERAS not in bases
+
+
 def tracer_of(model: Any, dtype: str) -> Tracer:
     """The tracer of a torch module, a Keras model or a `TF1Model`, computing in `dtype`.
 
@@ -88,12 +108,11 @@ def tracer_of(model: Any, dtype: str) -> Tracer:
         from parity_tests.compare.tf1_trace import TF1Tracer
 
         return TF1Tracer(model, dtype)
-    bases = {f"{base.__module__}.{base.__name__}" for base in type(model).__mro__}
-    if "torch.nn.modules.module.Module" in bases:
+    if is_torch(model):
         from parity_tests.compare.torch_trace import TorchTracer
 
         return TorchTracer(model, dtype)
-    if "keras.src.layers.layer.Layer" in bases:
+    if _KERAS in _bases(model):
         from parity_tests.compare.keras_trace import KerasTracer
 
         return KerasTracer(model, dtype)

@@ -23,7 +23,7 @@ from functools import lru_cache
 from typing import Any
 
 from weights_convert.families.counted import CountedLayers
-from weights_convert.layouts import ROLES, TF_LEAVES, Layout, role_of
+from weights_convert.layouts import ROLES, TF_LEAVES, TORCH_BOOKKEEPING, Layout, role_of
 from weights_convert.spec import ResNetSpec, Spec
 
 Pattern = tuple[re.Pattern[str], str]  # a name that is no weight, and what it is
@@ -237,7 +237,7 @@ class Family:
             part=rules.part,
             tensorflow_axes=tensorflow,
             mlp_1x1=self.mlp_1x1,
-            bookkeeping=self.bookkeeping,
+            bookkeeping=self.bookkeeping if tensorflow else TORCH_BOOKKEEPING,
             scoped=bool(self.marks),
             marks=self.marks,
         )
