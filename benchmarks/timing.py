@@ -10,7 +10,7 @@ import os
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
@@ -32,8 +32,17 @@ def run(command: Sequence[str]) -> Run:
     Raises:
         Failed: it ended with an error.
     """
+    # with bytecode kept, as for everyone who has the package installed
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+        errors="replace",
+    ) as process:
         assert process.stderr is not None
         said = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
@@ -45,19 +54,19 @@ def run(command: Sequence[str]) -> Run:
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    """Median and quartiles; of one value, that one."""
+    at_least_two = [*values] * 2 if len(values) == 1 else values
+    low, median, high = statistics.quantiles(at_least_two, n=4, method="inclusive")
     return {"median": median, "quartile_1": low, "quartile_3": high}
 
 
 def measure(
-    commands: dict[str, Sequence[str]], runs: int, before: Callable[[], object] = lambda: None
+    commands: Mapping[str, Sequence[str]], runs: int, before: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """Run several commands in turn, each once to warm up and then `runs` times.
+    """Run several commands in turn, `runs` times, and before that once to warm up if `runs` is more than 1.
 
     Args:
         commands: name -> command.
-        runs: at least two.
         before: called before each command, unmeasured; such as removing what it is to write.
 
     Returns:
@@ -65,11 +74,11 @@ def measure(
         the first `times_first`: how many times as long as the first it took, pair by pair.
     """
     found: dict[str, list[Run]] = {name: [] for name in commands}
-    for number in range(runs + 1):
+    for number in range(-1 if runs > 1 else 0, runs):
         for name, command in commands.items():
             before()
             one = run(command)
-            if number:
+            if number >= 0:
                 found[name].append(one)
     report: dict[str, Any] = {}
     first = next(iter(found.values()))

@@ -1,6 +1,6 @@
-"""The usual way to convert a network, for comparison: load one framework, build the other's model, assign, save.
+"""The usual way to convert a network: load it, build the other framework's model, assign, save.
 
-`python -m benchmarks.usual_way MODEL SRC DST`; the suffixes say which way: .pth to .weights.h5, back, or to .ckpt.
+`python -m benchmarks.usual_way MODEL SRC DST`; the suffixes say which way: .pth to .weights.h5, back, .ckpt.
 Written as one writes it in a notebook, and with nothing in it that could be left out.
 """
 
@@ -78,8 +78,9 @@ def torch_to_tf1(model: str, src: str, dst: str) -> None:
     getattr(tf1_compat, model)(tf.zeros((1, 224, 224, 3)))
     variables = tf.global_variables()
     with tf.Session() as session:
-        for variable in variables:
-            variable.load(to_tensorflow(state[torch_name(variable.op.name)].numpy()), session)
+        arrays = (to_tensorflow(state[torch_name(variable.op.name)].numpy()) for variable in variables)
+        feed = {v.initializer.inputs[1]: array for v, array in zip(variables, arrays, strict=True)}
+        session.run([variable.initializer for variable in variables], feed)  # all at once: the quickest
         tf.train.Saver(variables).save(session, dst, write_meta_graph=False)
 
 
