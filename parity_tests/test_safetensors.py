@@ -53,7 +53,7 @@ def library_reads(path: Path) -> bool:
         return False
 
 
-def assert_refused(path: Path, message: str = "") -> None:
+def assert_refused(path: Path, message: str = "damaged") -> None:
     with pytest.raises(SourceError, match=message) as caught:
         SafetensorsReader(path)
     assert caught.value.message.startswith(f"{path}: not a readable safetensors file")
@@ -144,7 +144,7 @@ HEADERS: dict[str, tuple[Any, str]] = {  # beside 16 bytes of data
     "too many axes": ({"a": entry("F32", [1] * 99 + [4], 0, 16)}, "impossible shape"),
     "unknown dtype": ({"a": entry("F33", [4], 0, 16)}, "unknown dtype 'F33'"),
     "dtype in lower case": ({"a": entry("f32", [4], 0, 16)}, "unknown dtype 'f32'"),
-    "dtype of another kind": ({"a": entry(["F32"], [4], 0, 16)}, "dtype"),  # type: ignore[arg-type]
+    "a list as dtype": ({"a": entry(["F32"], [4], 0, 16)}, "unknown dtype"),  # type: ignore[arg-type]
     "three offsets": ({"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 8, 16]}}, "two offsets"),
     "no offsets": ({"a": {"dtype": "F32", "shape": [4]}}, "lacks a dtype"),
     "not an entry": ({"a": 3}, "lacks a dtype"),
@@ -166,7 +166,8 @@ def test_headers_that_cannot_be(tmp_path, kind: str):
     header, message = HEADERS[kind]
     path = write(tmp_path / "x", header, bytes(16))
     assert_refused(path, f"(?i){message}")
-    if kind not in ("too many axes", "empty and huge"):  # the library finds out when the tensor is read
+    # The library takes the space, which the format forbids, and NumPy refuses the shapes when they are read.
+    if kind not in ("space first", "too many axes", "empty and huge"):
         assert not library_reads(path)
 
 

@@ -73,7 +73,7 @@ class _Entry:
             dtype, shape, (start, end) = (fields[key] for key in ("dtype", "shape", "data_offsets"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the entry of {name!r} lacks a dtype, a shape or two offsets") from error
-        if dtype not in _BITS:
+        if not isinstance(dtype, str) or dtype not in _BITS:
             raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
         if not isinstance(shape, list) or len(shape) > _MAX_NDIM:
             raise ValueError(f"{name!r} has an impossible shape")
@@ -83,7 +83,7 @@ class _Entry:
             raise ValueError(f"{name!r} has an impossible shape")
         if math.prod(shape) * _BITS[dtype] != 8 * (end - start):
             raise ValueError(f"{name!r} is {dtype} {shape}, and has {end - start} bytes")
-        self.dtype, self.shape, self.start, self.end = str(dtype), tuple(shape), start, end
+        self.dtype, self.shape, self.start, self.end = dtype, tuple(shape), start, end
 
 
 class SafetensorsReader(Reader):
