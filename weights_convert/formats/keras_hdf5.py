@@ -69,7 +69,8 @@ class KerasReader(Reader):
             self.left_out[name] = "link to elsewhere, never followed"
             return
         self._datasets[name] = dataset
-        if dataset.is_virtual or dataset.external:
+        made = dataset.id.get_create_plist()
+        if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
             self.left_out[name] = "data kept in another file, never read"
             return
         shape, dtype = dataset.shape, dataset.dtype
