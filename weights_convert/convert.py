@@ -248,6 +248,7 @@ def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> 
                 array = reader.read(move.target_name)
                 if (array.shape, array.dtype, _sha256(array)) != (*move.target, move.sha256):
                     raise WriteError(f"{plan.destination}: {move.target_name} does not read back as written")
+                del array  # before the next one is read
                 advance(move)
     except WriteError:
         raise

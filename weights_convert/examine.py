@@ -55,6 +55,7 @@ def oddities(checkpoint: Checkpoint) -> list[str]:
             found.append(f"{name}: {count} values are NaN or infinite")
         elif name.endswith("running_var") and (count := int((array <= 0).sum())):
             found.append(f"{name}: {count} variances are zero or negative")
+        del array  # before the next one is read
     return found
 
 

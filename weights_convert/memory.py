@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import IO
 
 import numpy as np
 
@@ -72,3 +73,9 @@ def pieces(array: np.ndarray) -> Iterator[memoryview]:
         little = contiguous(np.asarray(slab, slab.dtype.newbyteorder("<")))
         if little.size:
             yield little.reshape(-1).view(np.uint8).data
+
+
+def write(file: IO[bytes], array: np.ndarray) -> None:
+    """Write an array's bytes. A function, so that nothing here holds the array while the next one is read."""
+    for piece in pieces(array):
+        file.write(piece)

@@ -22,7 +22,7 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
-from weights_convert.memory import pieces
+from weights_convert.memory import write
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
 _SUFFIX = ".npy"
@@ -118,8 +118,7 @@ def write_npz(
                 description = np.lib.format.dtype_to_descr(array.dtype.newbyteorder("<"))
                 header = {"descr": description, "fortran_order": False, "shape": array.shape}
                 np.lib.format.write_array_header_1_0(file, header)
-                for piece in pieces(array):
-                    file.write(piece)
+                write(file, array)
 
         add(METADATA_NAME, np.array(dump_metadata(metadata)))
         for name in tensors:

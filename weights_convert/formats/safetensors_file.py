@@ -28,7 +28,7 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
-from weights_convert.memory import pieces
+from weights_convert.memory import write
 
 _DTYPES = {
     "F64": np.float64,
@@ -199,5 +199,4 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in order:
-            for piece in pieces(read(name)):
-                file.write(piece)
+            write(file, read(name))

@@ -183,6 +183,7 @@ def write_tf1(
                 found, expected = TensorInfo(array.shape, array.dtype), infos[name]
                 raise MismatchError(f"{path}: tensor {name!r} came as {found}, announced was {expected}")
             table[name.encode()] = dump_entry(_write_tensor(file, array))
+            del array  # before the next one is read
     write_table(index_path, table.items())
 
 

@@ -32,7 +32,7 @@ from weights_convert.formats.base import (
 )
 from weights_convert.formats.torch_entries import choose, label, left_out, short
 from weights_convert.formats.torch_pickle import Storage, TensorRef
-from weights_convert.memory import pieces
+from weights_convert.memory import write
 
 DAMAGED = "the file is truncated or damaged"
 
@@ -309,8 +309,7 @@ def _add_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.nda
         padding += _ALIGNMENT if padding < 4 else 0  # an extra field has a header of four bytes
         info.extra = b"FB" + struct.pack("<H", padding - 4) + b"Z" * (padding - 4)
     with archive.open(info, "w", force_zip64=zip64) as entry:
-        for piece in pieces(data):
-            entry.write(piece)
+        write(entry, data)
     info.extra = b""  # not needed in the directory
 
 
