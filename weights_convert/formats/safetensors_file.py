@@ -2,7 +2,7 @@
 
 Format: https://github.com/huggingface/safetensors#format (8-byte header length, JSON header, raw data).
 The library maps the file, so that its pages count as this process's memory (173 MB for a file of 110 MB; read
-so: 71 MB), its writer wants the whole dictionary, and 0.8.0's silently writes wrong data for arrays that are
+so: 50 MB), its writer wants the whole dictionary, and 0.8.0's silently writes wrong data for arrays that are
 not C-contiguous (safetensors#825). In the tests it judges what is read and written here.
 """
 
