@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from weights_convert import errors
 from weights_convert.commandline import Parser, check_json_target, write_json
@@ -21,7 +21,7 @@ from weights_convert.commandline import Parser, check_json_target, write_json
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from rich.console import Console
+    from rich.table import Table
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -152,8 +152,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.manifest import source_hashes
 
     check_json_target(arguments.json, arguments.src, arguments.dst)
-    console = _console(arguments.json)
-    with _progress(console) as progress:
+    output = _output(arguments.json)
+    with _progress() as progress:
         plan = convert(
             arguments.src,
             arguments.dst,
@@ -177,20 +177,20 @@ def run_convert(arguments: argparse.Namespace) -> int:
         report["source"]["sha256"] = source_hashes(plan.checkpoint)
     if arguments.dry_run:
         _print_table(
-            console,
+            output,
             ("source", "target", "shape", "dtype"),
             ([m.source_name, m.target_name, str(m.target.shape), m.target.dtype.name] for m in plan.moves),
         )
     for name, what in report["left_out"].items():
-        _say(console, f"left out: {name} ({what})")
+        _say(output, f"left out: {name} ({what})")
     for note in report["notes"]:
-        _say(console, f"note: {note}")
+        _say(output, f"note: {note}")
     for warning in report["warnings"]:
         print(f"warning: {errors.printable(warning)}", file=sys.stderr)  # noqa: T201
     checkpoint = plan.checkpoint
     verb = "would write" if arguments.dry_run else "wrote"
     source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
-    _say(console, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
+    _say(output, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
     write_json(arguments.json, report)
     return 0
 
@@ -226,7 +226,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         *(("note", line) for line in (*report["notes"], *report["cautions"])),
         ("convert", report["convert"]),
     ]
-    _print_facts(_console(arguments.json), rows)
+    _print_facts(_output(arguments.json), rows)
     write_json(arguments.json, report)
     return 0
 
@@ -258,17 +258,17 @@ def run_diff(arguments: argparse.Namespace) -> int:
     with load(arguments.a, settings=settings) as a, load(arguments.b, settings=settings) as b:
         found = diff(a, b)
         count = len(a)
-    console = _console(arguments.json)
+    output = _output(arguments.json)
     if found:
         rows = (
             [line["tensor"], line["what"], f"{line['max_abs']:.3g}" if "max_abs" in line else "",
              str(line.get("where", ""))]
             for line in found
         )  # fmt: skip
-        _print_table(console, ("tensor", "difference", "largest", "at"), rows)
-        _say(console, f"{len(found)} differences")
+        _print_table(output, ("tensor", "difference", "largest", "at"), rows)
+        _say(output, f"{len(found)} differences")
     else:
-        _say(console, f"equal: {count} tensors, bit for bit")
+        _say(output, f"equal: {count} tensors, bit for bit")
     for line in found:
         if not math.isfinite(line.get("max_abs", 0)):
             line["max_abs"] = None  # JSON has no infinity
@@ -313,7 +313,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     }
     for name in [arguments.what] if arguments.what else tables:
         columns, rows = tables[name]
-        _print_table(_console(None), columns, rows())
+        _print_table(_output(None), columns, rows())
     return 0
 
 
@@ -326,29 +326,27 @@ def run_table(arguments: argparse.Namespace) -> int:
     for name, shape, _ in parameters(spec):
         renamed = [LAYOUTS[family].rename(name, spec) or "-" for family in ("torch", "keras", "tf1")]
         rows.append([*renamed, str(shape), str(LAYOUTS["tf1"].shape_in_file(name, shape))])
-    _print_table(_console(None), ("torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"), rows)
+    _print_table(_output(None), ("torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"), rows)
     return 0
 
 
 # --------------------------------------------------------------------------------------------------
 
 
-def _console(json_target: str | None) -> Console:
+def _output(json_target: str | None) -> TextIO:
     """Where text for people goes: stdout, or stderr when the facts go to stdout as JSON."""
-    from rich.console import Console
-
-    return Console(stderr=json_target == "-", highlight=False, soft_wrap=True, emoji=False)
+    return sys.stderr if json_target == "-" else sys.stdout
 
 
-def _say(console: Console, text: str) -> None:
-    console.file.write(f"{errors.printable(text)}\n")  # not rich's print, which makes spaces of tabs
+def _say(output: TextIO, text: str) -> None:
+    output.write(f"{errors.printable(text)}\n")  # not rich's print, which makes spaces of tabs
 
 
-def _print_facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
+def _print_facts(output: TextIO, rows: Iterable[tuple[str, str]]) -> None:
     """Titles and texts: wrapped beside one another on a terminal, a line each for a pipe."""
-    if not console.is_terminal:
+    if not output.isatty():  # then without rich, whose import takes 50 ms
         for title, text in rows:
-            _say(console, f"{title:<13} {text}")
+            _say(output, f"{title:<13} {text}")
         return
     from rich.table import Table
     from rich.text import Text
@@ -356,15 +354,15 @@ def _print_facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     for title, text in rows:
         table.add_row(Text(title, style="bold"), Text(errors.printable(text), overflow="fold"))
-    console.print(table, soft_wrap=False)
+    _show(output, table, wrapped=True)
 
 
-def _print_table(console: Console, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+def _print_table(output: TextIO, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     """A table on a terminal, tab-separated lines for a pipe."""
     rows = list(rows)
-    if not console.is_terminal:
+    if not output.isatty():
         for row in [list(columns), *rows]:
-            console.file.write("\t".join(map(errors.printable, row)) + "\n")
+            output.write("\t".join(map(errors.printable, row)) + "\n")
         return
     from rich.table import Table
     from rich.text import Text
@@ -372,18 +370,25 @@ def _print_table(console: Console, columns: Iterable[str], rows: Iterable[Sequen
     table = Table(*columns, box=None, header_style="bold")
     for row in rows:
         table.add_row(*(Text(errors.printable(cell)) for cell in row))
-    console.print(table)
+    _show(output, table, wrapped=False)
+
+
+def _show(output: TextIO, table: Table, wrapped: bool) -> None:
+    from rich.console import Console
+
+    Console(file=output, highlight=False, emoji=False).print(table, soft_wrap=not wrapped)
 
 
 @contextmanager
-def _progress(console: Console) -> Iterator[Callable[[int, int], None] | None]:
+def _progress() -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on a terminal; nothing elsewhere."""
     if not sys.stderr.isatty():
         yield None
         return
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(console=type(console)(stderr=True), transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("writing and reading back")
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

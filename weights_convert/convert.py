@@ -20,8 +20,9 @@ import numpy as np
 from weights_convert import changes
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
-from weights_convert.formats.base import Format, tensor_bytes
+from weights_convert.formats.base import Format
 from weights_convert.loading import load
+from weights_convert.memory import not_finite, pieces
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
 from weights_convert.spec import ResNetSpec
 
@@ -142,7 +143,7 @@ def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = Non
 
     def read(name: str) -> np.ndarray:
         array = _converted(plan, moves[name], strict)
-        moves[name].sha256 = hashlib.sha256(tensor_bytes(array)).hexdigest()
+        moves[name].sha256 = _sha256(array)
         advance(moves[name])
         return array
 
@@ -164,10 +165,17 @@ def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = Non
             _flush(destination.parent)
 
 
+def _sha256(array: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces(array):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
 def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
     """A tensor as it is to be written: checked for NaN and infinity, cast, transposed."""
     array = plan.checkpoint[move.canonical]
-    if array.dtype.kind not in "iub" and (count := int((~np.isfinite(array)).sum())):
+    if count := not_finite(array):
         message = f"{move.source_name} has {count} values that are NaN or infinite"
         if strict:
             raise MismatchError(f"{plan.source}: {message} (--strict)")
@@ -240,9 +248,9 @@ def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> 
                 )
             for move in plan.moves:
                 array = reader.read(move.target_name)
-                digest = hashlib.sha256(tensor_bytes(array)).hexdigest()
-                if (array.shape, array.dtype, digest) != (*move.target, move.sha256):
+                if (array.shape, array.dtype, _sha256(array)) != (*move.target, move.sha256):
                     raise WriteError(f"{plan.destination}: {move.target_name} does not read back as written")
+                del array  # before the next one is read
                 advance(move)
     except WriteError:
         raise

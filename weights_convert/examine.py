@@ -11,6 +11,7 @@ import numpy as np
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.families import FAMILIES
 from weights_convert.families.base import concerns
+from weights_convert.memory import not_finite
 from weights_convert.spec import count_parameters, variant_of
 
 
@@ -50,10 +51,11 @@ def oddities(checkpoint: Checkpoint) -> list[str]:
     found = []
     for name in checkpoint:
         array = checkpoint[name]
-        if array.dtype.kind not in "iu" and (count := int((~np.isfinite(array)).sum())):
+        if count := not_finite(array):
             found.append(f"{name}: {count} values are NaN or infinite")
         elif name.endswith("running_var") and (count := int((array <= 0).sum())):
             found.append(f"{name}: {count} variances are zero or negative")
+        del array  # before the next one is read
     return found
 
 
@@ -84,8 +86,9 @@ def _differ(a: Checkpoint, b: Checkpoint, name: str) -> dict[str, Any]:
         return {"what": f"shape {first.shape} in the first, {second.shape} in the second"}
     if first.dtype != second.dtype:
         return {"what": f"dtype {first.dtype} in the first, {second.dtype} in the second"}
-    x, y = np.asarray(a[name], order="C"), np.asarray(b[name], order="C")
-    if x.tobytes() == y.tobytes():
+    x, y = a[name], b[name]
+    bits = f"u{x.dtype.itemsize}"
+    if np.array_equal(x.view(bits), y.view(bits)):
         return {}
     if np.array_equal(x, y, equal_nan=x.dtype.kind not in "iu"):
         return {"what": "equal values in other bits (a NaN's payload or the sign of zero)"}

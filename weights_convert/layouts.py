@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from weights_convert.memory import transposed
 from weights_convert.spec import ResNetSpec, Spec, model_spec  # noqa: F401  (model_spec: in the example)
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -142,21 +143,17 @@ class Layout:
         return shape[:2] if expanded and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
     def to_file(self, canonical: str, array: np.ndarray) -> np.ndarray:
-        """The array as the file keeps it, C-contiguous."""
+        """The array as the file keeps it; C-contiguous, unless it is large (`memory.transposed`)."""
         expanded, _ = self._stored(canonical)
-        return _transposed(
-            array[:, :, None, None] if expanded else array, self.axes_from_canonical(canonical)
-        )
+        array, axes = array[:, :, None, None] if expanded else array, self.axes_from_canonical(canonical)
+        return array if axes is None else transposed(array, axes)
 
     def to_canonical(self, canonical: str, array: np.ndarray) -> np.ndarray:
         """The inverse of `to_file`."""
         expanded, role = self._stored(canonical)
-        array = _transposed(array, role.to_torch if role and self.tensorflow_axes else None)
+        axes = role.to_torch if role and self.tensorflow_axes else None
+        array = array if axes is None else transposed(array, axes)
         return array.reshape(array.shape[:2]) if expanded else array
-
-
-def _transposed(array: np.ndarray, axes: tuple[int, ...] | None) -> np.ndarray:
-    return array if axes is None else np.asarray(array.transpose(axes), order="C")
 
 
 def permuted(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:

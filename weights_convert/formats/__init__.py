@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.base import Format, Reader, one_line
-from weights_convert.formats.keras_hdf5 import KerasReader, write_keras
+from weights_convert.formats.base import Format, Reader, TensorInfo, one_line
 from weights_convert.formats.npz_file import NpzReader, write_npz
 from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
 from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, tf1_files, write_tf1
@@ -17,6 +20,24 @@ from weights_convert.formats.torch_file import (
     write_torch,
 )
 
+
+def _open_keras(path: Path) -> Reader:
+    from weights_convert.formats.keras_hdf5 import KerasReader  # h5py: 40 ms that other containers save
+
+    return KerasReader(path)
+
+
+def _write_keras(
+    path: Path,
+    tensors: Mapping[str, TensorInfo],
+    read: Callable[[str], np.ndarray],
+    metadata: Mapping[str, Any],
+) -> None:
+    from weights_convert.formats.keras_hdf5 import write_keras
+
+    write_keras(path, tensors, read, metadata)
+
+
 FORMATS = {
     "torch": Format("torch", (".pth", ".pt"), "PyTorch zip or stream", "torch", open_torch, write_torch),
     "safetensors": Format(
@@ -24,7 +45,7 @@ FORMATS = {
     ),
     "npz": Format("npz", (".npz",), "NumPy archive", "torch", NpzReader, write_npz),
     "keras": Format(
-        "keras", (".weights.h5",), "Keras 3 HDF5, .keras read", "keras", KerasReader, write_keras
+        "keras", (".weights.h5",), "Keras 3 HDF5, .keras read", "keras", _open_keras, _write_keras
     ),
     "tf1": Format("tf1", (".ckpt",), "TensorFlow 1 checkpoint", "tf1", open_tf1, write_tf1, tf1_files),
 }

@@ -1,13 +1,14 @@
 """What every container has in common: a lazy reader, a streaming writer, and metadata as JSON.
 
 A reader lists names, shapes and dtypes without reading any tensor, and reads one tensor at a time.
-A writer receives the same list and a function that produces one tensor at a time. So a conversion
-holds one tensor in memory, not one checkpoint.
+A writer receives the same list and a function that produces one tensor at a time, which it writes with
+`memory.pieces`. So a conversion holds one tensor in memory, not one checkpoint.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ class TensorInfo(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Reader(ABC):
@@ -91,10 +92,13 @@ class Format:
     files: Callable[[Path], list[Path]] = lambda path: [path]  # what `write(path)` leaves on disk
 
 
-def tensor_bytes(array: np.ndarray) -> memoryview:
-    """An array's little-endian bytes in C order, without a copy where it already is so."""
-    array = np.asarray(array, dtype=array.dtype.newbyteorder("<"), order="C")
-    return array.reshape(-1).view(np.uint8).data if array.size else memoryview(b"")
+def fill(file: Any, buffer: memoryview) -> None:
+    """Read exactly as many bytes as `buffer` takes; `EOFError` where the file has fewer."""
+    while len(buffer):
+        count = file.readinto(buffer)
+        if not count:
+            raise EOFError(f"{len(buffer)} bytes are missing")
+        buffer = buffer[count:]
 
 
 def one_line(text: object, limit: int = 160) -> str:

@@ -22,6 +22,7 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.memory import write
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
 _SUFFIX = ".npy"
@@ -114,8 +115,11 @@ def write_npz(
             entry = zipfile.ZipInfo(name + _SUFFIX)  # dated 1980, so that equal contents are equal files
             file: IO[bytes]
             with archive.open(entry, "w", force_zip64=array.nbytes > 1 << 30) as file:
-                np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+                description = np.lib.format.dtype_to_descr(array.dtype.newbyteorder("<"))
+                header = {"descr": description, "fortran_order": False, "shape": array.shape}
+                np.lib.format.write_array_header_1_0(file, header)
+                write(file, array)
 
         add(METADATA_NAME, np.array(dump_metadata(metadata)))
         for name in tensors:
-            add(name, np.asarray(read(name), order="C"))
+            add(name, read(name))

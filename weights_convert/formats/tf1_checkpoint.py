@@ -24,7 +24,6 @@ from weights_convert.formats.base import (
     TensorInfo,
     dump_metadata,
     parse_metadata,
-    tensor_bytes,
 )
 from weights_convert.formats.crc32c import crc32c, masked
 from weights_convert.formats.leveldb_table import WireError, read_table, write_table
@@ -36,6 +35,7 @@ from weights_convert.formats.tf1_proto import (
     parse_entry,
     parse_header,
 )
+from weights_convert.memory import pieces
 
 _FILE_OF_PREFIX = re.compile(r"(?P<prefix>.+)\.(index|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
 _STATE = "checkpoint"  # a CheckpointState as protobuf text; its first line names the newest checkpoint
@@ -183,6 +183,7 @@ def write_tf1(
                 found, expected = TensorInfo(array.shape, array.dtype), infos[name]
                 raise MismatchError(f"{path}: tensor {name!r} came as {found}, announced was {expected}")
             table[name.encode()] = dump_entry(_write_tensor(file, array))
+            del array  # before the next one is read
     write_table(index_path, table.items())
 
 
@@ -199,9 +200,11 @@ def _check_writable(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
 
 
 def _write_tensor(file: BinaryIO, array: np.ndarray) -> Entry:
-    raw, offset = tensor_bytes(array), file.tell()
-    file.write(raw)
-    return Entry(TensorInfo(array.shape, array.dtype), 0, offset, raw.nbytes, masked(crc32c(raw)))
+    offset, crc = file.tell(), 0
+    for piece in pieces(array):
+        file.write(piece)
+        crc = crc32c(piece, crc)
+    return Entry(TensorInfo(array.shape, array.dtype), 0, offset, array.nbytes, masked(crc))
 
 
 def _swap_bytes(array: np.ndarray) -> None:

@@ -22,9 +22,17 @@ import numpy as np
 
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.formats import torch_pickle
-from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, dump_metadata, parse_metadata
+from weights_convert.formats.base import (
+    METADATA_NAME,
+    Reader,
+    TensorInfo,
+    dump_metadata,
+    fill,
+    parse_metadata,
+)
 from weights_convert.formats.torch_entries import choose, label, left_out, short
 from weights_convert.formats.torch_pickle import Storage, TensorRef
+from weights_convert.memory import write
 
 DAMAGED = "the file is truncated or damaged"
 
@@ -114,11 +122,11 @@ class _Zip:
             raise zipfile.BadZipFile("the entry is encrypted")
         if info.compress_type == zipfile.ZIP_STORED:
             self._file.seek(self._data_start(info) + start)
-            _fill(self._file, buffer)
+            fill(self._file, buffer)
         else:
             with self._zip.open(info) as entry:
                 entry.seek(start)
-                _fill(entry, buffer)
+                fill(entry, buffer)
         # torch never checks this sum, and on request does not compute it: then it is 0.
         if info.CRC and len(buffer) == info.file_size and zlib.crc32(buffer) != info.CRC:
             raise zipfile.BadZipFile("the checksum (CRC-32) differs")
@@ -160,7 +168,7 @@ class _Stream:
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         self._file.seek(self._places[key][0] + start)
-        _fill(self._file, buffer)
+        fill(self._file, buffer)
 
 
 def _next_place(file: BinaryIO, storage: Storage) -> tuple[int, int]:
@@ -168,14 +176,6 @@ def _next_place(file: BinaryIO, storage: Storage) -> tuple[int, int]:
     if numel != storage.numel:
         raise ValueError(f"a storage of {numel} elements, announced as {storage.numel}")
     return file.tell(), numel * storage.itemsize
-
-
-def _fill(file: Any, buffer: memoryview) -> None:
-    while len(buffer):
-        count = file.readinto(buffer)
-        if not count:
-            raise EOFError(f"{len(buffer)} bytes are missing")
-        buffer = buffer[count:]
 
 
 def _refuse_archives_of_code(path: Path, names: list[str]) -> None:
@@ -285,35 +285,37 @@ def write_torch(
             raise MismatchError(f"{path}: tensor {name!r} is {info.dtype}, expected one of {known}")
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         add = partial(_add_entry, archive, file)
-        add("data.pkl", torch_pickle.dump_state_dict(tensors))  # torch takes the stem from the first entry
-        add("byteorder", b"little")
+        # torch takes the stem from the first entry
+        add("data.pkl", _bytes(torch_pickle.dump_state_dict(tensors)))
+        add("byteorder", _bytes(b"little"))
         for index, (name, info) in enumerate(tensors.items()):
-            add(f"data/{index}", _little_endian(name, info, read(name)))
-        add("version", b"3\n")
-        add(_METADATA, dump_metadata(metadata).encode())
+            add(f"data/{index}", _checked(name, info, read(name)))
+        add("version", _bytes(b"3\n"))
+        add(_METADATA, _bytes(dump_metadata(metadata).encode()))
 
 
-def _add_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: bytes | memoryview) -> None:
+def _bytes(data: bytes) -> np.ndarray:
+    return np.frombuffer(data, np.uint8)
+
+
+def _add_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.ndarray) -> None:
     """Store `data` unpacked and aligned, padded as torch does it: by an extra field in the local header."""
     info = zipfile.ZipInfo(f"{_STEM}/{name}")  # dated 1980-01-01
     info.create_system = 3  # the same on every system
-    zip64 = len(data) > zipfile.ZIP64_LIMIT
+    zip64 = data.nbytes > zipfile.ZIP64_LIMIT
     begin = file.tell() + 30 + len(info.filename) + (20 if zip64 else 0)
     padding = -begin % _ALIGNMENT
     if padding:
         padding += _ALIGNMENT if padding < 4 else 0  # an extra field has a header of four bytes
         info.extra = b"FB" + struct.pack("<H", padding - 4) + b"Z" * (padding - 4)
     with archive.open(info, "w", force_zip64=zip64) as entry:
-        entry.write(data)
+        write(entry, data)
     info.extra = b""  # not needed in the directory
 
 
-def _little_endian(name: str, info: TensorInfo, array: np.ndarray) -> memoryview:
-    """The array's bytes in row-major order."""
+def _checked(name: str, info: TensorInfo, array: np.ndarray) -> np.ndarray:
     if array.shape != info.shape or array.dtype.newbyteorder("=") != info.dtype:
         raise MismatchError(
             f"tensor {name!r} is {array.dtype} {array.shape}, announced as {info.dtype} {info.shape}"
         )
-    if array.dtype.byteorder == ">" or (array.dtype.byteorder == "=" and sys.byteorder == "big"):
-        array = array.byteswap()
-    return np.asarray(array, order="C").reshape(-1).view(np.uint8).data
+    return array

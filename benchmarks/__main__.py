@@ -1,0 +1,52 @@
+"""`python -m benchmarks NAME`: measure one thing, print the figures, and keep them with `--json FILE`.
+
+A name is a module of this folder with `add_arguments(parser)` and `main(arguments)`, which gives the figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+NAMES = ("conversion",)
+PACKAGES = ("numpy", "h5py", "ml_dtypes", "torch", "keras", "tensorflow")
+
+
+def machine() -> dict[str, Any]:
+    """What the figures depend on, besides the code."""
+    cpu = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        lines = info.read_text(encoding="utf-8").splitlines()
+        cpu = next((line.partition(": ")[2] for line in lines if line.startswith("model name")), cpu)
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
+    names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
+    modules = {name: importlib.import_module(f"benchmarks.{name}") for name in NAMES}
+    for name, module in modules.items():
+        command = names.add_parser(name, help=(module.__doc__ or name).splitlines()[0])
+        command.add_argument("--json", metavar="FILE", type=Path)
+        module.add_arguments(command)
+    arguments = parser.parse_args()
+    report = {"machine": machine(), "figures": modules[arguments.name].main(arguments)}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
