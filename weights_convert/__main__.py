@@ -283,12 +283,11 @@ def run_check(arguments: argparse.Namespace) -> int:
     manifest = read_manifest(arguments.manifest)
     with load(arguments.file, settings=dict(arguments.settings)) as checkpoint:
         found = check(manifest, checkpoint)
-    console = _console(None)
     if found:
-        _print_table(console, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
-        _say(console, f"{len(found)} differences")
+        _print_table(sys.stdout, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
+        _say(sys.stdout, f"{len(found)} differences")
     else:
-        _say(console, f"as recorded: {len(manifest['tensors'])} tensors")
+        _say(sys.stdout, f"as recorded: {len(manifest['tensors'])} tensors")
     return 1 if found else 0
 
 

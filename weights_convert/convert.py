@@ -6,7 +6,6 @@ read back and compared with what was meant (sha256 of each tensor), and only the
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -22,7 +21,7 @@ from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
 from weights_convert.formats.base import Format
 from weights_convert.loading import load
-from weights_convert.memory import not_finite, pieces
+from weights_convert.memory import not_finite, sha256
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
 from weights_convert.spec import ResNetSpec
 
@@ -143,7 +142,7 @@ def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = Non
 
     def read(name: str) -> np.ndarray:
         array = _converted(plan, moves[name], strict)
-        moves[name].sha256 = _sha256(array)
+        moves[name].sha256 = sha256(array)
         advance(moves[name])
         return array
 
@@ -163,13 +162,6 @@ def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = Non
             raise WriteError(f"{destination}: could not be renamed into place ({error.strerror})") from error
         with suppress(OSError):  # not every file system can flush a folder
             _flush(destination.parent)
-
-
-def _sha256(array: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for piece in pieces(array):
-        digest.update(piece)
-    return digest.hexdigest()
 
 
 def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
@@ -248,7 +240,7 @@ def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> 
                 )
             for move in plan.moves:
                 array = reader.read(move.target_name)
-                if (array.shape, array.dtype, _sha256(array)) != (*move.target, move.sha256):
+                if (array.shape, array.dtype, sha256(array)) != (*move.target, move.sha256):
                     raise WriteError(f"{plan.destination}: {move.target_name} does not read back as written")
                 del array  # before the next one is read
                 advance(move)

@@ -16,7 +16,7 @@ from weights_convert.checkpoint import COUNTS, Checkpoint
 from weights_convert.detect import find_family
 from weights_convert.errors import SourceError
 from weights_convert.formats import FORMATS
-from weights_convert.formats.base import tensor_bytes
+from weights_convert.memory import sha256
 
 _CHUNK = 1 << 20
 
@@ -93,7 +93,7 @@ def check(manifest: dict[str, Any], checkpoint: Checkpoint) -> list[dict[str, An
         if (list(array.shape), array.dtype.name) != (line["shape"], line["dtype"]):
             what = f"{line['dtype']} {line['shape']} in the manifest, {array.dtype.name} {list(array.shape)}"
             found.append({"tensor": name, "what": what})
-        elif hashlib.sha256(tensor_bytes(array)).hexdigest() != line["sha256"]:
+        elif sha256(array) != line["sha256"]:
             found.append({"tensor": name, "what": "other values"})
     # step counts travel in the metadata of containers that have no place for them
     unexpected = [n for n in checkpoint if n not in recorded_names and not n.endswith(COUNTS)]

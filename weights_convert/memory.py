@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import IO
 
@@ -79,3 +80,11 @@ def write(file: IO[bytes], array: np.ndarray) -> None:
     """Write an array's bytes. A function, so that nothing here holds the array while the next one is read."""
     for piece in pieces(array):
         file.write(piece)
+
+
+def sha256(array: np.ndarray) -> str:
+    """Of the little-endian bytes in C order."""
+    digest = hashlib.sha256()
+    for piece in pieces(array):
+        digest.update(piece)
+    return digest.hexdigest()
