@@ -54,7 +54,8 @@ def test_every_layer_is_seen_in_every_framework(dtype):
     ]:
         assert layer in names
     assert names.index("layer1.0.conv1") < names.index("layer1.0.bn1") < names.index("layer1.0")
-    compared = {"keras", "tf1"} | ({"torch"} if dtype == "float32" else set())
+    compared = {"keras", "tf1", "tf1-keras"}
+    compared |= {"torch", "keras-torch", "tf1-torch"} if dtype == "float32" else set()
     for point in report.layers:
         if point.name not in ("maxpool", "layer2.0.downsample_pool", "dropout"):
             assert set(point.errors) == compared, point.name

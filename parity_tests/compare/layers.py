@@ -105,7 +105,8 @@ def compare_tracers(
 ) -> Report:
     """`compare_models` for models that are being watched already, several candidates at once."""
     dtype = next(iter(candidates.values())).dtype
-    report = Report(title, reference.framework, list(candidates), dtype, "train" if train else "eval")
+    pairs = [f"{b}-{a}" for a, b in itertools.combinations(candidates, 2)]  # the candidates with one another
+    report = Report(title, reference.framework, [*candidates, *pairs], dtype, "train" if train else "eval")
     report.images = inputs.shape
     report.environment = environment()
     try:
@@ -216,6 +217,9 @@ def _points(
         output = Point(name, call.output.shape, {}, limit, noise.get(name))
         output.errors = {w: tolerances.relative_error(o.output, call.output) for w, o in others.items()}
         output.errors |= {who: math.inf for who, names in lonely.items() if name in names}
+        for a, b in itertools.combinations(others, 2):
+            error = tolerances.relative_error(others[b].output, others[a].output)
+            output.errors[f"{b}-{a}"] = error
         if not output.errors:
             continue
         if output.failures() and not any(point.failures() for point in points):
@@ -265,7 +269,8 @@ def _isolate(
 
 def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> Histogram | None:
     """The differences of the layer that fails first, or of the worst."""
-    points = [(p, who) for p in report.layers if p.name in trace for who in p.errors if p.name in traces[who]]
+    both = {who: {*trace} & {*other} for who, other in traces.items()}
+    points = [(p, who) for p in report.layers for who in p.errors if p.name in both.get(who, ())]
     if not points:
         return None
     failing = [(p, who) for p, who in points if who in p.failures()]

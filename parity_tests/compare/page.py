@@ -153,7 +153,9 @@ def _amount(report: Report) -> str:
     ]
     if report.training:
         parts.append(_many(len(report.training.learning_rates), "training step"))
-    return f"{', '.join(parts) or 'nothing'}; {', '.join(report.candidates)}"
+    return (
+        f"{', '.join(parts) or 'nothing'}; {', '.join(c for c in report.candidates if c not in report.pairs)}"
+    )
 
 
 def _names(names: Iterable[str], most: int = 8) -> str:
@@ -166,10 +168,11 @@ def _section(report: Report, anchor: str, styles: Mapping[str, Style], *, unfold
     divergence = report.first_divergence()
     first = (divergence.candidate, divergence.point) if divergence else None
     size = f", input {'x'.join(map(str, report.images))}" if report.images else ""
+    compared = ", ".join(name for name in report.candidates if name not in report.pairs)
     parts = [
         f"<details{' open' if unfold else ''}>",
         f"<summary><h2>{escape(report.title)}</h2></summary>",
-        f'<p id="{anchor}" class="quiet">{escape(", ".join(report.candidates))} against '
+        f'<p id="{anchor}" class="quiet">{escape(compared)} against '
         f"{escape(report.reference)}, {escape(report.dtype)}, {escape(report.mode)} mode{escape(size)}</p>",
         _summary(report, styles),
     ]

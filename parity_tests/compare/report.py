@@ -133,7 +133,7 @@ class Report:
     Attributes:
         title: what was compared.
         reference: the framework or model that is compared with.
-        candidates: what is compared.
+        candidates: what is compared; "tf1-keras" is the one candidate against the other.
         dtype: "float64" or "float32".
         mode: "eval" or "train".
         images: shape of the input.
@@ -157,6 +157,11 @@ class Report:
     histogram: Histogram | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @property
+    def pairs(self) -> list[str]:
+        """Those of the candidates that are two of them with one another: "tf1-keras"."""
+        return [name for name in self.candidates if "-" in name and {*name.split("-")} <= {*self.candidates}]
 
     @property
     def holds(self) -> bool:

@@ -63,7 +63,7 @@ def _layers(report: Report, points: Sequence[Point], first: str | None, *, shape
     columns: list[tuple[str, list[Text]]] = []
     if shapes:
         columns.append(("shape", [Text("x".join(map(str, point.shape))) for point in points]))
-    for candidate in report.candidates:
+    for candidate in (name for name in report.candidates if name not in report.pairs):  # they are on the page
         errors = [_error(point.errors.get(candidate), candidate in point.failures()) for point in points]
         columns.append((candidate, errors))
     columns.append(("limit", [_error(point.limit) for point in points]))
