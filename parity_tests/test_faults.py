@@ -64,8 +64,11 @@ def test_mistakes_in_weights_and_keywords_are_named_in_every_framework(name, fra
         )
     divergence = report.first_divergence()
     assert divergence is not None
-    assert divergence.point == fault.first
-    assert [layer for _, layer in report.culprits()][:1] == ([fault.alone] if fault.alone else [])
+    first, alone = fault.first, fault.alone
+    if framework == "torch" and name.startswith("pool"):  # a module there, a function elsewhere
+        first = alone = "maxpool"
+    assert divergence.point == first
+    assert [layer for _, layer in report.culprits()][:1] == ([alone] if alone else [])
 
 
 def test_the_documentation_lists_them():

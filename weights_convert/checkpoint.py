@@ -161,6 +161,7 @@ def misfits(
     extra: Mapping[str, tuple[int, ...]] | None = None,
     layout: Layout = LAYOUTS["torch"],
     prefix: str = "",
+    names: Mapping[str, tuple[str, ...]] | None = None,
 ) -> list[str]:
     """Every missing, extra and misshapen tensor and every wrong dtype, a line each, by its name in the file.
 
@@ -168,11 +169,13 @@ def misfits(
         spec: the network that the tensors should be of.
         infos: canonical name -> shape as the file keeps it, and dtype.
         extra: name in the file -> shape, of what has no canonical name.
-        layout, prefix: how the file calls and keeps the tensors.
+        layout, prefix: how such a file calls and keeps the tensors.
+        names: canonical name -> names in this file, of the tensors that are there.
     """
 
     def in_file(name: str) -> str:
-        return prefix + layout.in_file(name, spec)
+        there = (names or {}).get(name, ())
+        return there[0] if len(there) == 1 else prefix + layout.in_file(name, spec)
 
     wanted = {p.name: (layout.shape_in_file(p.name, p.shape), p.role) for p in parameters(spec)}
     missing = [name for name, (_, role) in wanted.items() if name not in infos and role != "count"]

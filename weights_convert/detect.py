@@ -58,7 +58,7 @@ class Reading:
         return TensorInfo(shape, parts[0].dtype)
 
     def misfits(self, reader: Reader, spec: Spec) -> list[str]:
-        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix)
+        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names)
 
 
 @dataclass

@@ -54,7 +54,7 @@ def compare_models(
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
         >>> report = compare_models(model, model, np.ones((1, 3, 8, 8)))
         >>> report.holds, [point.name for point in report.layers]
-        (True, ['0', '1'])
+        (True, ['0', '1', 'output'])
     """
     check_dtype(dtype)
     inputs = np.asarray(inputs)

@@ -7,7 +7,7 @@ not disturb. A scope that is entered again ("fc1_1/" for the shared MLP of CBAM)
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -61,28 +61,33 @@ class TF1Tracer:
         train: bool = False,  # noqa: ARG002  (what the graph was built for)
     ) -> dict[str, np.ndarray]:
         outputs: dict[str, np.ndarray] = {}
-        for names in self._runs(name for name in inputs if name in self._layers):
+        for names in self._runs({name: x for name, x in inputs.items() if name in self._layers}):
             feed = {self._layers[n].input: channels_last(inputs[n].astype(self.dtype)) for n in names}
             values = self.model.session.run({n: self._layers[n].output for n in names}, feed)
             outputs |= {n: channels_first(value) for n, value in values.items()}
         return outputs
 
-    def _runs(self, names: Iterable[str]) -> list[list[str]]:
-        """Layers that one run can do side by side: none is in another, none's output is another's input."""
+    def _runs(self, inputs: Mapping[str, np.ndarray]) -> list[list[str]]:
+        """Layers that one run can do side by side.
+
+        None is in another, none's output is another's input, and where two have one input, it is fed the same.
+        """
         runs: list[list[str]] = []
-        for name in names:
+        for name in inputs:
             for run in runs:
-                if not any(self._disturb(name, other) for other in run):
+                if not any(self._disturb(name, other, inputs) for other in run):
                     run.append(name)
                     break
             else:
                 runs.append([name])
         return runs
 
-    def _disturb(self, a: str, b: str) -> bool:
+    def _disturb(self, a: str, b: str, inputs: Mapping[str, np.ndarray]) -> bool:
         one, other = self._layers[a], self._layers[b]
         nested = a.startswith(f"{b}.") or b.startswith(f"{a}.")
-        return nested or one.output is other.input or other.output is one.input
+        if nested or one.output is other.input or other.output is one.input:
+            return True
+        return one.input is other.input and not np.array_equal(inputs[a], inputs[b], equal_nan=True)
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         leaves = {"moving_mean": "running_mean", "moving_variance": "running_var"}
