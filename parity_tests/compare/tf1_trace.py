@@ -70,7 +70,7 @@ class TF1Tracer:
     def _runs(self, inputs: Mapping[str, np.ndarray]) -> list[list[str]]:
         """Layers that one run can do side by side.
 
-        None is in another, none's output is another's input, and where two have one input, it is fed the same.
+        None is in another, none's output is another's input, and two of one input are fed the same.
         """
         runs: list[list[str]] = []
         for name in inputs:
