@@ -229,7 +229,7 @@ def _candidates(
     """The networks that a reading may stand for: one, or the alternatives that only the user knows."""
     family = reading.family
     found = infer({name: reading.info(reader, name).shape for name in reading.names})
-    if found is None or (found.spec.attention not in family.attentions and not settings.get("attention")):
+    if found is None or found.spec.attention not in family.attentions:
         return []
     network = isinstance(found.spec, ResNetSpec)
     if family.block is not None and network == family.block:

@@ -298,14 +298,14 @@ def _noise(
 
 def torch_noise(model: Any, inputs: np.ndarray, dtype: str, train: bool = False) -> dict[str, float]:
     """Layer -> what rounding in `dtype` does there to a torch module's output; see the top of this file."""
-    wide = _run(tracer_of(model, "float64"), inputs, train)
+    exact = _run(tracer_of(model, "float64"), inputs, train)
     if dtype == "float32":
         other = _run(tracer_of(model, "float32"), inputs, train)
     else:
         signs = np.random.default_rng(0).choice([-1.0, 1.0], inputs.shape)
         moved = inputs.astype(np.float64) * (1 + signs * np.finfo(np.float64).eps)
         other = _run(tracer_of(model, "float64"), moved, train)
-    return _carried({n: tolerances.relative_error(c.output, wide[n].output) for n, c in other.items()})
+    return _carried({n: tolerances.relative_error(c.output, exact[n].output) for n, c in other.items()})
 
 
 def _carried(noise: dict[str, float]) -> dict[str, float]:
