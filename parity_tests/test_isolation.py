@@ -73,8 +73,8 @@ print(sorted({FRAMEWORKS} & set(sys.modules)))
 
 ALLOWED = {  # room -> the top-level modules that its files may import besides the standard library
     "torch_impl": {"torch"},
-    "keras_impl": {"keras", "tensorflow", "jax"},
-    "tf1_compat": {"tensorflow"},
+    "keras_impl": {"keras", "tensorflow", "jax", "numpy"},
+    "tf1_compat": {"tensorflow", "numpy"},
     "weights_convert": {"weights_convert", "numpy", "h5py", "ml_dtypes"},
 }
 INSIDE = {  # what may be imported inside functions, or in a file that is only imported inside one

@@ -2,6 +2,7 @@
 
 from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_excitation
 from .blocks import basic_block, bottleneck
+from .inference import optimize_for_inference
 from .resnet import (
     cbam_resnet18,
     cbam_resnet20,
@@ -65,6 +66,7 @@ __all__ = [
     "eca_resnet56",
     "eca_resnet101",
     "eca_resnet152",
+    "optimize_for_inference",
     "resnet",
     "resnet18",
     "resnet20",

@@ -2,6 +2,7 @@
 
 from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExcitation
 from .blocks import BasicBlock, Bottleneck
+from .inference import optimize_for_inference
 from .resnet import (
     ResNet,
     cbam_resnet18,
@@ -68,6 +69,7 @@ __all__ = [
     "eca_resnet56",
     "eca_resnet101",
     "eca_resnet152",
+    "optimize_for_inference",
     "resnet18",
     "resnet20",
     "resnet32",

@@ -76,10 +76,10 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.branch(x)
         if self.relu_before_attention:
-            y = F.relu(y)
+            y = F.relu(y, inplace=True)
         if self.attention is not None:
             y = self.get_submodule(self.attention)(y)
-        return F.relu(y + self.shortcut(x))
+        return F.relu(y + self.shortcut(x), inplace=True)
 
 
 class BasicBlock(ResidualBlock):
@@ -112,7 +112,7 @@ class BasicBlock(ResidualBlock):
         self.add_attention_and_shortcut(inputs, planes, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
         return self.bn2(self.conv2(y))
 
 
@@ -156,8 +156,8 @@ class Bottleneck(ResidualBlock):
         self.add_attention_and_shortcut(inputs, outputs, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
+        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
         return self.bn3(self.conv3(y))
 
 

@@ -150,10 +150,10 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.deep_stem:
-            x = F.relu(self.bn2(self.conv2(x)))
-            x = F.relu(self.bn3(self.conv3(x)))
+            x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+            x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         return self.maxpool(x)
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:

@@ -1,0 +1,130 @@
+"""`optimize_for_inference` in the three frameworks: the plain network's numbers, its weights untouched."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+
+import keras
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+import torch
+
+import keras_impl
+import tf1_compat
+import torch_impl
+from parity_tests import synthetic, tolerances
+from parity_tests.runners import RUNNERS, same_bits
+from parity_tests.synthetic import tiny
+from weights_convert import Checkpoint, load_into, state_of
+from weights_convert.changes import fold_bn
+from weights_convert.spec import ResNetSpec
+
+SPECS = {
+    "grouped_se": tiny(groups=8, width_per_group=16, attention="se", bn_epsilon=1e-3),
+    "cbam": tiny(attention="cbam"),
+    "cbam_without_bn": tiny(attention="cbam", cbam_bn=False, block="basic"),
+    "cbam_bias": tiny(attention="cbam", cbam_spatial_bias=True, cbam_order="mean_max"),
+    "eca": tiny(attention="eca", stem="deep", downsample_pool="avg"),
+    "bias_bn": tiny(norm="bias_bn", stem="deep_tiered", dropout=0.5),
+    "bias": tiny(norm="bias", attention="cbam"),
+}
+Optimized = tuple[np.ndarray, Checkpoint | None, Checkpoint]  # logits, its weights, the plain ones
+
+
+def optimized_torch(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
+    model = torch_impl.ResNet(**spec.model_kwargs()).to(getattr(torch, dtype))
+    load_into(model, weights)
+    fast = torch_impl.optimize_for_inference(model, compile=False)
+    with torch.inference_mode():
+        logits = fast(torch.from_numpy(x.astype(dtype)))
+    assert model.training
+    assert not fast.training
+    return logits.numpy(), state_of(fast), state_of(model)
+
+
+def optimized_keras(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
+    model = keras_impl.ResNet(**spec.model_kwargs(), dtype=dtype)
+    load_into(model, weights)
+    fast = keras_impl.optimize_for_inference(model)
+    assert model.trainable
+    assert not fast.trainable_variables
+    logits = fast.predict_on_batch(x.astype(dtype).transpose(0, 2, 3, 1))
+    return logits, state_of(fast), state_of(model)
+
+
+def optimized_tf1(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
+    with tf.Graph().as_default(), tf.Session() as session:
+        images = tf.placeholder(dtype, (None, None, None, spec.in_channels))
+        tf1_compat.resnet(images, is_training=True, scope="net", **spec.model_kwargs())
+        load_into(session, weights)
+        graph_def = tf1_compat.optimize_for_inference(session)
+        state = state_of(session)
+    assert not [node.name for node in graph_def.node if "Variable" in node.op]
+    with tf.Graph().as_default(), tf.Session() as session:
+        tf.import_graph_def(graph_def, name="")
+        logits = session.run("logits:0", {"images:0": x.astype(dtype).transpose(0, 2, 3, 1)})
+    return logits, None, state
+
+
+OPTIMIZED: dict[str, Callable[..., Optimized]] = {
+    "torch": optimized_torch,
+    "keras": optimized_keras,
+    "tf1": optimized_tf1,
+}
+
+
+@pytest.mark.parametrize("framework", OPTIMIZED)
+@pytest.mark.parametrize("name", SPECS)
+def test_the_numbers_are_those_of_the_plain_network(name, framework):
+    spec, x = SPECS[name], synthetic.images((37, 45))
+    weights = synthetic.weights(spec)
+    plain = RUNNERS[framework](spec, weights, x, "float64").points["logits"]
+    logits, _, state = OPTIMIZED[framework](spec, weights, x, "float64")
+    assert tolerances.relative_error(logits, plain) < tolerances.FLOAT64
+    assert same_bits(weights, state, "float64") == []
+
+    noise = tolerances.relative_error(RUNNERS["torch"](spec, weights, x, "float32").points["logits"], plain)
+    logits, fast, _ = OPTIMIZED[framework](spec, weights, x, "float32")
+    assert tolerances.relative_error(logits, plain) < tolerances.float32_limit(noise)
+    if fast is not None and name != "bias":  # the converter folds the same, bit for bit
+        assert same_bits(fold_bn(weights), fast, "float32") == []
+
+
+@pytest.mark.parametrize("framework", OPTIMIZED)
+def test_something_was_folded(framework):
+    """Without its batch norms' statistics the network gives other numbers: the test above can fail."""
+    spec, x = SPECS["cbam"], synthetic.images((37, 45))
+    weights = synthetic.weights(spec)
+    plain = RUNNERS[framework](spec, weights, x, "float64").points["logits"]
+    other = dict(weights)
+    other["layer2.0.downsample.1.running_mean"] = other["layer2.0.downsample.1.running_mean"] + 1e-9
+    logits, _, _ = OPTIMIZED[framework](spec, synthetic.checkpoint(other, spec), x, "float64")
+    assert tolerances.relative_error(logits, plain) > tolerances.FLOAT64
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
+def test_compiled_torch_gives_the_same_numbers():
+    spec, x = tiny(attention="se", depths=(1,), groups=8, width_per_group=16), synthetic.images((32, 32))
+    model = torch_impl.ResNet(**spec.model_kwargs()).eval()
+    load_into(model, synthetic.weights(spec))
+    fast = torch_impl.optimize_for_inference(model)
+    with torch.inference_mode():
+        plain, logits = model(torch.from_numpy(x)).numpy(), fast(torch.from_numpy(x)).numpy()
+    assert tolerances.relative_error(logits, plain) < 4e-6
+
+
+def test_what_cannot_be_optimized_is_said(session):
+    with pytest.raises(TypeError, match=r"a Linear was given, expected a torch_impl\.ResNet"):
+        torch_impl.optimize_for_inference(torch.nn.Linear(1, 1))
+    with pytest.raises(TypeError, match=r"a Dense was given, expected a keras_impl\.ResNet"):
+        keras_impl.optimize_for_inference(keras.layers.Dense(1))
+    with session.graph.as_default():
+        for scope in ("a", "b"):
+            tf1_compat.resnet(tf.zeros((1, 32, 32, 3)), scope=scope, **SPECS["eca"].model_kwargs())
+        session.run(tf.global_variables_initializer())
+    with pytest.raises(ValueError, match=r"scope=None: expected one of .*'a', 'b'"):
+        tf1_compat.optimize_for_inference(session)
+    assert tf1_compat.optimize_for_inference(session, "b").node

@@ -1,0 +1,59 @@
+"""A network made for inference, in PyTorch: batch norms folded into convolutions, channels_last, compiled."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from .resnet import ResNet
+
+
+def optimize_for_inference(model: ResNet, *, compile: bool = True) -> Callable[[Tensor], Tensor]:
+    """The same network for inference only, and faster.
+
+    With each batch norm W' = W gamma / sqrt(variance + epsilon) and
+    b' = beta + (b - mean) gamma / sqrt(variance + epsilon), computed in float64 and rounded once.
+
+    Args:
+        model: it stays as it is.
+        compile: with `torch.compile`, weights as constants. It takes a C++ compiler, and the first call of
+            each batch size some ten seconds; without it a part of the gain remains.
+
+    Returns:
+        A module to be called under `torch.inference_mode()`, best with channels_last images. Not compiled
+        it is a `ResNet` with `norm="bias"`.
+
+    Raises:
+        TypeError: it is not a `ResNet` of this package.
+
+    Example:
+        >>> from torch_impl import se_resnet20
+        >>> fast = optimize_for_inference(se_resnet20(), compile=False)
+        >>> with torch.inference_mode():
+        ...     fast(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 10])
+    """
+    if not isinstance(model, ResNet):
+        raise TypeError(f"a {type(model).__name__} was given, expected a torch_impl.ResNet")
+    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    for name, bn in list(fast.named_modules()):
+        if isinstance(bn, nn.BatchNorm2d):
+            conv = re.sub(r"downsample\.1$", "downsample.0", re.sub(r"bn(\d?)$", r"conv\1", name))
+            fast.set_submodule(conv, _fused(fast.get_submodule(conv), bn))
+            fast.set_submodule(name, nn.Identity())
+    spatial_bias = fast.config["cbam_spatial_bias"] or fast.config["cbam_bn"]
+    fast.config |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return torch.compile(fast, dynamic=False, options={"freezing": True}) if compile else fast
+
+
+def _fused(conv: Any, bn: nn.BatchNorm2d) -> nn.Module:
+    """A convolution followed by a batch norm, as one convolution."""
+    dtype = conv.weight.dtype
+    return fuse_conv_bn_eval(conv.double(), bn.double()).to(dtype)
