@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-NAMES = ("conversion",)
+NAMES = ("conversion", "models", "grouped")
 PACKAGES = ("numpy", "h5py", "ml_dtypes", "torch", "keras", "tensorflow")
 
 
