@@ -1,4 +1,4 @@
-"""`python -m benchmarks NAME`: measure one thing, print the figures, and keep them with `--json FILE`.
+"""`python -m benchmarks NAME`: measure one thing and print the figures (`--json` keeps, `--plot` draws them).
 
 A name is a module of this folder with `add_arguments(parser)` and `main(arguments)`, which gives the figures.
 """
@@ -41,11 +41,16 @@ def main() -> None:
     for name, module in modules.items():
         command = names.add_parser(name, help=(module.__doc__ or name).splitlines()[0])
         command.add_argument("--json", metavar="FILE", type=Path)
+        command.add_argument("--plot", metavar="FILE", type=Path, help="bars, as .svg or .png")
         module.add_arguments(command)
     arguments = parser.parse_args()
     report = {"machine": machine(), "figures": modules[arguments.name].main(arguments)}
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    if arguments.plot:
+        from benchmarks.plot import draw
+
+        draw(report["figures"], arguments.plot)
 
 
 if __name__ == "__main__":
