@@ -149,7 +149,6 @@ def _discard_stdout() -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.convert import convert
-    from weights_convert.manifest import source_hashes
 
     check_json_target(arguments.json, arguments.src, arguments.dst)
     output = _output(arguments.json)
@@ -170,11 +169,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
             strict=arguments.strict,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
+            hash_source=arguments.json is not None,
             progress=progress,
         )
     report = plan.to_json()
-    if arguments.json and not arguments.dry_run:
-        report["source"]["sha256"] = source_hashes(plan.checkpoint)
     if arguments.dry_run:
         _print_table(
             output,

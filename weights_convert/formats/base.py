@@ -17,6 +17,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from weights_convert.atomic import Orphans, Place, no_orphans, place_file
 from weights_convert.errors import SourceError, printable
 
 METADATA_NAME = "samenet"  # the name under which every container keeps our JSON text
@@ -90,6 +91,8 @@ class Format:
     open: Callable[..., Reader]
     write: Write | None  # None: read only
     files: Callable[[Path], list[Path]] = lambda path: [path]  # what `write(path)` leaves on disk
+    place: Place = place_file  # (from, to, overwrite): moves them to where they are read
+    orphans: Orphans = no_orphans  # what a move that was stopped left beside `path`
 
 
 def fill(file: Any, buffer: memoryview) -> None:
