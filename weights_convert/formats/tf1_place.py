@@ -19,6 +19,8 @@ from weights_convert.errors import SourceError
 from weights_convert.formats.leveldb_table import WireError, read_table, write_table
 from weights_convert.formats.tf1_proto import dump_header, parse_header
 
+_OLD = ".old-"
+
 
 def index_path(prefix: Path) -> Path:
     return Path(f"{prefix}.index")
@@ -45,7 +47,7 @@ def described_files(prefix: Path) -> list[Path]:
 def place_tf1(temporary: Path, prefix: Path, overwrite: bool) -> list[str]:
     """Put both files in their place.
 
-    `temporary` keeps a name of the data to the end: by that `orphans_of_tf1` knows them.
+    `temporary` keeps names of the new data and the old to the end: by them `orphans_of_tf1` knows both.
     """
     (data, index), (new_data, new_index) = tf1_files(temporary), tf1_files(prefix)
     if os.path.lexists(new_index):
@@ -76,6 +78,9 @@ def _replace(temporary: Path, prefix: Path) -> list[str]:
     for file in (index, other_index):
         take_mode(file, new_index)
     take_mode(data, new_data)
+    for number, file in enumerate(old):
+        with suppress(OSError):
+            os.link(file, f"{temporary}{_OLD}{number}")
     try:
         second_name(data, aside)
         flush_folder(prefix.parent)
@@ -101,15 +106,20 @@ def _replace(temporary: Path, prefix: Path) -> list[str]:
 
 
 def orphans_of_tf1(temporary: Path, prefix: Path) -> list[Path]:
-    """Names that a stopped run gave to its data beside `prefix` and that the index there does not use.
+    """Data files beside `prefix` that its index does not use: the new ones of a stopped run, or the old.
 
-    They are told by being the same file as the data in `temporary`, so that nobody else's are among them.
+    They are told by being the same files as those in the directory of `temporary`, so that nobody else's are
+    among them.
     """
     try:
-        own = tf1_files(temporary)[0].lstat()
-        used = described_files(prefix) if os.path.lexists(index_path(prefix)) else []
-        beside = [path for path, _, _ in _data_files(prefix)]
-        return [path for path in beside if path not in used and os.path.samestat(path.lstat(), own)]
+        known = [tf1_files(temporary)[0]]
+        used: list[Path] = []
+        if os.path.lexists(index_path(prefix)):
+            known += temporary.parent.glob(f"{temporary.name}{_OLD}*")
+            used = described_files(prefix)
+        facts = [file.lstat() for file in known]
+        beside = [path for path, _, _ in _data_files(prefix) if path not in used]
+        return [path for path in beside if any(os.path.samestat(path.lstat(), fact) for fact in facts)]
     except (OSError, SourceError):  # no data yet; an index that cannot be read may use anything
         return []
 
