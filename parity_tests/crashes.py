@@ -13,6 +13,7 @@ import itertools
 import os
 import shutil
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,9 +52,10 @@ def _main(start: str, states: str, *arguments: str) -> None:
     out, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
+    Path(states).mkdir()
     for number in itertools.count(-1):
         folder = Path(states) / str(number)
-        shutil.copytree(start, folder)
+        subprocess.run(["cp", "-a", start, folder], check=True)  # two names of one file stay that
         if number < 0:  # here, so that whatever it imports is there when the children begin
             _run_here(folder, arguments)
             shutil.rmtree(folder)
