@@ -17,11 +17,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from weights_convert.errors import DestinationError, MismatchError, SourceError
+from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
     TensorInfo,
+    as_announced,
     dump_metadata,
     parse_metadata,
 )
@@ -171,13 +172,11 @@ def write_tf1(
     text = np.frombuffer(dump_metadata(metadata).encode(), np.uint8)
     infos = {**tensors, METADATA_NAME: TensorInfo(text.shape, text.dtype)} if metadata else tensors
     data_file, index_file = tf1_files(path)
+    read = as_announced(path, tensors, read)
     table = {b"": dump_header()}
     with data_file.open("wb") as file:
         for name in sorted(infos, key=str.encode):
             array = text if name == METADATA_NAME else read(name)
-            if (array.shape, array.dtype) != infos[name]:
-                found, expected = TensorInfo(array.shape, array.dtype), infos[name]
-                raise MismatchError(f"{path}: tensor {name!r} came as {found}, announced was {expected}")
             table[name.encode()] = dump_entry(_write_tensor(file, array))
             del array  # before the next one is read
     write_table(index_file, table.items())
