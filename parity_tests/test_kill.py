@@ -143,7 +143,7 @@ def test_killed_at_every_step_after_a_kill_at_every_step(tmp_path, suffix: str, 
 # --------------------------------------------------------------------------------------------------
 # At any moment of a process of its own
 
-LARGER = ResNetSpec(depths=(2, 2), width=128, stem_width=64, num_classes=100)  # 11 MB
+LARGER = ResNetSpec(depths=(2, 2), width=128, stem_width=64, num_classes=100)  # 13 MB
 
 
 def command(*arguments: object) -> subprocess.Popen[str]:
