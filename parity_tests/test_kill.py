@@ -16,11 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import SMALL, position_coded, weights
+from parity_tests.synthetic import SMALL, position_coded, weights, with_shards
 from weights_convert import DestinationError, ResNetSpec, convert, load, save
-from weights_convert.formats.leveldb_table import read_table, write_table
-from weights_convert.formats.tf1_place import data_path, index_path, tf1_files
-from weights_convert.formats.tf1_proto import dump_header
+from weights_convert.formats.tf1_place import index_path, tf1_files
 
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
 OLD, NEW = position_coded(SMALL), weights(SMALL)
@@ -92,15 +90,6 @@ def test_killed_at_every_step(tmp_path, suffix: str, old: bool):
     assert found == sorted(found, key=(before, "new").index)  # it changes once
     assert len(found) > 12
     assert set(found) == {before, "new"}
-
-
-def with_shards(prefix: Path, shards: int) -> None:
-    """Make an old checkpoint of one data file one of several, as a sharded Saver names them."""
-    table = read_table(index_path(prefix)) | {b"": dump_header(shards)}
-    write_table(index_path(prefix), table.items())
-    data_path(prefix, 0, 1).replace(data_path(prefix, 0, shards))
-    for shard in range(1, shards):
-        data_path(prefix, shard, shards).touch()
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3])

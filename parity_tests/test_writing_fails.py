@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.synthetic import SMALL, position_coded, weights
+from parity_tests.synthetic import SMALL, position_coded, weights, with_shards
 from weights_convert import WriteError, atomic, convert, load, save
 from weights_convert.formats import FORMATS, format_for_writing
 
@@ -176,15 +176,28 @@ def test_a_name_that_has_to_wait_is_said(run):
         assert checkpoint["fc.weight"].dtype.name == "float64"
 
 
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+@pytest.mark.parametrize("shards", [2, 3])
+def test_the_data_files_of_an_old_checkpoint_go(folder, run, monkeypatch, shards: int, links: bool):
+    usual = set(contents(folder))
+    with_shards(folder / "good.ckpt", shards)
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    assert run("convert", "good.npz", "good.ckpt", "--overwrite").code == 0
+    assert set(contents(folder)) == usual
+    assert run("diff", "good.npz", "good.ckpt").code == 0
+
+
+def no_link(*_arguments: object) -> None:
+    raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+
 @pytest.mark.parametrize("old", ["good", "new"])
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_a_file_system_without_hard_links(folder, run, monkeypatch, suffix: str, old: str):
-    def link(*_arguments: object) -> None:
-        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
-
     save(weights(SMALL), "src.safetensors")
     before, target = set(contents(folder)), f"{old}{suffix}"
-    monkeypatch.setattr(os, "link", link)
+    monkeypatch.setattr(os, "link", no_link)
     assert run("convert", "src.safetensors", target, *["--overwrite"][: old == "good"]).code == 0
     assert run("convert", "src.safetensors", target).code == 2
     assert run("diff", "src.safetensors", target).code == 0
