@@ -204,6 +204,17 @@ def test_a_file_system_without_hard_links(folder, run, monkeypatch, suffix: str,
     assert set(contents(folder)) == before | {file.name for file in files_of(Path(target))}
 
 
+@pytest.mark.parametrize("target", ["good.ckpt", "new.ckpt"])
+def test_renaming_that_fails_without_hard_links(run, unchanged, monkeypatch, target: str):
+    monkeypatch.setattr(os, "link", no_link)  # then the copy is not known by its inode
+    with unchanged(), failing("rename", 1, 1):
+        ran = run("convert", "good.npz", target, "--overwrite")
+    assert (ran.code, ran.err) == (
+        3,
+        f"{target}: could not be renamed into place (No space left on device)\n",
+    )
+
+
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_without_locks(folder, run, monkeypatch, suffix: str):
     """A system without `fcntl`, and a file system that has no locks: nothing of others is removed."""
