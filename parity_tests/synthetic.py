@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import re
 import zlib
+from pathlib import Path
 
 import numpy as np
 
 from weights_convert import Checkpoint
+from weights_convert.formats.leveldb_table import read_table, write_table
+from weights_convert.formats.tf1_place import data_path, index_path
+from weights_convert.formats.tf1_proto import dump_header
 from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, parameters
 
 # The last batch norm of every residual branch (without one: the last kernel) is scaled by this. Undamped
@@ -70,6 +74,16 @@ def tiny(**keywords: object) -> ResNetSpec:
 
 
 SMALL = tiny(attention="se", block="basic", depths=(1,), stem="3x3")  # what the command line is tested with
+
+
+def with_shards(prefix: Path, shards: int) -> None:
+    """Make a TF1 checkpoint of one data file one of several, as a sharded Saver names them."""
+    table = read_table(index_path(prefix)) | {b"": dump_header(shards)}
+    write_table(index_path(prefix), table.items())
+    data_path(prefix, 0, 1).replace(data_path(prefix, 0, shards))
+    for shard in range(1, shards):
+        data_path(prefix, shard, shards).touch()
+
 
 ATTENTION_SPECS = {
     "se": AttentionSpec(attention="se", channels=16, reduction=4),

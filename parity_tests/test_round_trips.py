@@ -166,7 +166,7 @@ def test_what_a_checkpoint_gives_cannot_be_changed(tmp_path):
 
 def strided(array: np.ndarray) -> np.ndarray:
     """Every second element of a larger array, along every axis."""
-    larger = np.full([2 * n + 1 for n in array.shape], -1, array.dtype)
+    larger = np.ones([2 * n + 1 for n in array.shape], array.dtype)
     view = larger[(..., *(slice(1, None, 2) for _ in array.shape))]
     view[...] = array
     return view

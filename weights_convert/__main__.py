@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from weights_convert import errors
-from weights_convert.commandline import Parser, check_json_target, write_json
+from weights_convert.commandline import Parser, check_json_target, ends_like_ctrl_c, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -119,7 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         arguments = parser().parse_args(argv)
-        code = arguments.run(arguments)
+        with ends_like_ctrl_c():
+            code = arguments.run(arguments)
         sys.stdout.flush()  # now, while what goes wrong can be said
         return code
     except errors.WeightsConvertError as error:
@@ -132,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
         _discard_stdout()
         return errors.WriteError.exit_code
-    except KeyboardInterrupt:
-        print("interrupted; nothing was changed", file=sys.stderr)  # noqa: T201
-        return 130
+    except KeyboardInterrupt as error:
+        print("interrupted; what is written is as it was before, or complete", file=sys.stderr)  # noqa: T201
+        return getattr(error, "exit_code", 130)
 
 
 def _discard_stdout() -> None:
@@ -149,7 +150,6 @@ def _discard_stdout() -> None:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.convert import convert
-    from weights_convert.manifest import source_hashes
 
     check_json_target(arguments.json, arguments.src, arguments.dst)
     output = _output(arguments.json)
@@ -170,11 +170,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
             strict=arguments.strict,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
+            hash_source=arguments.json is not None,
             progress=progress,
         )
     report = plan.to_json()
-    if arguments.json and not arguments.dry_run:
-        report["source"]["sha256"] = source_hashes(plan.checkpoint)
     if arguments.dry_run:
         _print_table(
             output,

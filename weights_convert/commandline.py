@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,6 +19,39 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise SpecError(f"{self.prog}: {message} (see {self.prog} --help)")
+
+
+class Ended(KeyboardInterrupt):
+    """The process was asked to end; `exit_code` is the one that shells know for that."""
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def ends_like_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `Ended`, so that what is temporary is removed as after Ctrl-C.
+
+    Whoever starts the command keeps his word: what he ignores (`nohup`) or handles stays so.
+    """
+
+    def end(number: int, _frame: object) -> NoReturn:
+        raise Ended(number)
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    taken = []
+    try:
+        for number in numbers:
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+                taken.append(number)
+    except ValueError:  # not in the main thread, where no signal arrives either
+        pass
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def check_json_target(target: str | None, *files: str) -> None:

@@ -1,28 +1,25 @@
-"""`convert` and `save`: the plan carried out. A destination is the old file or the complete new one.
+"""`convert` and `save`: the plan carried out.
 
 Tensors pass one at a time. They go to a temporary file beside the destination, which is flushed to disk,
-read back and compared with what was meant (sha256 of each tensor), and only then renamed.
+read back and compared with what was meant (sha256 of each tensor), and only then put in its place (`atomic`).
 """
 
 from __future__ import annotations
 
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weights_convert import changes
+from weights_convert import atomic, changes
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
 from weights_convert.formats.base import Format
 from weights_convert.loading import load
 from weights_convert.memory import not_finite, sha256
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
+from weights_convert.source import Source
 from weights_convert.spec import ResNetSpec
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -45,6 +42,7 @@ def convert(
     strict: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    hash_source: bool = False,
     progress: Progress | None = None,
 ) -> Plan:
     """Convert a checkpoint into another container or layout; no framework is imported.
@@ -61,6 +59,7 @@ def convert(
         strict: NaN and infinity are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.
+        hash_source: put the sha256 of the source's files into the plan.
         progress: called with (bytes done, bytes in all).
 
     Returns:
@@ -69,6 +68,7 @@ def convert(
     Raises:
         WeightsConvertError: see its subclasses; the destination is then as it was before.
     """
+    source = Source(src)
     with load(src, model=model, settings=settings, family=from_family, key=key, scope=scope) as checkpoint:
         if reorder_classes is not None:
             checkpoint = _reordered(checkpoint, reorder_classes)
@@ -77,9 +77,12 @@ def convert(
         if fold_bn:
             checkpoint = changes.fold_bn(checkpoint, DTYPES.get(dtype or ""))
         plan = make_plan(checkpoint, dst, family=to_family, dtype=dtype, scope=scope)
-        check_destination(plan.destination, plan.container, overwrite)
-        if not dry_run:
-            execute(plan, strict=strict, progress=progress)
+        if dry_run:
+            check_destination(plan.destination, plan.container, overwrite)
+        else:
+            if hash_source:
+                plan.source_sha256 = source.sha256()
+            execute(plan, source, strict=strict, overwrite=overwrite, progress=progress)
         return plan
 
 
@@ -95,8 +98,7 @@ def save(
 ) -> Plan:
     """Write a checkpoint (of a file or a live model); arguments and errors as in `convert`."""
     plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope)
-    check_destination(plan.destination, plan.container, overwrite)
-    execute(plan, strict=strict)
+    execute(plan, Source(checkpoint.path), strict=strict, overwrite=overwrite)
     return plan
 
 
@@ -111,11 +113,14 @@ def check_destination(path: Path, container: Format, overwrite: bool) -> None:
     """Raise `DestinationError` for a folder that is not there or a file that is."""
     files = container.files(path)
     try:
-        if not path.parent.is_dir():
-            raise DestinationError(f"{path}: the folder {str(path.parent)!r} does not exist")
+        folder = _place_of(path, container).parent
+        if not folder.is_dir():
+            raise DestinationError(f"{path}: the folder {str(folder)!r} does not exist")
         for file in (path, *files):
             if file.is_dir():
                 raise DestinationError(f"{file}: is a directory, expected a file name")
+            if file.exists() and not file.is_file():
+                raise DestinationError(f"{file}: is a device or a pipe, expected a file name")
         if path not in files and path.exists():
             raise DestinationError(
                 f"{path}: is a file, which would hide the checkpoint of this prefix; choose another name"
@@ -124,14 +129,45 @@ def check_destination(path: Path, container: Format, overwrite: bool) -> None:
     except OSError as error:  # a name too long, a folder that may not be searched
         raise DestinationError(f"{path}: cannot be written ({error.strerror})") from error
     if existing and not overwrite:
-        raise DestinationError(f"{existing[0]}: exists already (--overwrite replaces it)")
+        raise _exists(existing[0])
 
 
-def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = None) -> None:
-    """Write, read back, rename. Fills in each move's sha256 and the plan's warnings."""
-    destination, container = plan.destination, plan.container
-    assert container.write is not None  # format_for_writing gives no other
-    moves = {move.target_name: move for move in plan.moves}
+def _exists(file: Path) -> DestinationError:
+    return DestinationError(f"{file}: exists already (--overwrite replaces it)")
+
+
+def _place_of(path: Path, container: Format) -> Path:
+    """Where the files are to be: a container that is one file is written through a symbolic link."""
+    return atomic.real(path) if container.files(path) == [path] else path
+
+
+def execute(
+    plan: Plan, source: Source, *, strict: bool, overwrite: bool, progress: Progress | None = None
+) -> None:
+    """Write, read back, put in place. Fills in each move's sha256 and the plan's warnings."""
+    container, place = plan.container, _place_of(plan.destination, plan.container)
+    advance = _progress(plan, progress)
+    atomic.sweep(place, container.orphans)
+    check_destination(plan.destination, container, overwrite)
+    try:
+        with atomic.workplace(place) as temporary:
+            _write(plan, temporary, strict, advance)
+            source.check()
+            _read_back(plan, temporary, advance)
+            try:
+                plan.warnings += atomic.put(temporary, place, container.place, container.orphans, overwrite)
+            except FileExistsError as error:
+                raise _exists(plan.destination) from error
+            except OSError as error:
+                raise WriteError(
+                    f"{plan.destination}: could not be renamed into place ({error.strerror})"
+                ) from error
+    except OSError as error:
+        raise WriteError(f"{plan.destination}: could not be written ({error.strerror or error})") from error
+
+
+def _progress(plan: Plan, progress: Progress | None) -> Callable[[Move], None]:
+    """A function to call once for each tensor that is written, and again for each that is read back."""
     total, done = 2 * sum(move.target.nbytes for move in plan.moves), 0
 
     def advance(move: Move) -> None:
@@ -140,28 +176,29 @@ def execute(plan: Plan, *, strict: bool = False, progress: Progress | None = Non
         if progress is not None:
             progress(done, total)
 
+    return advance
+
+
+def _write(plan: Plan, temporary: Path, strict: bool, advance: Callable[[Move], None]) -> None:
+    """Write all tensors and flush them to disk."""
+    assert plan.container.write is not None  # format_for_writing gives no other
+    moves = {move.target_name: move for move in plan.moves}
+
     def read(name: str) -> np.ndarray:
         array = _converted(plan, moves[name], strict)
         moves[name].sha256 = sha256(array)
         advance(moves[name])
         return array
 
-    with _temporary(destination, container) as temporary:
-        try:
-            container.write(
-                temporary, {name: move.target for name, move in moves.items()}, read, plan.metadata
-            )
-            for file in container.files(temporary):
-                _flush(file)
-        except OSError as error:
-            raise WriteError(f"{destination}: could not be written ({error.strerror or error})") from error
-        _read_back(plan, temporary, advance)
-        try:
-            _put_in_place(container.files(temporary), container.files(destination))
-        except OSError as error:
-            raise WriteError(f"{destination}: could not be renamed into place ({error.strerror})") from error
-        with suppress(OSError):  # not every file system can flush a folder
-            _flush(destination.parent)
+    try:
+        plan.container.write(
+            temporary, {name: move.target for name, move in moves.items()}, read, plan.metadata
+        )
+    except WeightsConvertError as error:  # a writer knows no other name
+        error.message = error.message.replace(str(temporary), str(plan.destination))
+        raise
+    for file in plan.container.files(temporary):
+        atomic.flush(file)
 
 
 def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
@@ -185,48 +222,6 @@ def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
             )
         array = cast
     return plan.layout.to_file(move.canonical, array)
-
-
-@contextmanager
-def _temporary(destination: Path, container: Format) -> Iterator[Path]:
-    """A name beside the destination; whatever stands under it afterwards is removed."""
-    temporary = destination.with_name(f".{destination.name[:32]}.{secrets.token_hex(4)}.tmp")
-    try:
-        yield temporary
-    finally:
-        for file in container.files(temporary):
-            with suppress(OSError):  # it was never made
-                file.unlink()
-
-
-def _put_in_place(new: list[Path], old: list[Path]) -> None:
-    """Rename `new` to `old`. One file is replaced in one step; of several, all are or none."""
-    undo: list[Callable[[], object]] = []
-    aside = [file.with_name(f"{file.name}.old") for file in new]
-    try:
-        for source, target, kept in zip(new, old, aside, strict=True):
-            if len(new) > 1 and target.exists():
-                target.replace(kept)
-                undo.append(partial(kept.replace, target))
-                source.replace(target)
-            else:
-                source.replace(target)
-                undo.append(target.unlink)
-    except OSError:
-        for step in reversed(undo):
-            step()
-        raise
-    for kept in aside:
-        kept.unlink(missing_ok=True)
-
-
-def _flush(path: Path) -> None:
-    """Have the operating system put a file, or a folder's entries, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> None:

@@ -7,7 +7,6 @@ the target's layout. `check` holds any file against it, whatever container it ha
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -15,29 +14,7 @@ from typing import Any
 from weights_convert.checkpoint import COUNTS, Checkpoint
 from weights_convert.detect import find_family
 from weights_convert.errors import SourceError
-from weights_convert.formats import FORMATS
 from weights_convert.memory import sha256
-
-_CHUNK = 1 << 20
-
-
-def source_hashes(checkpoint: Checkpoint) -> dict[str, str]:
-    """File name -> sha256, for every file that a checkpoint was read from."""
-    if checkpoint.path is None or checkpoint.format is None:
-        return {}
-    files = [file for file in FORMATS[checkpoint.format].files(checkpoint.path) if file.is_file()]
-    return {file.name: _sha256(file) for file in files}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
-    return digest.hexdigest()
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:

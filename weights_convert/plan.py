@@ -77,13 +77,15 @@ class Plan:
     metadata: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    source_sha256: dict[str, str] = field(default_factory=dict)  # of its files, where asked for
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
         checkpoint = self.checkpoint
+        source = {"path": self.source, "format": checkpoint.format, "family": checkpoint.family}
         return {
             "mapping_version": MAPPING_VERSION,
-            "source": {"path": self.source, "format": checkpoint.format, "family": checkpoint.family},
+            "source": source | ({"sha256": self.source_sha256} if self.source_sha256 else {}),
             "destination": {
                 "path": str(self.destination),
                 "format": self.container.name,

@@ -13,7 +13,8 @@ from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import Format, Reader, TensorInfo, one_line
 from weights_convert.formats.npz_file import NpzReader, write_npz
 from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
-from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, tf1_files, write_tf1
+from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, write_tf1
+from weights_convert.formats.tf1_place import orphans_of_tf1, place_tf1, tf1_files
 from weights_convert.formats.torch_file import (
     looks_like_torch_stream,
     open_torch,
@@ -47,7 +48,17 @@ FORMATS = {
     "keras": Format(
         "keras", (".weights.h5",), "Keras 3 HDF5, .keras read", "keras", _open_keras, _write_keras
     ),
-    "tf1": Format("tf1", (".ckpt",), "TensorFlow 1 checkpoint", "tf1", open_tf1, write_tf1, tf1_files),
+    "tf1": Format(
+        "tf1",
+        (".ckpt",),
+        "TensorFlow 1 checkpoint",
+        "tf1",
+        open_tf1,
+        write_tf1,
+        tf1_files,
+        place_tf1,
+        orphans_of_tf1,
+    ),
 }
 
 

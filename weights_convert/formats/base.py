@@ -17,7 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from weights_convert.errors import SourceError, printable
+from weights_convert.atomic import Orphans, Place, no_orphans, place_file
+from weights_convert.errors import MismatchError, SourceError, printable
 
 METADATA_NAME = "samenet"  # the name under which every container keeps our JSON text
 
@@ -90,6 +91,26 @@ class Format:
     open: Callable[..., Reader]
     write: Write | None  # None: read only
     files: Callable[[Path], list[Path]] = lambda path: [path]  # what `write(path)` leaves on disk
+    place: Place = place_file  # (from, to, overwrite): moves them to where they are read
+    orphans: Orphans = no_orphans  # what a move that was stopped left beside `path`
+
+
+def as_announced(
+    path: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]
+) -> Callable[[str], np.ndarray]:
+    """`read` for a writer: native byte order, and `MismatchError` for a tensor that is not as announced."""
+
+    def checked(name: str) -> np.ndarray:
+        array, info = np.asarray(read(name)), tensors[name]
+        native = array.dtype.newbyteorder("=")
+        if (array.shape, native) != info:
+            found = f"{array.dtype} {array.shape}"
+            raise MismatchError(
+                f"{path}: tensor {name!r} is {found}, announced was {info.dtype} {info.shape}"
+            )
+        return array.astype(native, copy=False)
+
+    return checked
 
 
 def fill(file: Any, buffer: memoryview) -> None:

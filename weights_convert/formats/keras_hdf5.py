@@ -24,6 +24,7 @@ from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
     TensorInfo,
+    as_announced,
     dump_metadata,
     one_line,
     parse_metadata,
@@ -191,6 +192,7 @@ def write_keras(
     metadata: Mapping[str, Any],
 ) -> None:
     """Write a `.weights.h5` that `model.load_weights` reads, one tensor in memory at a time."""
+    read = as_announced(path, tensors, read)
     with path.open("w+b") as opened, _Sink(opened) as sink, h5py.File(sink, "w") as file:
         group = cache(
             lambda folder: file.require_group(folder) if folder else file

@@ -18,6 +18,7 @@ from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
     TensorInfo,
+    as_announced,
     dump_metadata,
     one_line,
     parse_metadata,
@@ -109,6 +110,7 @@ def write_npz(
                 f"{path}: {name} is {info.dtype}, which .npz cannot hold; "
                 "use another container, or --dtype float32"
             )
+    read = as_announced(path, tensors, read)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
         def add(name: str, array: np.ndarray) -> None:

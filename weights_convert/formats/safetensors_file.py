@@ -23,6 +23,7 @@ from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
     TensorInfo,
+    as_announced,
     dump_metadata,
     fill,
     one_line,
@@ -184,6 +185,7 @@ def write_safetensors(
     for name, info in tensors.items():
         if info.dtype not in _NAMES:
             raise DestinationError(f"{path}: {name} is {info.dtype}, which safetensors cannot hold")
+    read = as_announced(path, tensors, read)
     # widest first, as the library does it: every tensor is then aligned to its item size
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {_METADATA: {"format": "pt", METADATA_NAME: dump_metadata(metadata)}}

@@ -17,16 +17,18 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from weights_convert.errors import DestinationError, MismatchError, SourceError
+from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
     TensorInfo,
+    as_announced,
     dump_metadata,
     parse_metadata,
 )
 from weights_convert.formats.crc32c import crc32c, masked
 from weights_convert.formats.leveldb_table import WireError, read_table, write_table
+from weights_convert.formats.tf1_place import data_path, index_path, tf1_files
 from weights_convert.formats.tf1_proto import (
     DTYPE_NUMBERS,
     Entry,
@@ -69,12 +71,7 @@ def find_tf1_prefix(path: Path) -> Path | None:
         return path.with_name(one_of_its_files["prefix"])
     if _is_file(path / _STATE):
         return _prefix_in_state(path / _STATE)
-    return path if _is_file(_index_path(path)) and not _is_file(path) else None
-
-
-def tf1_files(path: Path) -> list[Path]:
-    """What `write_tf1(path)` leaves on disk."""
-    return [_data_path(path, 0, 1), _index_path(path)]
+    return path if _is_file(index_path(path)) and not _is_file(path) else None
 
 
 class TF1Reader(Reader):
@@ -88,7 +85,7 @@ class TF1Reader(Reader):
         self._data_files: dict[int, BufferedReader] = {}
         self._open_files = ExitStack()
         with self._open_files as files:  # closes them if the checkpoint is refused
-            self._read_index(_index_path(prefix))
+            self._read_index(index_path(prefix))
             self._take_metadata()
             self._open_files = files.pop_all()
 
@@ -142,7 +139,7 @@ class TF1Reader(Reader):
 
     def _data_file(self, entry: Entry) -> BufferedReader:
         if entry.shard not in self._data_files:
-            path = _data_path(self.path, entry.shard, self._header.shards)
+            path = data_path(self.path, entry.shard, self._header.shards)
             if not _is_file(path):
                 raise self._data_error(entry, "no such file, but the index needs it; copy it there too")
             try:
@@ -152,7 +149,7 @@ class TF1Reader(Reader):
         return self._data_files[entry.shard]
 
     def _data_error(self, entry: Entry, problem: str) -> SourceError:
-        return SourceError(f"{_data_path(self.path, entry.shard, self._header.shards)}: {problem}")
+        return SourceError(f"{data_path(self.path, entry.shard, self._header.shards)}: {problem}")
 
     def _take_metadata(self) -> None:
         info = self.tensors.get(METADATA_NAME)
@@ -174,17 +171,15 @@ def write_tf1(
     _check_writable(path, tensors)
     text = np.frombuffer(dump_metadata(metadata).encode(), np.uint8)
     infos = {**tensors, METADATA_NAME: TensorInfo(text.shape, text.dtype)} if metadata else tensors
-    data_path, index_path = tf1_files(path)
+    data_file, index_file = tf1_files(path)
+    read = as_announced(path, tensors, read)
     table = {b"": dump_header()}
-    with data_path.open("wb") as file:
+    with data_file.open("wb") as file:
         for name in sorted(infos, key=str.encode):
             array = text if name == METADATA_NAME else read(name)
-            if (array.shape, array.dtype) != infos[name]:
-                found, expected = TensorInfo(array.shape, array.dtype), infos[name]
-                raise MismatchError(f"{path}: tensor {name!r} came as {found}, announced was {expected}")
             table[name.encode()] = dump_entry(_write_tensor(file, array))
             del array  # before the next one is read
-    write_table(index_path, table.items())
+    write_table(index_file, table.items())
 
 
 def _check_writable(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
@@ -213,14 +208,6 @@ def _swap_bytes(array: np.ndarray) -> None:
     array.reshape(-1).view(f"u{width}").byteswap(inplace=True)
 
 
-def _index_path(prefix: Path) -> Path:
-    return Path(f"{prefix}.index")
-
-
-def _data_path(prefix: Path, shard: int, shards: int) -> Path:
-    return Path(f"{prefix}.data-{shard:05d}-of-{shards:05d}")
-
-
 def _prefix_in_state(state: Path) -> Path | None:
     """What a file named `checkpoint` names; beside that file if the directory has moved since."""
     try:
@@ -231,7 +218,7 @@ def _prefix_in_state(state: Path) -> Path | None:
         named = Path(_STATE_ESCAPE.sub(_unescape, line[2]).decode())
     except (OSError, UnicodeDecodeError):
         return None
-    moved = named.is_absolute() and not _is_file(_index_path(named))
+    moved = named.is_absolute() and not _is_file(index_path(named))
     return state.parent / (named.name if moved else named)
 
 

@@ -81,9 +81,9 @@ def parse_header(message: bytes) -> Header:
     return Header(_last(fields, _NUM_SHARDS), _BYTE_ORDERS[endianness])
 
 
-def dump_header() -> bytes:
-    """The header of what is written here: one data file, little-endian."""
-    return _field(_NUM_SHARDS, 1) + _field(_VERSION, _field(_PRODUCER, _SUPPORTED_VERSION))
+def dump_header(shards: int = 1) -> bytes:
+    """The header of what is written here: little-endian, one data file but for a moment (`tf1_place`)."""
+    return _field(_NUM_SHARDS, shards) + _field(_VERSION, _field(_PRODUCER, _SUPPORTED_VERSION))
 
 
 def parse_entry(message: bytes) -> Entry | str:

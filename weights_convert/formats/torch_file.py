@@ -26,6 +26,7 @@ from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
     TensorInfo,
+    as_announced,
     dump_metadata,
     fill,
     parse_metadata,
@@ -283,13 +284,14 @@ def write_torch(
         if info.dtype not in torch_pickle.STORAGE_CLASS:
             known = ", ".join(map(str, torch_pickle.STORAGE_CLASS))
             raise MismatchError(f"{path}: tensor {name!r} is {info.dtype}, expected one of {known}")
+    read = as_announced(path, tensors, read)
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         add = partial(_add_entry, archive, file)
         # torch takes the stem from the first entry
         add("data.pkl", _bytes(torch_pickle.dump_state_dict(tensors)))
         add("byteorder", _bytes(b"little"))
-        for index, (name, info) in enumerate(tensors.items()):
-            add(f"data/{index}", _checked(name, info, read(name)))
+        for index, name in enumerate(tensors):
+            add(f"data/{index}", read(name))
         add("version", _bytes(b"3\n"))
         add(_METADATA, _bytes(dump_metadata(metadata).encode()))
 
@@ -311,11 +313,3 @@ def _add_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.nda
     with archive.open(info, "w", force_zip64=zip64) as entry:
         write(entry, data)
     info.extra = b""  # not needed in the directory
-
-
-def _checked(name: str, info: TensorInfo, array: np.ndarray) -> np.ndarray:
-    if array.shape != info.shape or array.dtype.newbyteorder("=") != info.dtype:
-        raise MismatchError(
-            f"tensor {name!r} is {array.dtype} {array.shape}, announced as {info.dtype} {info.shape}"
-        )
-    return array
