@@ -30,6 +30,7 @@ class Part(NamedTuple):
     train: bool
     batch: int
     dtype: str = "float32"
+    kept: bool = False  # memory kept for all: otherwise the history of a process's heap decides, by 10 %
 
 
 ENGINES = [
@@ -49,10 +50,10 @@ PARTS = {
     "stock-inference-1": Part(("keras", "stock Keras"), train=False, batch=1),
     "stock-inference-8": Part(("keras", "stock Keras"), train=False, batch=8),
     "stock-training": Part(("keras", "stock Keras"), train=True, batch=8),
-    "peers-eval": Part(LAYOUTS, train=False, batch=8),
-    "peers-eval-channels_last": Part(LAST, train=False, batch=8),
-    "peers-train": Part(LAYOUTS, train=True, batch=8),
-    "peers-train-channels_last": Part(LAST, train=True, batch=8),
+    "peers-eval": Part(LAYOUTS, train=False, batch=8, kept=True),
+    "peers-eval-channels_last": Part(LAST, train=False, batch=8, kept=True),
+    "peers-train": Part(LAYOUTS, train=True, batch=8, kept=True),
+    "peers-train-channels_last": Part(LAST, train=True, batch=8, kept=True),
 }
 
 
@@ -117,7 +118,11 @@ def _worker(name: str, part: Part) -> Iterator[subprocess.Popen[str]]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **(KEPT if "memory kept" in name else {})},
+        env={
+            **os.environ,
+            "TF_CPP_MIN_LOG_LEVEL": "3",
+            **(KEPT if part.kept or "memory kept" in name else {}),
+        },
     ) as process:
         try:
             assert process.stdout is not None

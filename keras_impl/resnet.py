@@ -170,7 +170,11 @@ class ResNet(keras.Model):
         return features
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        return self.forward_features(x, training)["logits"]
+        x = self.forward_stem(x, training)  # not by forward_features, which keeps every stage's output
+        for name in self.stage_names:
+            for block in getattr(self, name):
+                x = block(x, training=training)
+        return self.fc(self.dropout(mean(x, (1, 2)), training=training))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (input_shape[0], self.config["num_classes"])

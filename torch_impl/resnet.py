@@ -166,7 +166,10 @@ class ResNet(nn.Module):
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.forward_features(x)["logits"]
+        x = self.forward_stem(x)  # not by forward_features, which keeps every stage's output in memory
+        for name in self.stage_names:
+            x = self.get_submodule(name)(x)
+        return self.fc(self.dropout(x.mean((2, 3))))
 
 
 def _named(name: str, **defaults: Any) -> Callable[..., ResNet]:
