@@ -7,6 +7,7 @@ would differ, only the user can tell, and the error shows how.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from weights_convert.spec import ResNetSpec, Spec, model_spec, variant_of
 
 # DataParallel, torch.compile, and the attributes under which training code keeps the network
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+_MOST_WRAPPERS = 10  # around one another
 
 
 @dataclass
@@ -206,10 +208,8 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | No
     names = [n for n in reader.tensors if not any(p.fullmatch(n) for p, _ in layout.bookkeeping)]
     if not layout.scoped:
         prefix = ""
-        while names and (
-            wrapper := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), None)
-        ):
-            prefix += wrapper
+        for _ in range(_MOST_WRAPPERS if names else 0):
+            prefix += next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")
         return ("" if layout.tensorflow_axes else prefix), []
     scope = scope if scope is not None else reader.said("scope", str)
     if scope is not None:
@@ -217,7 +217,10 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | No
         return (prefix if any(name.startswith(prefix) for name in names) else None), []
     for mark in layout.marks:
         found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
-        outer = sorted(p for p in found if not any(p != q and p.startswith(q) for q in found))
+        outer: list[str] = []
+        for scope in sorted(found):  # what begins with another scope comes behind it
+            if not outer or not scope.startswith(outer[-1]):
+                outer.append(scope)
         if outer:
             return outer[0], outer if len(outer) > 1 else []
     return "", []
@@ -325,4 +328,5 @@ def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> Mis
 
 
 def _inside(reading: Reading) -> list[str]:
-    return [n.removeprefix(reading.prefix) for n in (*reading.extra, *sum(reading.names.values(), ()))]
+    names = itertools.chain(reading.extra, *reading.names.values())
+    return [name.removeprefix(reading.prefix) for name in names]

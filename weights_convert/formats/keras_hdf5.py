@@ -8,8 +8,11 @@ model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, neit
 
 from __future__ import annotations
 
+import math
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import cache
 from io import BufferedRandom
 from pathlib import Path
@@ -20,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
+from weights_convert.formats.archive import open_zip, unpacked
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
@@ -28,11 +32,17 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.limits import DEFAULT, Limits, too_many
 from weights_convert.memory import slabs
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INNER = "model.weights.h5"
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, zipfile.BadZipFile)
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
+
+_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
+_CHECKSUM = 4  # bytes that Fletcher's may add to a chunk before it is packed
+_MOST_CHUNKS = 300_000  # HDF5 visits each of them, even those that are not there: 3.6 us each
+_STEPS_PER_TENSOR = 8  # groups on the way to it
 
 
 class KerasReader(Reader):
@@ -40,18 +50,14 @@ class KerasReader(Reader):
 
     format = "keras"
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self._zip: zipfile.ZipFile | None = None
-        self._file: h5py.File | None = None
+    def __init__(self, path: Path, limits: Limits = DEFAULT):
+        super().__init__(path, limits)
+        self._opened = ExitStack()
+        self._steps = self._chunks = 0
         self._datasets: dict[str, h5py.Dataset] = {}
         try:
-            if zipfile.is_zipfile(path):
-                self._zip = zipfile.ZipFile(path)
-                self._file = h5py.File(self._zip.open(_INNER), "r")
-            else:
-                self._file = h5py.File(path, "r")
-            datasets = dict(_datasets(self._file, ""))
+            self._file = self._open()
+            datasets = dict(self._walk(self._file, "", 0))
             paths = _short_names(datasets) if _is_older(self._file) else {n: n for n in datasets}
             for name, path_inside in paths.items():
                 self._list(name, datasets[path_inside])
@@ -61,30 +67,72 @@ class KerasReader(Reader):
             raise SourceError(
                 f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
             ) from None
+        except BaseException:
+            self.close()
+            raise
         if text is not None:
-            self.metadata = parse_metadata(text, path)
+            self.metadata = parse_metadata(text, path, limits)
+
+    def _open(self) -> h5py.File:
+        """The HDF5 file, or the one inside: only that entry of a `.keras` is opened."""
+        file = self._opened.enter_context(self.path.open("rb"))
+        self.has(file.seek(0, 2))
+        file.seek(0)
+        if file.read(2) != b"PK":
+            return self._opened.enter_context(h5py.File(self.path, "r"))
+        archive = open_zip(self.path, file, self.limits)
+        info = archive.getinfo(_INNER)
+        inner: Any
+        if info.compress_type == zipfile.ZIP_STORED:
+            inner = self._opened.enter_context(archive.open(info))
+        else:  # HDF5 reads to and fro, and every step back would unpack it from its beginning
+            self.claim(info.file_size)
+            inner = unpacked(archive, info)
+        return self._opened.enter_context(h5py.File(inner, "r"))
+
+    def _walk(self, group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Dataset | None]]:
+        """Every dataset below a group by its path; None for a link that leads out of the file or sideways.
+
+        Groups may hold one another in any number of ways, so groups are counted as other entries are.
+        """
+        if depth > self.limits.max_depth:
+            raise too_many(self.path, "levels or more of groups", depth, "max_depth", self.limits.max_depth)
+        for name in group:
+            self._steps += 1
+            most = self.limits.max_tensors * _STEPS_PER_TENSOR
+            if self._steps > most:
+                raise too_many(self.path, "or more groups and datasets", self._steps, "max_tensors", most)
+            # the low-level call: `group.get(name, getlink=True)` took a third of the time to open a file
+            if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
+                yield prefix + name, None
+                continue
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                yield from self._walk(item, f"{prefix}{name}/", depth + 1)
+            elif isinstance(item, h5py.Dataset):
+                yield prefix + name, item
 
     def _list(self, name: str, dataset: h5py.Dataset | None) -> None:
         if dataset is None:
-            self.left_out[name] = "link to elsewhere, never followed"
-            return
-        self._datasets[name] = dataset
-        made = dataset.id.get_create_plist()
-        if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
-            self.left_out[name] = "data kept in another file, never read"
-            return
-        shape, dtype = dataset.shape, dataset.dtype
-        if dtype.itemsize == 2 and dataset.attrs.get("dtype") == "bfloat16":
-            self.tensors[name] = TensorInfo(shape, _BFLOAT16)
-        elif shape is None or dtype.kind not in "fiub":
-            self.left_out[name] = f"dataset of dtype {dtype}"
+            self.leave_out(name, "link to elsewhere, never followed")
+        elif why := _why_not(dataset):
+            self.leave_out(name, why)
+        elif (chunks := self._chunks + _chunks(dataset)) > _MOST_CHUNKS:
+            self.leave_out(name, f"dataset in chunks, of which at most {_MOST_CHUNKS} in all are read")
         else:
-            self.tensors[name] = TensorInfo(shape, dtype.newbyteorder("="))
+            self._chunks = chunks
+            bfloat16 = dataset.dtype.kind == "V"
+            dtype = _BFLOAT16 if bfloat16 else dataset.dtype.newbyteorder("=")
+            self._datasets[name] = dataset
+            self.add(name, TensorInfo(dataset.shape, dtype))
 
     def read(self, name: str) -> np.ndarray:
         shape, dtype = self.tensors[name]
         try:
-            array = np.asarray(self._datasets[name][()])
+            dataset = self._datasets[name]
+            if dataset.chunks is not None:
+                _check_chunks(dataset)
+            array = np.asarray(dataset[()])
         except _DAMAGE as error:
             raise SourceError(f"{self.path}: {one_line(name)} is damaged ({one_line(error)})") from None
         if dtype == _BFLOAT16:
@@ -92,9 +140,52 @@ class KerasReader(Reader):
         return np.asarray(array, dtype=dtype, order="C").reshape(shape)
 
     def close(self) -> None:
-        for file in (self._file, self._zip):
-            if file is not None:
-                file.close()
+        self._datasets.clear()
+        self._opened.close()
+
+
+def _why_not(dataset: h5py.Dataset) -> str:
+    """Why a dataset is not read; "" for one that is."""
+    made, dtype = dataset.id.get_create_plist(), dataset.dtype
+    filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
+    if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
+        return "data kept in another file, never read"
+    if not (_is_bfloat16(dataset) or (dataset.shape is not None and dtype.kind in "fiub")):
+        return f"dataset of dtype {one_line(dtype)}"
+    if not _FILTERS.issuperset(filters) or len(set(filters)) < len(filters):
+        return (
+            f"dataset packed by the filters {filters}, of which only {sorted(_FILTERS)} are read, once each"
+        )
+    return ""
+
+
+def _is_bfloat16(dataset: h5py.Dataset) -> bool:
+    """Keras keeps it as two opaque bytes, and says so in an attribute."""
+    if dataset.dtype.kind != "V" or dataset.dtype.itemsize != 2 or dataset.shape is None:
+        return False
+    said = dataset.attrs.get("dtype")
+    return isinstance(said, str) and said == "bfloat16"
+
+
+def _chunks(dataset: h5py.Dataset) -> int:
+    """How many pieces a dataset is kept in; 0 where it is one."""
+    if dataset.chunks is None:
+        return 0
+    return math.prod(-(-n // m) for n, m in zip(dataset.shape, dataset.chunks, strict=True))
+
+
+def _check_chunks(dataset: h5py.Dataset) -> None:
+    """`ValueError` for a chunk that unpacks to more than it is: HDF5 unpacks all before it looks."""
+    wanted = math.prod(dataset.chunks) * dataset.dtype.itemsize + _CHECKSUM
+    infos: list[Any] = []
+    dataset.id.chunk_iter(infos.append)  # one by one by their numbers would take n^2 steps
+    for info in infos:
+        if info.size > wanted + wanted // 64 + 64:
+            raise ValueError(f"a chunk of {info.size} bytes for {wanted}")
+        if dataset.compression is not None and not info.filter_mask:
+            _, packed = dataset.id.read_direct_chunk(info.chunk_offset)
+            if len(zlib.decompressobj().decompress(packed, wanted + 1)) > wanted:
+                raise ValueError(f"a chunk that unpacks to more than its {wanted} bytes")
 
 
 def _is_older(file: h5py.File) -> bool:
@@ -118,20 +209,6 @@ def _short_names(paths: Iterable[str]) -> dict[str, str]:
             alone = len(same) == 1
             names[name if alone else inner_name if inner_name not in names else path] = path
     return names
-
-
-def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Dataset | None]]:
-    """Every dataset below a group by its path; None for a link that leads out of the file or sideways."""
-    for name in group:
-        # the low-level call: `group.get(name, getlink=True)` took a third of the time to open a file
-        if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
-            yield prefix + name, None
-            continue
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            yield from _datasets(item, f"{prefix}{name}/")
-        elif isinstance(item, h5py.Dataset):
-            yield prefix + name, item
 
 
 class _Sink:
