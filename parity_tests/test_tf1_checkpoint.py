@@ -419,10 +419,9 @@ def test_opens_a_directory(checkpoint, named):
 
 @pytest.mark.parametrize("named", ["{}", "../model.ckpt-12345", "..", "/", "."])
 def test_a_directory_leads_to_nothing_outside_it(checkpoint, tmp_path, named):
-    """Not even to a checkpoint that is there: who wrote the directory does not choose which files are read."""
+    """Not even to a checkpoint that is there: who wrote the directory does not say what is read."""
     (tmp_path / "run").mkdir()
-    named = named.format(checkpoint)
-    (tmp_path / "run" / "checkpoint").write_text(f'model_checkpoint_path: "{named}"\n')
+    (tmp_path / "run" / "checkpoint").write_text(f'model_checkpoint_path: "{named.format(checkpoint)}"\n')
     prefix = find_tf1_prefix(tmp_path / "run")
     assert prefix is None or prefix.parent == tmp_path / "run"
     with pytest.raises(SourceError):

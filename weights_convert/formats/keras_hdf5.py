@@ -22,7 +22,7 @@ import h5py
 import ml_dtypes
 import numpy as np
 
-from weights_convert.errors import DestinationError, SourceError
+from weights_convert.errors import DestinationError, SourceError, WeightsConvertError
 from weights_convert.formats.archive import open_zip, unpacked
 from weights_convert.formats.base import (
     METADATA_NAME,
@@ -37,8 +37,6 @@ from weights_convert.memory import slabs
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _INNER = "model.weights.h5"
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, zlib.error, zipfile.BadZipFile)
-
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 _CHECKSUM = 4  # bytes that Fletcher's may add to a chunk before it is packed
 _MOST_CHUNKS = 300_000  # HDF5 visits each of them, even those that are not there: 3.6 us each
@@ -62,14 +60,13 @@ class KerasReader(Reader):
             for name, path_inside in paths.items():
                 self._list(name, datasets[path_inside])
             text = self._file.attrs.get(METADATA_NAME)
-        except _DAMAGE as error:
+        except Exception as error:  # what h5py raises for damaged input is nearly every kind
             self.close()
+            if isinstance(error, WeightsConvertError):
+                raise
             raise SourceError(
                 f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
             ) from None
-        except BaseException:
-            self.close()
-            raise
         if text is not None:
             self.metadata = parse_metadata(text, path, limits)
 
@@ -102,15 +99,18 @@ class KerasReader(Reader):
             most = self.limits.max_tensors * _STEPS_PER_TENSOR
             if self._steps > most:
                 raise too_many(self.path, "or more groups and datasets", self._steps, "max_tensors", most)
+            # h5py gives bytes for a name that is not UTF-8
+            raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
+            path = prefix + raw.decode("utf-8", "backslashreplace")
             # the low-level call: `group.get(name, getlink=True)` took a third of the time to open a file
-            if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
-                yield prefix + name, None
+            if group.id.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+                yield path, None
                 continue
             item = group[name]
             if isinstance(item, h5py.Group):
-                yield from self._walk(item, f"{prefix}{name}/", depth + 1)
+                yield from self._walk(item, f"{path}/", depth + 1)
             elif isinstance(item, h5py.Dataset):
-                yield prefix + name, item
+                yield path, item
 
     def _list(self, name: str, dataset: h5py.Dataset | None) -> None:
         if dataset is None:
@@ -133,7 +133,7 @@ class KerasReader(Reader):
             if dataset.chunks is not None:
                 _check_chunks(dataset)
             array = np.asarray(dataset[()])
-        except _DAMAGE as error:
+        except Exception as error:  # as above
             raise SourceError(f"{self.path}: {one_line(name)} is damaged ({one_line(error)})") from None
         if dtype == _BFLOAT16:
             array = array.view(_BFLOAT16)
