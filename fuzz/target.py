@@ -120,8 +120,6 @@ def read_all(path: Path) -> dict[str, np.ndarray] | None:
             facts(checkpoint)
     except WeightsConvertError as error:
         check_error(error)
-    else:
-        assert arrays is not None
     return arrays
 
 

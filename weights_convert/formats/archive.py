@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from weights_convert.errors import SourceError
 from weights_convert.formats.base import one_line
@@ -28,6 +28,7 @@ DAMAGE = (
     NotImplementedError,
     RuntimeError,
 )
+_CHUNK = 1 << 20
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
@@ -67,6 +68,56 @@ def open_zip(path: Path, file: BinaryIO, limits: Limits) -> zipfile.ZipFile:
             )
         seen.add(info.filename)
     return archive
+
+
+def stored(file: BinaryIO, info: zipfile.ZipInfo, check: bool = True) -> int:
+    """Where the bytes of an entry begin that is stored as it is, after a look at them all for its CRC."""
+    file.seek(info.header_offset)
+    header = file.read(30)  # the local one: its extra field differs from the directory's
+    if header[:4] != b"PK\x03\x04" or len(header) < 30:
+        raise zipfile.BadZipFile("no entry begins where the directory says")
+    if info.flag_bits & 1:
+        raise zipfile.BadZipFile("the entry is encrypted")
+    start = info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+    if not check:
+        return start
+    file.seek(start)
+    crc, left = 0, info.file_size
+    while left and (chunk := file.read(min(left, _CHUNK))):
+        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    if left:
+        raise zipfile.BadZipFile(f"{left} bytes of the entry are missing")
+    if crc != info.CRC:
+        raise zipfile.BadZipFile("the checksum (CRC-32) differs")
+    return start
+
+
+class Window(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int):
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._length)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(self._length - self._at, 0)]
+        self._file.seek(self._start + self._at)
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:

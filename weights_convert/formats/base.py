@@ -59,6 +59,9 @@ class Reader(ABC):
 
     def add(self, name: str, info: TensorInfo, cost: int = 0) -> None:
         """List a tensor; `cost` is what reading it takes where that is more than its size."""
+        full = math.prod(max(n, 1) for n in info.shape) * info.dtype.itemsize
+        if len(info.shape) > MAX_NDIM or full >= 2**63:  # NumPy refuses more, even of no elements
+            raise SourceError(f"{self.path}: tensor {one_line(name)!r} has an impossible shape")
         self.claim(max(info.nbytes, cost))
         self.tensors[name] = info
         self._count()

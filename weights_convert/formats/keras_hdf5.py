@@ -8,22 +8,19 @@ model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, neit
 
 from __future__ import annotations
 
-import math
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import cache
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import h5py
-import ml_dtypes
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError, WeightsConvertError
-from weights_convert.formats.archive import open_zip, unpacked
+from weights_convert.formats.archive import Window, open_zip, stored, unpacked
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
@@ -32,15 +29,14 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
-from weights_convert.limits import DEFAULT, Limits, too_many
+from weights_convert.formats.hdf5_plain import BFLOAT16, Dataset, PlainFile, Unusual
+from weights_convert.limits import DEFAULT, LimitReached, Limits
 from weights_convert.memory import slabs
 
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+if TYPE_CHECKING:
+    from weights_convert.formats.hdf5_library import LibraryFile
+
 _INNER = "model.weights.h5"
-_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-_CHECKSUM = 4  # bytes that Fletcher's may add to a chunk before it is packed
-_MOST_CHUNKS = 300_000  # HDF5 visits each of them, even those that are not there: 3.6 us each
-_STEPS_PER_TENSOR = 8  # groups on the way to it
 
 
 class KerasReader(Reader):
@@ -48,149 +44,71 @@ class KerasReader(Reader):
 
     format = "keras"
 
-    def __init__(self, path: Path, limits: Limits = DEFAULT):
+    def __init__(self, path: Path, limits: Limits = DEFAULT, probed: bool = False):
         super().__init__(path, limits)
         self._opened = ExitStack()
-        self._steps = self._chunks = 0
-        self._datasets: dict[str, h5py.Dataset] = {}
+        self._datasets: dict[str, Dataset] = {}
         try:
-            self._file = self._open()
-            datasets = dict(self._walk(self._file, "", 0))
-            paths = _short_names(datasets) if _is_older(self._file) else {n: n for n in datasets}
-            for name, path_inside in paths.items():
-                self._list(name, datasets[path_inside])
-            text = self._file.attrs.get(METADATA_NAME)
+            file, start, length = self._inner()
+            try:
+                self._contents: PlainFile | LibraryFile = PlainFile(file, start, length, limits)
+                self._list()
+            except Unusual as unusual:
+                from weights_convert.formats.hdf5_library import LibraryFile, probe
+
+                if not probed:
+                    probe(path, limits, str(unusual))
+                self._contents = self._opened.enter_context(LibraryFile(Window(file, start, length), limits))
+                self._list()
         except Exception as error:  # what h5py raises for damaged input is nearly every kind
             self.close()
             if isinstance(error, WeightsConvertError):
                 raise
+            if isinstance(error, LimitReached):
+                raise error.at(path) from None
             raise SourceError(
                 f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
             ) from None
-        if text is not None:
-            self.metadata = parse_metadata(text, path, limits)
 
-    def _open(self) -> h5py.File:
-        """The HDF5 file, or the one inside: only that entry of a `.keras` is opened."""
+    def _inner(self) -> tuple[BinaryIO, int, int]:
+        """The HDF5 file: in which file, from which byte on, how long. Of a `.keras` only that one is read."""
         file = self._opened.enter_context(self.path.open("rb"))
-        self.has(file.seek(0, 2))
+        size = file.seek(0, 2)
+        self.has(size)
         file.seek(0)
         if file.read(2) != b"PK":
-            return self._opened.enter_context(h5py.File(self.path, "r"))
+            return file, 0, size
         archive = open_zip(self.path, file, self.limits)
         info = archive.getinfo(_INNER)
-        inner: Any
         if info.compress_type == zipfile.ZIP_STORED:
-            inner = self._opened.enter_context(archive.open(info))
-        else:  # HDF5 reads to and fro, and every step back would unpack it from its beginning
-            self.claim(info.file_size)
-            inner = unpacked(archive, info)
-        return self._opened.enter_context(h5py.File(inner, "r"))
+            return file, stored(file, info), info.file_size
+        self.claim(info.file_size)  # unpacked once, as HDF5 is read to and fro
+        return unpacked(archive, info), 0, info.file_size
 
-    def _walk(self, group: h5py.Group, prefix: str, depth: int) -> Iterator[tuple[str, h5py.Dataset | None]]:
-        """Every dataset below a group by its path; None for a link that leads out of the file or sideways.
-
-        Groups may hold one another in any number of ways, so groups are counted as other entries are.
-        """
-        if depth > self.limits.max_depth:
-            raise too_many(self.path, "levels or more of groups", depth, "max_depth", self.limits.max_depth)
-        for name in group:
-            self._steps += 1
-            most = self.limits.max_tensors * _STEPS_PER_TENSOR
-            if self._steps > most:
-                raise too_many(self.path, "or more groups and datasets", self._steps, "max_tensors", most)
-            # h5py gives bytes for a name that is not UTF-8
-            raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
-            path = prefix + raw.decode("utf-8", "backslashreplace")
-            # the low-level call: `group.get(name, getlink=True)` took a third of the time to open a file
-            if group.id.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
-                yield path, None
-                continue
-            item = group[name]
-            if isinstance(item, h5py.Group):
-                yield from self._walk(item, f"{path}/", depth + 1)
-            elif isinstance(item, h5py.Dataset):
-                yield path, item
-
-    def _list(self, name: str, dataset: h5py.Dataset | None) -> None:
-        if dataset is None:
-            self.leave_out(name, "link to elsewhere, never followed")
-        elif why := _why_not(dataset):
-            self.leave_out(name, why)
-        elif (chunks := self._chunks + _chunks(dataset)) > _MOST_CHUNKS:
-            self.leave_out(name, f"dataset in chunks, of which at most {_MOST_CHUNKS} in all are read")
-        else:
-            self._chunks = chunks
-            bfloat16 = dataset.dtype.kind == "V"
-            dtype = _BFLOAT16 if bfloat16 else dataset.dtype.newbyteorder("=")
-            self._datasets[name] = dataset
-            self.add(name, TensorInfo(dataset.shape, dtype))
+    def _list(self) -> None:
+        contents = self._contents
+        text = contents.attribute(METADATA_NAME)
+        older = any(map(contents.has_attribute, ("layer_names", "layer_names0")))
+        datasets = {dataset.path: dataset for dataset in contents.datasets()}
+        if older or any(path.startswith("model_weights/") for path in datasets):  # Keras 2, or 3's `.h5`
+            datasets = {name: datasets[path] for name, path in _short_names(datasets).items()}
+        for name, dataset in datasets.items():
+            if dataset.why:
+                self.leave_out(name, dataset.why)
+            else:
+                self._datasets[name] = dataset
+                self.add(name, TensorInfo(dataset.shape, dataset.dtype))
+        if text is not None:
+            self.metadata = parse_metadata(text, self.path, self.limits)
 
     def read(self, name: str) -> np.ndarray:
-        shape, dtype = self.tensors[name]
         try:
-            dataset = self._datasets[name]
-            if dataset.chunks is not None:
-                _check_chunks(dataset)
-            array = np.asarray(dataset[()])
+            return self._contents.read(self._datasets[name])
         except Exception as error:  # as above
             raise SourceError(f"{self.path}: {one_line(name)} is damaged ({one_line(error)})") from None
-        if dtype == _BFLOAT16:
-            array = array.view(_BFLOAT16)
-        return np.asarray(array, dtype=dtype, order="C").reshape(shape)
 
     def close(self) -> None:
-        self._datasets.clear()
         self._opened.close()
-
-
-def _why_not(dataset: h5py.Dataset) -> str:
-    """Why a dataset is not read; "" for one that is."""
-    made, dtype = dataset.id.get_create_plist(), dataset.dtype
-    filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
-    if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
-        return "data kept in another file, never read"
-    if not (_is_bfloat16(dataset) or (dataset.shape is not None and dtype.kind in "fiub")):
-        return f"dataset of dtype {one_line(dtype)}"
-    if not _FILTERS.issuperset(filters) or len(set(filters)) < len(filters):
-        return (
-            f"dataset packed by the filters {filters}, of which only {sorted(_FILTERS)} are read, once each"
-        )
-    return ""
-
-
-def _is_bfloat16(dataset: h5py.Dataset) -> bool:
-    """Keras keeps it as two opaque bytes, and says so in an attribute."""
-    if dataset.dtype.kind != "V" or dataset.dtype.itemsize != 2 or dataset.shape is None:
-        return False
-    said = dataset.attrs.get("dtype")
-    return isinstance(said, str) and said == "bfloat16"
-
-
-def _chunks(dataset: h5py.Dataset) -> int:
-    """How many pieces a dataset is kept in; 0 where it is one."""
-    if dataset.chunks is None:
-        return 0
-    return math.prod(-(-n // m) for n, m in zip(dataset.shape, dataset.chunks, strict=True))
-
-
-def _check_chunks(dataset: h5py.Dataset) -> None:
-    """`ValueError` for a chunk that unpacks to more than it is: HDF5 unpacks all before it looks."""
-    wanted = math.prod(dataset.chunks) * dataset.dtype.itemsize + _CHECKSUM
-    infos: list[Any] = []
-    dataset.id.chunk_iter(infos.append)  # one by one by their numbers would take n^2 steps
-    for info in infos:
-        if info.size > wanted + wanted // 64 + 64:
-            raise ValueError(f"a chunk of {info.size} bytes for {wanted}")
-        if dataset.compression is not None and not info.filter_mask:
-            _, packed = dataset.id.read_direct_chunk(info.chunk_offset)
-            if len(zlib.decompressobj().decompress(packed, wanted + 1)) > wanted:
-                raise ValueError(f"a chunk that unpacks to more than its {wanted} bytes")
-
-
-def _is_older(file: h5py.File) -> bool:
-    """Whether this is the layout of Keras 2, which Keras 3 still writes as `.h5`."""
-    return "model_weights" in file or any(name in file.attrs for name in ("layer_names", "layer_names0"))
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
@@ -277,7 +195,7 @@ def write_keras(
             if sink.error:
                 break
             folder, _, leaf = name.rpartition("/")
-            if dtype == _BFLOAT16:
+            if dtype == BFLOAT16:
                 # Keras's own way: opaque bytes and an attribute
                 dataset = _put(group(folder), leaf, read(name).view("V2"))
                 dataset.attrs["dtype"] = "bfloat16"

@@ -22,7 +22,7 @@ import numpy as np
 
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.formats import torch_pickle
-from weights_convert.formats.archive import open_zip
+from weights_convert.formats.archive import open_zip, stored
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
@@ -132,7 +132,7 @@ class _Zip:
         if info.flag_bits & 1:
             raise zipfile.BadZipFile("the entry is encrypted")
         if info.compress_type == zipfile.ZIP_STORED:
-            self._file.seek(self._data_start(info) + start)
+            self._file.seek(stored(self._file, info, check=False) + start)
             fill(self._file, buffer)
         else:
             with self._zip.open(info) as entry:
@@ -141,13 +141,6 @@ class _Zip:
         # torch never checks this sum, and on request does not compute it: then it is 0.
         if info.CRC and len(buffer) == info.file_size and zlib.crc32(buffer) != info.CRC:
             raise zipfile.BadZipFile("the checksum (CRC-32) differs")
-
-    def _data_start(self, info: zipfile.ZipInfo) -> int:
-        self._file.seek(info.header_offset)
-        header = self._file.read(30)  # the local one: its extra field differs from the directory's
-        if header[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile("no entry begins where the directory says")
-        return info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
 
 
 class _Stream:
