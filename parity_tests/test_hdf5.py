@@ -110,14 +110,13 @@ def test_every_pointer_to_every_structure(tmp_path):
     """Loops, trees within trees, headers in data: whatever may be an address, replaced by each other one."""
 
     def fill(file: h5py.File) -> None:
-        for name in ("a/b/vars/0", "a/b/vars/1", "c/vars/0"):
-            file[name] = np.arange(4, dtype=np.float32)
+        file["a/vars/0"] = np.arange(4, dtype=np.float32)
         file.attrs["samenet"] = "{}"
 
     data = hdf5(tmp_path / "x", fill).read_bytes()
     marks = (b"TREE", b"HEAP", b"SNOD", b"GCOL")
     addresses = [at for at in range(0, len(data), 8) if data[at : at + 4] in marks]
-    addresses += [0, 8, 96, len(data) - 8, 2**64 - 1]
+    addresses += [0, 96, len(data) - 8, 2**64 - 1]
     places = [at for at in range(0, len(data) - 8, 8) if data[at : at + 8] != bytes(8)
               and int.from_bytes(data[at : at + 8], "little") < len(data)]  # fmt: skip
     outcomes = [

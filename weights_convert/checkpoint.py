@@ -163,6 +163,7 @@ def misfits(
     layout: Layout = LAYOUTS["torch"],
     prefix: str = "",
     names: Mapping[str, tuple[str, ...]] | None = None,
+    hints: bool = True,
 ) -> list[str]:
     """Every missing, extra and misshapen tensor and every wrong dtype, a line each, by its name in the file.
 
@@ -172,6 +173,7 @@ def misfits(
         extra: name in the file -> shape, of what has no canonical name.
         layout, prefix: how such a file calls and keeps the tensors.
         names: canonical name -> names in this file, of the tensors that are there.
+        hints: whether the nearest missing name is offered for an extra one, which takes time.
     """
 
     def in_file(name: str) -> str:
@@ -184,7 +186,7 @@ def misfits(
     missing_names = [in_file(name) for name in missing]
     details = [f"missing: {in_file(name)} {wanted[name][0]}" for name in missing]
     for number, (name, shape) in enumerate(extras.items()):
-        hint = nearest(name, missing_names) if number < _MOST_HINTED else ""
+        hint = nearest(name, missing_names) if hints and number < _MOST_HINTED else ""
         details.append(f"extra: {name} {shape}{hint}")
     for name, (expected, role) in wanted.items():
         if name not in infos:

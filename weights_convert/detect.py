@@ -59,8 +59,8 @@ class Reading:
                 shape = ()
         return TensorInfo(shape, parts[0].dtype)
 
-    def misfits(self, reader: Reader, spec: Spec) -> list[str]:
-        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names)
+    def misfits(self, reader: Reader, spec: Spec, hints: bool = True) -> list[str]:
+        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names, hints)
 
 
 @dataclass
@@ -73,6 +73,7 @@ class Candidate:
     implied: dict[str, Any]
     label: str | None  # the family's name for it
     misfits: list[str]
+    refusal: list[str] = field(default_factory=list)  # why a network of the family cannot be had at all
     same_as: list[Family] = field(default_factory=list)  # other families that read it alike
 
     @property
@@ -83,7 +84,8 @@ class Candidate:
         """Raise `MismatchError` that lists the misfits, if there are any."""
         if self.misfits:
             whose = title(self.spec) if self.family.own else f"{self.family.name}'s {title(self.spec)}"
-            raise do_not_fit(f"{reader.path}: its tensors", whose, self.misfits)
+            lines = self.reading.misfits(reader, self.spec)  # once more, for this one with hints
+            raise do_not_fit(f"{reader.path}: its tensors", whose, self.refusal + lines)
 
 
 def detect(
@@ -252,11 +254,10 @@ def _candidates(
         # a family says everything that no shape shows; our own layouts without metadata say nothing
         unsaid = model is None and family.own is not None
         assumed = tuple(k for k in found.assumed if k not in settings) if unsaid else ()
-        lines = reading.misfits(reader, spec)
-        if why := family.refuses(spec):
-            lines.insert(0, why)
+        refusal = [why] if (why := family.refuses(spec)) else []
+        lines = refusal + reading.misfits(reader, spec, hints=False)
         label = family.label(name, alternative)
-        candidates.append(Candidate(reading, spec, assumed, implied, label, lines))
+        candidates.append(Candidate(reading, spec, assumed, implied, label, lines, refusal))
     return candidates
 
 

@@ -86,9 +86,10 @@ class LibraryFile:
     def _dataset(self, path: str, dataset: h5py.Dataset) -> Dataset:
         if why := _why_not(dataset):
             return Dataset(path, why)
-        self._chunks += _chunks(dataset)
-        if self._chunks > _MOST_CHUNKS:
+        chunks = self._chunks + _chunks(dataset)
+        if chunks > _MOST_CHUNKS:
             return Dataset(path, f"dataset in chunks, of which at most {_MOST_CHUNKS} in all are read")
+        self._chunks = chunks
         dtype = BFLOAT16 if dataset.dtype.kind == "V" else dataset.dtype.newbyteorder("=")
         return Dataset(path, "", dataset.shape, dtype)
 

@@ -34,7 +34,7 @@ ENTRIES = (
 TOP = "."  # the name of the file's top level among the entries
 MAX_DEPTH = 3  # of entries within entries
 MAX_LISTED = 20  # lines below an error, names in a note
-_MOST_LOOKED_AT = 1_000_000  # values in all that are counted for descriptions
+_MOST_LOOKED_AT = 200_000  # values in all that are counted for descriptions
 
 
 class Entry(NamedTuple):
