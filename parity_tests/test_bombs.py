@@ -112,6 +112,18 @@ def test_pickles_that_only_look_large(tmp_path, case):
         assert "attribute without a name" in error.message  # noqa: PT017
 
 
+def test_frames_that_hide_operations(tmp_path):
+    """A frame within a frame: CPython goes on behind the outer one, past the head of what are only bytes."""
+    hidden = b"]r\xff\xff\xff\x7f0"  # fills the memory by its index in the memo
+    head = b"B" + struct.pack("<I", len(hidden))
+    inner = b"\x95" + struct.pack("<Q", len(head) + len(hidden)) + head
+    outer = b"\x95" + struct.pack("<Q", len(inner)) + inner
+    path = zip_file(tmp_path / "x", tensor_and(text("x"), outer + hidden), {"0": bytes(8)})
+    with open_reader(path) as reader:
+        assert reader.read("w").tolist() == [0, 0]
+        assert list(reader.left_out) == ["x"]
+
+
 def test_one_state_dict_under_many_names(tmp_path):
     """Its tensors are listed once, not once for each of its names: 4,000,000 entries."""
     tensor = pickled(placed(storage("0", 2), 0, (2,), (1,)))[2:-1]

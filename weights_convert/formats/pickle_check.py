@@ -7,7 +7,9 @@ of a few kilobytes, whatever classes it may reach:
 - an empty set takes one byte in the file and 200 in memory;
 - a tuple's hash asks its members' hashes, as deep as they go: a million tuples within one another as a key
   end the process (the stack overflows);
-- `hash(-1) == hash(-2)`: a dictionary of 100,000 tuples of these numbers is filled in minutes.
+- `hash(-1) == hash(-2)`: a dictionary of 100,000 tuples of these numbers is filled in minutes;
+- a frame within a frame, longer than what is left of it, makes the unpickler skip that rest: what it runs is
+  then not what is read here, so frames, which mean nothing, are taken out.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ _PAIRS = {"SETITEM", "SETITEMS", "DICT"}
 _MEMBERS = {"ADDITEMS", "FROZENSET"}
 _TEXTS = {pickletools.pyunicode, pickletools.pystring, pickletools.pybytes, pickletools.pybytes_or_str}
 
+FRAME_SIZE = 9  # bytes of the operation
 _TEXT = -1  # the height of a text on the stack; of other values 0, of a container 1 more than its highest
 
 
@@ -115,13 +118,20 @@ class _Machine:
             raise LimitReached(what, self._odd_keys, "max_tensors", most)
 
 
-def check(file: Any, limits: Limits) -> None:
-    """Move behind one pickle; `UnpicklingError` or `LimitReached` for one that is not to be loaded."""
-    machine = _Machine(limits)
+def check(file: Any, limits: Limits) -> list[int]:
+    """Move behind one pickle; where its frames begin, from the file's start.
+
+    Raises `UnpicklingError` or `LimitReached` for one that is not to be loaded.
+    """
+    machine, frames = _Machine(limits), []
     run = machine.run
-    for count, (opcode, value, _) in enumerate(pickletools.genops(file)):
+    for count, (opcode, value, position) in enumerate(pickletools.genops(file)):
+        if opcode.name == "FRAME":
+            frames.append(position or 0)
+            continue
         if opcode.name in _PUT and (value or 0) > count:
             raise pickle.UnpicklingError(f"memo index {value} after {count} operations")
         if count > limits.operations:
             raise LimitReached("operations or more in a pickle", count, "max_tensors", limits.operations)
         run(opcode.name, value)
+    return frames

@@ -21,7 +21,7 @@ import ml_dtypes
 import numpy as np
 
 from weights_convert.formats.base import MAX_NDIM, TensorInfo
-from weights_convert.formats.pickle_check import check
+from weights_convert.formats.pickle_check import FRAME_SIZE, check
 from weights_convert.limits import DEFAULT, Limits
 
 # torch dtype, prefix of its Storage and legacy Tensor class (None: stored untyped), NumPy dtype
@@ -308,10 +308,14 @@ def load(file: BinaryIO, limits: Limits = DEFAULT) -> tuple[Any, dict[str, Stora
     Raises whatever a damaged pickle makes `pickle` raise: `UnpicklingError` and nearly every other exception.
     """
     start = file.tell()
-    check(_Rest(file), limits)
+    frames = check(_Rest(file), limits)
     end = file.tell()
     file.seek(start)
-    unpickler = _Unpickler(io.BytesIO(file.read(end - start)))
+    data = file.read(end - start)
+    if frames:
+        begins = [0, *(frame - start + FRAME_SIZE for frame in frames)]
+        data = b"".join(data[a:b] for a, b in zip(begins, [*(f - start for f in frames), None], strict=True))
+    unpickler = _Unpickler(io.BytesIO(data))
     return unpickler.load(), unpickler.storages
 
 
