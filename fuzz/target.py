@@ -6,6 +6,7 @@ Allowed are two outcomes: every tensor as announced, or a `WeightsConvertError` 
 from __future__ import annotations
 
 import codecs
+import importlib
 import os
 import resource
 import sys
@@ -60,7 +61,9 @@ class _Watch:
 
 
 _watch = _Watch()
-codecs.lookup("raw_unicode_escape")  # Python imports it when a pickle needs it first
+# Python imports these when a text needs them first
+codecs.lookup("raw_unicode_escape")
+importlib.import_module("unicodedata")
 
 
 @contextmanager

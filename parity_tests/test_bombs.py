@@ -222,6 +222,19 @@ def test_an_array_that_unpacks_to_much_more(tmp_path):
     assert "raise max_bytes (--max-bytes)" in refusal(path)
 
 
+@pytest.mark.parametrize("shape", ["(2L,)", "(2,)#\\d", "(0x2 if 1else 0,)"])
+def test_headers_that_make_python_warn(tmp_path, shape):
+    """Nothing is printed for them, and no warning raised: they are read, or are no headers."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}\n, }}".ljust(245).encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8)
+    path = archive(tmp_path / "x.npz", {"a.npy": content})
+    if "if" in shape:
+        assert "malformed" in refusal(path) or "not valid" in refusal(path) or "Cannot parse" in refusal(path)
+    else:
+        with open_reader(path) as reader:
+            assert reader.tensors["a"].shape == (2,)
+
+
 SHAPES = {"(-2, -2)": 4, "(True, 4)": 4, f"(0, {2**62})": 0, f"({2**70}, 0)": 0, f"({'1, ' * 40})": 1}
 
 

@@ -5,6 +5,7 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,7 +70,8 @@ class NpzReader(Reader):
     def _header(self, entry: zipfile.ZipInfo) -> tuple[TensorInfo, np.dtype]:
         """Shape and native dtype, and the dtype as stored; checks that the entry holds that many bytes."""
         try:
-            with self._zip.open(entry) as file:
+            with self._zip.open(entry) as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Python, about what it parses; of NumPy, about Python 2
                 version = np.lib.format.read_magic(file)
                 if version not in _HEADERS:
                     raise ValueError(f".npy version {version}")
