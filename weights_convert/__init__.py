@@ -21,6 +21,7 @@ from weights_convert.errors import (
     WriteError,
 )
 from weights_convert.frameworks import load_into, load_model, state_of
+from weights_convert.limits import LimitError, Limits
 from weights_convert.loading import load
 from weights_convert.plan import Plan
 from weights_convert.spec import MODELS, AttentionSpec, ResNetSpec, model_spec, parameters
@@ -30,6 +31,8 @@ __all__ = [
     "AttentionSpec",
     "Checkpoint",
     "DestinationError",
+    "LimitError",
+    "Limits",
     "MismatchError",
     "Plan",
     "ResNetSpec",

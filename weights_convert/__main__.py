@@ -16,7 +16,14 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from weights_convert import errors
-from weights_convert.commandline import Parser, check_json_target, ends_like_ctrl_c, write_json
+from weights_convert.commandline import (
+    Parser,
+    add_limits,
+    check_json_target,
+    ends_like_ctrl_c,
+    limits_of,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,12 +90,14 @@ def parser() -> Parser:
     diff.add_argument("b", metavar="B")
     diff.add_argument("--set", **_SETTINGS)
     diff.add_argument("--json", metavar="FILE")
+    add_limits(diff)
     diff.set_defaults(run=run_diff)
 
     check = commands.add_parser("check", help="whether a file holds what convert --json recorded")
     check.add_argument("manifest", metavar="MANIFEST")
     check.add_argument("file", metavar="FILE")
     check.add_argument("--set", **_SETTINGS)
+    add_limits(check)
     check.set_defaults(run=run_check)
 
     listing = commands.add_parser("list", help="the models, families and formats known here")
@@ -110,6 +119,7 @@ def _add_reading_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
     command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
+    add_limits(command)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,6 +181,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
             hash_source=arguments.json is not None,
+            limits=limits_of(arguments),
             progress=progress,
         )
     report = plan.to_json()
@@ -206,6 +217,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         family=arguments.from_family,
         key=arguments.key,
         scope=arguments.scope,
+        limits=limits_of(arguments),
     ) as checkpoint:
         report = facts(checkpoint)
         report["convert"] = _suggestion(arguments, report)
@@ -253,8 +265,8 @@ def run_diff(arguments: argparse.Namespace) -> int:
     from weights_convert.loading import load
 
     check_json_target(arguments.json, arguments.a, arguments.b)
-    settings = dict(arguments.settings)
-    with load(arguments.a, settings=settings) as a, load(arguments.b, settings=settings) as b:
+    reading: dict[str, Any] = {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
+    with load(arguments.a, **reading) as a, load(arguments.b, **reading) as b:
         found = diff(a, b)
         count = len(a)
     output = _output(arguments.json)
@@ -280,7 +292,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from weights_convert.manifest import check, read_manifest
 
     manifest = read_manifest(arguments.manifest)
-    with load(arguments.file, settings=dict(arguments.settings)) as checkpoint:
+    with load(arguments.file, settings=dict(arguments.settings), limits=limits_of(arguments)) as checkpoint:
         found = check(manifest, checkpoint)
     if found:
         _print_table(sys.stdout, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))

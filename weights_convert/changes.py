@@ -20,6 +20,7 @@ from weights_convert.formats.base import TensorInfo
 from weights_convert.spec import ResNetSpec, parameters
 
 _TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # without effect on inference
+_LETTERS_PER_CLASS = 100  # of a permutation file at most
 _BN = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -43,9 +44,13 @@ def read_permutation(path: str | Path, classes: int) -> list[int]:
         SourceError: it cannot be read, or is not a permutation of that many classes.
     """
     try:
-        words = Path(path).read_text("utf-8-sig").split()
+        with Path(path).open(encoding="utf-8-sig") as file:
+            text = file.read(_LETTERS_PER_CLASS * classes + 1)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
+    if len(text) > _LETTERS_PER_CLASS * classes:
+        raise SourceError(f"{path}: longer than {len(text) - 1} letters, expected {classes} numbers")
+    words = text.split()
     if not all(word.isascii() and word.isdigit() for word in words):
         odd = next(word for word in words if not (word.isascii() and word.isdigit()))
         raise SourceError(f"{path}: {odd[:20]!r} is not a class number; expected one number a line, from 0")

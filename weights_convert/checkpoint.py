@@ -19,6 +19,7 @@ from weights_convert.spec import AttentionSpec, Spec, make_spec, model_name, par
 
 MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
 COUNTS = "num_batches_tracked"
+_MOST_HINTED, _MOST_LINES = 50, 5_000  # extra tensors with a hint, lines below a message
 
 
 class Tensor(NamedTuple):
@@ -162,6 +163,7 @@ def misfits(
     layout: Layout = LAYOUTS["torch"],
     prefix: str = "",
     names: Mapping[str, tuple[str, ...]] | None = None,
+    hints: bool = True,
 ) -> list[str]:
     """Every missing, extra and misshapen tensor and every wrong dtype, a line each, by its name in the file.
 
@@ -171,6 +173,7 @@ def misfits(
         extra: name in the file -> shape, of what has no canonical name.
         layout, prefix: how such a file calls and keeps the tensors.
         names: canonical name -> names in this file, of the tensors that are there.
+        hints: whether the nearest missing name is offered for an extra one, which takes time.
     """
 
     def in_file(name: str) -> str:
@@ -182,7 +185,9 @@ def misfits(
     extras = {in_file(name): infos[name].shape for name in infos if name not in wanted} | dict(extra or {})
     missing_names = [in_file(name) for name in missing]
     details = [f"missing: {in_file(name)} {wanted[name][0]}" for name in missing]
-    details += [f"extra: {name} {shape}{nearest(name, missing_names)}" for name, shape in extras.items()]
+    for number, (name, shape) in enumerate(extras.items()):
+        hint = nearest(name, missing_names) if hints and number < _MOST_HINTED else ""
+        details.append(f"extra: {name} {shape}{hint}")
     for name, (expected, role) in wanted.items():
         if name not in infos:
             continue
@@ -197,7 +202,9 @@ def misfits(
 
 def do_not_fit(what: str, whose: str, lines: list[str]) -> MismatchError:
     """The error for tensors that are not those of a network."""
-    return MismatchError(f"{what} are not those of {whose}; {len(lines)} do not fit:", lines)
+    message = f"{what} are not those of {whose}; {len(lines)} do not fit:"
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return MismatchError(message, lines[:_MOST_LINES] + more)
 
 
 def title(spec: Spec) -> str:

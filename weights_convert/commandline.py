@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import signal
 import sys
@@ -12,6 +13,38 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from weights_convert.errors import DestinationError, SpecError, WriteError
+from weights_convert.limits import DEFAULT, Limits, parse_size
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _count(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 0 < len(text) < 16):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number")
+    return int(text)
+
+
+def add_limits(command: argparse.ArgumentParser) -> None:
+    """The options of every command that reads files, which may be anyone's."""
+    group = command.add_argument_group("what files are believed")
+    group.add_argument(
+        "--max-bytes", type=_size, metavar="SIZE",
+        help="of all tensors, such as 20G (twice the file and half a gigabyte)",
+    )  # fmt: skip
+    group.add_argument("--max-tensors", type=_count, metavar="N", help=f"({DEFAULT.max_tensors:,})")
+    nesting = f"lists within lists, groups within groups ({DEFAULT.max_depth})"
+    group.add_argument("--max-depth", type=_count, metavar="N", help=nesting)
+
+
+def limits_of(arguments: argparse.Namespace) -> Limits:
+    """The limits that the options of a command say; the defaults for those that are not given."""
+    given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
+    return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
 class Parser(argparse.ArgumentParser):

@@ -16,6 +16,7 @@ from weights_convert import atomic, changes
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
 from weights_convert.formats.base import Format
+from weights_convert.limits import Limits
 from weights_convert.loading import load
 from weights_convert.memory import not_finite, sha256
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
@@ -43,12 +44,13 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     hash_source: bool = False,
+    limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Convert a checkpoint into another container or layout; no framework is imported.
 
     Args:
-        src, model, settings, from_family, key: as in `load`.
+        src, model, settings, from_family, key, limits: as in `load`.
         dst: the suffix says the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
         to_family: the layout to write, by default the container's own.
         dtype: of the floating-point tensors; by default each keeps its own.
@@ -69,7 +71,9 @@ def convert(
         WeightsConvertError: see its subclasses; the destination is then as it was before.
     """
     source = Source(src)
-    with load(src, model=model, settings=settings, family=from_family, key=key, scope=scope) as checkpoint:
+    with load(
+        src, model=model, settings=settings, family=from_family, key=key, scope=scope, limits=limits
+    ) as checkpoint:
         if reorder_classes is not None:
             checkpoint = _reordered(checkpoint, reorder_classes)
         if fold_bias:

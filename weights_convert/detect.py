@@ -7,6 +7,7 @@ would differ, only the user can tell, and the error shows how.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from weights_convert.spec import ResNetSpec, Spec, model_spec, variant_of
 
 # DataParallel, torch.compile, and the attributes under which training code keeps the network
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
+_MOST_WRAPPERS = 10  # around one another
 
 
 @dataclass
@@ -57,8 +59,8 @@ class Reading:
                 shape = ()
         return TensorInfo(shape, parts[0].dtype)
 
-    def misfits(self, reader: Reader, spec: Spec) -> list[str]:
-        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names)
+    def misfits(self, reader: Reader, spec: Spec, hints: bool = True) -> list[str]:
+        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names, hints)
 
 
 @dataclass
@@ -71,6 +73,7 @@ class Candidate:
     implied: dict[str, Any]
     label: str | None  # the family's name for it
     misfits: list[str]
+    refusal: list[str] = field(default_factory=list)  # why a network of the family cannot be had at all
     same_as: list[Family] = field(default_factory=list)  # other families that read it alike
 
     @property
@@ -81,7 +84,8 @@ class Candidate:
         """Raise `MismatchError` that lists the misfits, if there are any."""
         if self.misfits:
             whose = title(self.spec) if self.family.own else f"{self.family.name}'s {title(self.spec)}"
-            raise do_not_fit(f"{reader.path}: its tensors", whose, self.misfits)
+            lines = self.reading.misfits(reader, self.spec)  # once more, for this one with hints
+            raise do_not_fit(f"{reader.path}: its tensors", whose, self.refusal + lines)
 
 
 def detect(
@@ -206,10 +210,8 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | No
     names = [n for n in reader.tensors if not any(p.fullmatch(n) for p, _ in layout.bookkeeping)]
     if not layout.scoped:
         prefix = ""
-        while names and (
-            wrapper := next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), None)
-        ):
-            prefix += wrapper
+        for _ in range(_MOST_WRAPPERS if names else 0):
+            prefix += next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")
         return ("" if layout.tensorflow_axes else prefix), []
     scope = scope if scope is not None else reader.said("scope", str)
     if scope is not None:
@@ -217,7 +219,10 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | No
         return (prefix if any(name.startswith(prefix) for name in names) else None), []
     for mark in layout.marks:
         found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
-        outer = sorted(p for p in found if not any(p != q and p.startswith(q) for q in found))
+        outer: list[str] = []
+        for scope in sorted(found):  # what begins with another scope comes behind it
+            if not outer or not scope.startswith(outer[-1]):
+                outer.append(scope)
         if outer:
             return outer[0], outer if len(outer) > 1 else []
     return "", []
@@ -249,11 +254,10 @@ def _candidates(
         # a family says everything that no shape shows; our own layouts without metadata say nothing
         unsaid = model is None and family.own is not None
         assumed = tuple(k for k in found.assumed if k not in settings) if unsaid else ()
-        lines = reading.misfits(reader, spec)
-        if why := family.refuses(spec):
-            lines.insert(0, why)
+        refusal = [why] if (why := family.refuses(spec)) else []
+        lines = refusal + reading.misfits(reader, spec, hints=False)
         label = family.label(name, alternative)
-        candidates.append(Candidate(reading, spec, assumed, implied, label, lines))
+        candidates.append(Candidate(reading, spec, assumed, implied, label, lines, refusal))
     return candidates
 
 
@@ -325,4 +329,5 @@ def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> Mis
 
 
 def _inside(reading: Reading) -> list[str]:
-    return [n.removeprefix(reading.prefix) for n in (*reading.extra, *sum(reading.names.values(), ()))]
+    names = itertools.chain(reading.extra, *reading.names.values())
+    return [name.removeprefix(reading.prefix) for name in names]

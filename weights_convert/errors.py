@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from itertools import islice
+
+_LONGEST_HINTED, _MOST_HINTS = 200, 2_000  # letters of a name, names: the search is slow, 15 us for each
 
 
 class WeightsConvertError(Exception):
@@ -66,5 +69,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     >>> nearest("se_resnet5", ["se_resnet50", "resnet18"])
     "; did you mean 'se_resnet50'?"
     """
-    found = difflib.get_close_matches(name, list(names), n=1, cutoff=0.6)
+    if len(name) > _LONGEST_HINTED:
+        return ""
+    near = (other for other in names if len(other) <= _LONGEST_HINTED)
+    found = difflib.get_close_matches(name, list(islice(near, _MOST_HINTS)), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""

@@ -217,7 +217,7 @@ def _keras_rename(name: str, spec: Spec) -> str | None:
 
 
 _KERAS_BLOCK = re.compile(rf"^(layer\d+)/(?:{'|'.join(_BLOCK_CLASSES.values())})(?:_(\d+))?/")
-_KERAS_NAME = re.compile(r"(.+)/vars/(\d+)")
+_KERAS_NAME = re.compile(r"(.+)/vars/(\d{1,9})")
 
 
 def _keras_parse(name: str) -> str | None:

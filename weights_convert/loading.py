@@ -27,6 +27,7 @@ from weights_convert.detect import Candidate, Reading, declared, detect
 from weights_convert.errors import SourceError
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import Reader
+from weights_convert.limits import Limits
 from weights_convert.recognise import spec_values
 from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, make_spec, parameters
 
@@ -41,6 +42,7 @@ def load(
     family: str | None = None,
     key: str | None = None,
     scope: str | None = None,
+    limits: Limits | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of any container; tensors are read when asked for.
 
@@ -52,13 +54,14 @@ def load(
         family: the naming of its tensors, where it is not to be detected.
         key: the entry of a PyTorch file that holds the weights.
         scope: the variable scope of the network in a TF1 checkpoint.
+        limits: what the file is believed: bytes, tensors, depth.
 
     Raises:
-        SourceError: the file cannot be read or is not a checkpoint.
+        SourceError: the file cannot be read or is not a checkpoint, or (`LimitError`) claims too much.
         MismatchError: its tensors are not those of the model; all of them are listed.
         SpecError: `model` or `settings` name what does not exist.
     """
-    reader = open_reader(path, key)
+    reader = open_reader(path, key, limits)
     try:
         return _load(reader, model, dict(settings or {}), family, scope)
     except BaseException:
@@ -142,7 +145,7 @@ def _saved_spec(
     if kind is None:
         raise SourceError(f"{reader.path}: its metadata has kind {reader.metadata.get('kind')!r}")
     fields = {field.name for field in dataclasses.fields(kind)} - set(settings)
-    assumed = tuple(name for name in reader.said("assumed", list) or () if name in fields)
+    assumed = tuple(name for name in reader.said("assumed", list) or () if str(name) in fields)
     return make_spec(kind, saved | dict(settings)), assumed
 
 

@@ -9,7 +9,6 @@ several tensors show a keyword, most of them decide.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +16,8 @@ from typing import Any, NamedTuple
 
 from weights_convert.spec import (
     MODELS,
+    MOST_CHANNELS,
+    MOST_STAGES,
     AttentionSpec,
     ResNetSpec,
     Spec,
@@ -26,6 +27,7 @@ from weights_convert.spec import (
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
+_MOST_GUESSES = 100  # of a width; there is one for each stage in an honest file
 _BN_LEAVES = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -81,14 +83,11 @@ def _first_axes(shapes: Shapes, names: Iterable[str]) -> list[int]:
 def _depths(shapes: Shapes) -> tuple[int, ...]:
     found: dict[int, int] = {}
     for name in shapes:
-        if match := re.match(r"layer(\d+)\.(\d+)\.", name):
+        if match := re.match(r"layer(\d{1,9})\.(\d{1,9})\.", name):
             stage, index = int(match[1]), int(match[2])
             found[stage] = max(found.get(stage, 0), index + 1)
-    return (
-        tuple(found[stage] for stage in sorted(found))
-        if sorted(found) == list(range(1, len(found) + 1))
-        else ()
-    )
+    whole = len(found) <= MOST_STAGES and sorted(found) == list(range(1, len(found) + 1))
+    return tuple(found[stage] for stage in sorted(found)) if whole else ()
 
 
 def _block(shapes: Shapes) -> str:
@@ -160,7 +159,7 @@ def _infer_widths(shapes: Shapes, block: str) -> dict[str, Any]:
     """`width` and what divides it, as most blocks show them."""
     blocks = []  # how much wider than in layer1, and the kernels' shapes
     for name in shapes:
-        if match := re.fullmatch(r"(layer(\d+)\.\d+\.)conv2\.weight", name):
+        if match := re.fullmatch(r"(layer(\d{1,9})\.\d{1,9}\.)conv2\.weight", name):
             names = [f"{match[1]}conv{number}.weight" for number in (1, 2, 3)]
             blocks.append((2 ** (int(match[2]) - 1), *(_of_rank(shapes, name, 4) for name in names)))
     if block == "basic":
@@ -176,10 +175,11 @@ def _infer_widths(shapes: Shapes, block: str) -> dict[str, Any]:
     width = _most(third[0] // (4 * scale) for scale, _, _, third in whole)
     groups = _most(max(first[0] // second[1], 1) for _, first, second, _ in whole)
     inner = [(width * scale, second[0]) for scale, _, second, _ in whole]  # planes, channels of the 3x3
-    guesses = [max(math.ceil(channels // groups * 64 / planes), 1) for planes, channels in inner]
+    guesses = [max(-(-(channels // groups * 64) // planes), 1) for planes, channels in inner]
+    guesses = list(dict.fromkeys(guesses))[:_MOST_GUESSES]
 
     def fits(guess: int) -> int:  # the last stage's guess is the finest
-        return sum(int(planes * guess / 64) * groups == channels for planes, channels in inner)
+        return sum(planes * guess // 64 * groups == channels for planes, channels in inner)
 
     return {
         "width": width,
@@ -259,6 +259,7 @@ def _reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
 
     A hidden width that is the same whatever the channels ("absolute") only where no reduction explains it.
     """
+    pairs = set(sorted(pair for pair in pairs if max(pair) <= MOST_CHANNELS)[:MOST_STAGES])
     if not pairs:
         return {}
 

@@ -130,9 +130,9 @@ def _is_value(value: Any, example: Any) -> bool:
     if isinstance(example, bool) or isinstance(value, bool):
         return isinstance(example, bool) and isinstance(value, bool)
     if isinstance(example, float):
-        return isinstance(value, (int, float)) and math.isfinite(value) and value >= 0
+        return isinstance(value, (int, float)) and 0 <= value <= _MOST
     if isinstance(example, int):
-        return isinstance(value, int) and value >= 1
+        return isinstance(value, int) and 1 <= value <= _MOST
     return isinstance(value, type(example))
 
 
@@ -140,7 +140,9 @@ def _is_ints(value: Any) -> bool:
     return isinstance(value, tuple) and bool(value) and all(_is_value(item, 1) for item in value)
 
 
-MOST_BLOCKS = 10_000  # of a network; a file that claims more is not believed
+# Of a network; a file that claims more is not believed. ResNet-1202 has 600 blocks in 3 stages.
+MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS = 8, 640, 2**16
+_MOST = 2**31 - 1  # of any number
 
 _KERNEL_SIZES = {
     "cbam_kernel_size": "odd kernel size, such as 7",
@@ -156,7 +158,9 @@ def check_fields(spec: AttentionOptions) -> None:
         if name in CHOICES:
             if value not in CHOICES[name]:
                 raise SpecError(f"{name}={value!r}: expected one of {', '.join(map(repr, CHOICES[name]))}")
-        elif name == "depths" and not (_is_ints(value) and sum(value) <= MOST_BLOCKS):
+        elif name == "depths" and not (
+            _is_ints(value) and sum(value) <= MOST_BLOCKS and len(value) <= MOST_STAGES
+        ):
             raise SpecError(f"depths={value!r}: expected the number of blocks of each stage, such as 3,4,6,3")
         elif name in _KERNEL_SIZES:
             sizes = value if name == "eca_kernel_sizes" else (value,)
@@ -397,7 +401,7 @@ def _resnet(spec: ResNetSpec) -> Iterator[Parameter]:
     for stage, depth in enumerate(spec.depths):
         planes = spec.width * 2**stage
         outputs = planes * (4 if spec.block == "bottleneck" else 1)
-        inner = int(planes * spec.width_per_group / 64) * spec.groups
+        inner = planes * spec.width_per_group // 64 * spec.groups
         for index in range(depth):
             prefix = f"layer{stage + 1}.{index}."
             strided = stage > 0 and index == 0

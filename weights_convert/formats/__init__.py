@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.base import Format, Reader, TensorInfo, one_line
+from weights_convert.formats.archive import open_zip
+from weights_convert.formats.base import Format, Reader, TensorInfo
 from weights_convert.formats.npz_file import NpzReader, write_npz
 from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
 from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, write_tf1
@@ -20,12 +20,13 @@ from weights_convert.formats.torch_file import (
     open_torch,
     write_torch,
 )
+from weights_convert.limits import DEFAULT, Limits
 
 
-def _open_keras(path: Path) -> Reader:
+def _open_keras(path: Path, limits: Limits = DEFAULT) -> Reader:
     from weights_convert.formats.keras_hdf5 import KerasReader  # h5py: 40 ms that other containers save
 
-    return KerasReader(path)
+    return KerasReader(path, limits)
 
 
 def _write_keras(
@@ -62,23 +63,25 @@ FORMATS = {
 }
 
 
-def open_reader(path: str | Path, key: str | None = None) -> Reader:
+def open_reader(path: str | Path, key: str | None = None, limits: Limits | None = None) -> Reader:
     """Open a checkpoint by its content.
 
     Args:
         path: a file, a TF1 checkpoint's prefix, or the directory of one.
         key: the entry of a PyTorch file that holds the weights, where there are several.
+        limits: what the file is believed.
 
     Raises:
         SourceError: it is missing, cannot be read, or is not a checkpoint.
+        LimitError: it claims more than it is believed.
     """
-    path = Path(path)
-    name = _format_of(path)
+    path, limits = Path(path), limits or DEFAULT
+    name = _format_of(path, limits)
     if name == "torch":
-        return open_torch(path, key)
+        return open_torch(path, key, limits)
     if key is not None:
         raise SourceError(f"{path}: --key chooses an entry of a PyTorch file, and this is {name}")
-    return FORMATS[name].open(path)
+    return FORMATS[name].open(path, limits)
 
 
 def format_for_writing(path: Path) -> Format:
@@ -90,7 +93,7 @@ def format_for_writing(path: Path) -> Format:
     raise DestinationError(f"{path}: the suffix says what to write; expected one of {known}")
 
 
-def _format_of(path: Path) -> str:
+def _format_of(path: Path, limits: Limits) -> str:
     """The name of the container at `path`, from its first bytes."""
     if find_tf1_prefix(path) is not None:
         return "tf1"
@@ -106,7 +109,7 @@ def _format_of(path: Path) -> str:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
     if head.startswith(b"PK"):
-        return _zip_format(path)
+        return _zip_format(path, limits)
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "keras"
     if looks_like_torch_stream(head):
@@ -121,13 +124,10 @@ def _format_of(path: Path) -> str:
     )
 
 
-def _zip_format(path: Path) -> str:
+def _zip_format(path: Path, limits: Limits) -> str:
     """Which of the containers that are zips this is: by what it holds."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise SourceError(f"{path}: a zip archive that is truncated or damaged ({one_line(error)})") from None
+    with path.open("rb") as file:
+        names = open_zip(path, file, limits).namelist()
     if "model.weights.h5" in names:
         return "keras"
     if names and all(name.endswith(".npy") for name in names):

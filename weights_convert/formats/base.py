@@ -19,8 +19,10 @@ import numpy as np
 
 from weights_convert.atomic import Orphans, Place, no_orphans, place_file
 from weights_convert.errors import MismatchError, SourceError, printable
+from weights_convert.limits import DEFAULT, Limits, too_many
 
 METADATA_NAME = "samenet"  # the name under which every container keeps our JSON text
+MAX_NDIM = 32  # of a tensor: what every NumPy takes
 
 
 class TensorInfo(NamedTuple):
@@ -47,12 +49,46 @@ class Reader(ABC):
 
     format: ClassVar[str]
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, limits: Limits = DEFAULT):
         self.path = path
+        self.limits = limits
+        self._size = self._claimed = 0
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
+
+    def add(self, name: str, info: TensorInfo, cost: int = 0) -> None:
+        """List a tensor; `cost` is what reading it takes where that is more than its size."""
+        full = math.prod(max(n, 1) for n in info.shape) * info.dtype.itemsize
+        if len(info.shape) > MAX_NDIM or full >= 2**63:  # NumPy refuses more, even of no elements
+            raise SourceError(f"{self.path}: tensor {one_line(name)!r} has an impossible shape")
+        self.claim(max(info.nbytes, cost))
+        self.tensors[name] = info
+        self._count()
+
+    def leave_out(self, name: str, what: str) -> None:
+        """List something that is not read."""
+        self.left_out[name] = what
+        self._count()
+
+    def has(self, size: int) -> None:
+        """Count bytes that are really there: of the file, of one of its files."""
+        self._size += size
+
+    def claim(self, nbytes: int) -> None:
+        """Count bytes that reading the whole file would take; `LimitError` where it takes too many."""
+        self._claimed += nbytes
+        allowed = self.limits.bytes_of(self._size)
+        if self._claimed > allowed:
+            raise too_many(
+                self.path, f"bytes or more from a file of {self._size:,}", self._claimed, "max_bytes", allowed
+            )
+
+    def _count(self) -> None:
+        count, most = len(self.tensors) + len(self.left_out), self.limits.max_tensors
+        if count > most:
+            raise too_many(self.path, "or more tensors and other entries", count, "max_tensors", most)
 
     @abstractmethod
     def read(self, name: str) -> np.ndarray:
@@ -133,14 +169,35 @@ def dump_metadata(metadata: Mapping[str, Any]) -> str:
     return json.dumps(metadata, sort_keys=True)
 
 
-def parse_metadata(text: str | bytes, path: Path) -> dict[str, Any]:
+def parse_metadata(text: Any, path: Path, limits: Limits = DEFAULT) -> dict[str, Any]:
     """The inverse of `dump_metadata`; `SourceError` for anything that is not a JSON object."""
+    if not isinstance(text, str | bytes):
+        raise SourceError(f"{path}: its {METADATA_NAME!r} metadata is {type(text).__name__}, expected text")
+    if len(text) > limits.text:
+        raise too_many(path, f"bytes of {METADATA_NAME!r} metadata", len(text), "max_tensors", limits.text)
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise SourceError(f"{path}: its {METADATA_NAME!r} metadata is not JSON ({error})") from error
+        raise SourceError(
+            f"{path}: its {METADATA_NAME!r} metadata is not JSON ({one_line(error)})"
+        ) from error
+    check_depth(value, path, limits)
     if not isinstance(value, dict):
         raise SourceError(
             f"{path}: its {METADATA_NAME!r} metadata is {type(value).__name__}, expected an object"
         )
     return value
+
+
+def check_depth(value: Any, path: Path, limits: Limits) -> None:
+    """Raise `LimitError` for lists and objects within one another that are nested too deeply."""
+    level, depth = [value], 0
+    while level := [
+        inner
+        for outer in level
+        if isinstance(outer, dict | list)
+        for inner in (outer.values() if isinstance(outer, dict) else outer)
+    ]:
+        depth += 1
+        if depth > limits.max_depth:
+            raise too_many(path, "levels or more of metadata", depth, "max_depth", limits.max_depth)

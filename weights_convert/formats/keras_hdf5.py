@@ -9,17 +9,18 @@ model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, neit
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from functools import cache
 from io import BufferedRandom
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import h5py
-import ml_dtypes
 import numpy as np
 
-from weights_convert.errors import DestinationError, SourceError
+from weights_convert.errors import DestinationError, SourceError, WeightsConvertError
+from weights_convert.formats.archive import Window, open_zip, stored, unpacked
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
@@ -29,11 +30,14 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.formats.hdf5_plain import BFLOAT16, Dataset, PlainFile, Unusual
+from weights_convert.limits import DEFAULT, LimitReached, Limits
 from weights_convert.memory import slabs
 
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+if TYPE_CHECKING:
+    from weights_convert.formats.hdf5_library import LibraryFile
+
 _INNER = "model.weights.h5"
-_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, zipfile.BadZipFile)
 
 
 class KerasReader(Reader):
@@ -41,66 +45,71 @@ class KerasReader(Reader):
 
     format = "keras"
 
-    def __init__(self, path: Path):
-        super().__init__(path)
-        self._zip: zipfile.ZipFile | None = None
-        self._file: h5py.File | None = None
-        self._datasets: dict[str, h5py.Dataset] = {}
+    def __init__(self, path: Path, limits: Limits = DEFAULT, probed: bool = False):
+        super().__init__(path, limits)
+        self._opened = ExitStack()
+        self._datasets: dict[str, Dataset] = {}
         try:
-            if zipfile.is_zipfile(path):
-                self._zip = zipfile.ZipFile(path)
-                self._file = h5py.File(self._zip.open(_INNER), "r")
-            else:
-                self._file = h5py.File(path, "r")
-            datasets = dict(_datasets(self._file, ""))
-            paths = _short_names(datasets) if _is_older(self._file) else {n: n for n in datasets}
-            for name, path_inside in paths.items():
-                self._list(name, datasets[path_inside])
-            text = self._file.attrs.get(METADATA_NAME)
-        except _DAMAGE as error:
+            file, start, length = self._inner()
+            try:
+                self._contents: PlainFile | LibraryFile = PlainFile(file, start, length, limits)
+                self._list()
+            except Unusual as unusual:
+                from weights_convert.formats.hdf5_library import LibraryFile, probe
+
+                if not probed:
+                    probe(path, limits, str(unusual))
+                self._contents = self._opened.enter_context(LibraryFile(Window(file, start, length), limits))
+                self._list()
+        except Exception as error:  # what h5py raises for damaged input is nearly every kind
             self.close()
+            if isinstance(error, WeightsConvertError):
+                raise
+            if isinstance(error, LimitReached):
+                raise error.at(path) from None
             raise SourceError(
                 f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
             ) from None
-        if text is not None:
-            self.metadata = parse_metadata(text, path)
 
-    def _list(self, name: str, dataset: h5py.Dataset | None) -> None:
-        if dataset is None:
-            self.left_out[name] = "link to elsewhere, never followed"
-            return
-        self._datasets[name] = dataset
-        made = dataset.id.get_create_plist()
-        if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
-            self.left_out[name] = "data kept in another file, never read"
-            return
-        shape, dtype = dataset.shape, dataset.dtype
-        if dtype.itemsize == 2 and dataset.attrs.get("dtype") == "bfloat16":
-            self.tensors[name] = TensorInfo(shape, _BFLOAT16)
-        elif shape is None or dtype.kind not in "fiub":
-            self.left_out[name] = f"dataset of dtype {dtype}"
-        else:
-            self.tensors[name] = TensorInfo(shape, dtype.newbyteorder("="))
+    def _inner(self) -> tuple[BinaryIO, int, int]:
+        """The HDF5 file: in which file, from which byte on, how long. Of a `.keras` only that one is read."""
+        file = self._opened.enter_context(self.path.open("rb"))
+        size = file.seek(0, 2)
+        self.has(size)
+        file.seek(0)
+        if file.read(2) != b"PK":
+            return file, 0, size
+        archive = open_zip(self.path, file, self.limits)
+        info = archive.getinfo(_INNER)
+        if info.compress_type == zipfile.ZIP_STORED:
+            return file, stored(file, info), info.file_size
+        self.claim(info.file_size)  # unpacked once, as HDF5 is read to and fro
+        return unpacked(archive, info), 0, info.file_size
+
+    def _list(self) -> None:
+        contents = self._contents
+        text = contents.attribute(METADATA_NAME)
+        older = any(map(contents.has_attribute, ("layer_names", "layer_names0")))
+        datasets = {dataset.path: dataset for dataset in contents.datasets()}
+        if older or any(path.startswith("model_weights/") for path in datasets):  # Keras 2, or 3's `.h5`
+            datasets = {name: datasets[path] for name, path in _short_names(datasets).items()}
+        for name, dataset in datasets.items():
+            if dataset.why:
+                self.leave_out(name, dataset.why)
+            else:
+                self._datasets[name] = dataset
+                self.add(name, TensorInfo(dataset.shape, dataset.dtype))
+        if text is not None:
+            self.metadata = parse_metadata(text, self.path, self.limits)
 
     def read(self, name: str) -> np.ndarray:
-        shape, dtype = self.tensors[name]
         try:
-            array = np.asarray(self._datasets[name][()])
-        except _DAMAGE as error:
+            return self._contents.read(self._datasets[name])
+        except Exception as error:  # as above
             raise SourceError(f"{self.path}: {one_line(name)} is damaged ({one_line(error)})") from None
-        if dtype == _BFLOAT16:
-            array = array.view(_BFLOAT16)
-        return np.asarray(array, dtype=dtype, order="C").reshape(shape)
 
     def close(self) -> None:
-        for file in (self._file, self._zip):
-            if file is not None:
-                file.close()
-
-
-def _is_older(file: h5py.File) -> bool:
-    """Whether this is the layout of Keras 2, which Keras 3 still writes as `.h5`."""
-    return "model_weights" in file or any(name in file.attrs for name in ("layer_names", "layer_names0"))
+        self._opened.close()
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
@@ -119,20 +128,6 @@ def _short_names(paths: Iterable[str]) -> dict[str, str]:
             alone = len(same) == 1
             names[name if alone else inner_name if inner_name not in names else path] = path
     return names
-
-
-def _datasets(group: h5py.Group, prefix: str) -> Iterator[tuple[str, h5py.Dataset | None]]:
-    """Every dataset below a group by its path; None for a link that leads out of the file or sideways."""
-    for name in group:
-        # the low-level call: `group.get(name, getlink=True)` took a third of the time to open a file
-        if group.id.links.get_info(name.encode("utf-8", "surrogateescape")).type != h5py.h5l.TYPE_HARD:
-            yield prefix + name, None
-            continue
-        item = group[name]
-        if isinstance(item, h5py.Group):
-            yield from _datasets(item, f"{prefix}{name}/")
-        elif isinstance(item, h5py.Dataset):
-            yield prefix + name, item
 
 
 class _Sink:
@@ -202,7 +197,7 @@ def write_keras(
             if sink.error:
                 break
             folder, _, leaf = name.rpartition("/")
-            if dtype == _BFLOAT16:
+            if dtype == BFLOAT16:
                 # Keras's own way: opaque bytes and an attribute
                 dataset = _put(group(folder), leaf, read(name).view("V2"))
                 dataset.attrs["dtype"] = "bfloat16"

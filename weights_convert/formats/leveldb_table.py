@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from weights_convert.errors import SourceError
 from weights_convert.formats.crc32c import crc32c, masked
+from weights_convert.limits import DEFAULT, Limits, too_many
 
 _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_SIZE = 48
@@ -22,6 +23,7 @@ _TRAILER_SIZE = 5  # compression type (one byte), masked CRC-32C of the block an
 _UNCOMPRESSED = 0
 _BLOCK_SIZE = 256 * 1024  # a data block is closed once it is this long
 _RESTART_INTERVAL = 16  # every 16th key is written in full, the others share a prefix with the one before
+_MAX_BLOCK = 1 << 27  # TensorFlow's are 256 kB, and the index of 100,000 of them is smaller than this
 _MAX_EXPANSION = 64  # keys may be this many times as long as their block; an honest one stays below 16
 
 _Handle = tuple[int, int]  # offset and length of a block, without its trailer
@@ -57,13 +59,13 @@ def read_bytes(data: bytes, at: int, length: int) -> tuple[bytes, int]:
     return data[at : at + length], at + length
 
 
-def read_table(path: Path) -> dict[bytes, bytes]:
+def read_table(path: Path, limits: Limits = DEFAULT) -> dict[bytes, bytes]:
     """All keys and values, in the file's order; `SourceError` for a file that is damaged or no table."""
     try:
         if not path.is_file():
             raise SourceError(f"{path}: no such file; a TF1 checkpoint needs it beside its .data files")
         with path.open("rb") as file:
-            return dict(_table(file, size=file.seek(0, 2)))
+            return _whole(path, _table(file, size=file.seek(0, 2)), limits)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
     except WireError as error:
@@ -71,6 +73,19 @@ def read_table(path: Path) -> dict[bytes, bytes]:
             f"{path}: cannot be read as a checkpoint index ({error}); "
             "copy the checkpoint again, or save it again with tf.train.Saver"
         ) from error
+
+
+def _whole(path: Path, pairs: Iterable[tuple[bytes, bytes]], limits: Limits) -> dict[bytes, bytes]:
+    """The table in memory, as long as it is no more than one of as many tensors as are believed."""
+    table, size = {}, 0
+    for key, value in pairs:
+        table[key] = value
+        size += len(key) + len(value)
+        if size > limits.text:
+            raise too_many(path, "bytes or more of names and entries", size, "max_tensors", limits.text)
+        if len(table) > limits.max_tensors + 1:  # and the header
+            raise too_many(path, "or more entries", len(table), "max_tensors", limits.max_tensors)
+    return table
 
 
 def _table(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
@@ -104,6 +119,8 @@ def _read_block(file: BinaryIO, size: int, handle: _Handle) -> bytes:
     offset, length = handle
     if offset + length + _TRAILER_SIZE > size - _FOOTER_SIZE:
         raise WireError(f"{size} bytes, and a block of the index ends at byte {offset + length}")
+    if length > _MAX_BLOCK:
+        raise WireError(f"a block of {length} bytes, at most {_MAX_BLOCK} are read")
     file.seek(offset)
     content, _ = read_bytes(file.read(length + _TRAILER_SIZE), 0, length + _TRAILER_SIZE)
     if masked(crc32c(content[:-4])) != int.from_bytes(content[-4:], "little"):

@@ -5,8 +5,8 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
 from __future__ import annotations
 
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,7 +14,9 @@ from typing import IO, Any
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
+from weights_convert.formats.archive import DAMAGE, open_zip
 from weights_convert.formats.base import (
+    MAX_NDIM,
     METADATA_NAME,
     Reader,
     TensorInfo,
@@ -23,9 +25,9 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import write
 
-_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, NotImplementedError, RuntimeError)
 _SUFFIX = ".npy"
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
@@ -35,56 +37,69 @@ class NpzReader(Reader):
 
     format = "npz"
 
-    def __init__(self, path: Path):
-        super().__init__(path)
+    def __init__(self, path: Path, limits: Limits = DEFAULT):
+        super().__init__(path, limits)
         try:
-            self._zip = zipfile.ZipFile(path)
-        except _DAMAGE as error:
-            raise SourceError(
-                f"{path}: not a readable .npz, it is truncated or damaged ({one_line(error)})"
-            ) from None
-        for entry in self._zip.namelist():
-            name = entry.removesuffix(_SUFFIX)
-            if not entry.endswith(_SUFFIX):
-                self.left_out[entry] = "not an array"
-                continue
-            info, dtype = self._header(entry)
-            if name == METADATA_NAME and dtype.kind == "U" and info.shape == ():
-                self.metadata = parse_metadata(str(self._array(entry)), path)
-            elif dtype.hasobject:
-                self.left_out[name] = "array of Python objects (a pickle, never loaded)"
-            elif dtype.kind not in "fiub":
-                self.left_out[name] = f"array of dtype {dtype}"
-            else:
-                self.tensors[name] = info
+            self._file = path.open("rb")
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
+        try:
+            self.has(self._file.seek(0, 2))
+            self._zip = open_zip(path, self._file, limits)
+            for entry in self._zip.infolist():
+                self._list(entry)
+        except BaseException:
+            self.close()
+            raise
 
-    def _header(self, entry: str) -> tuple[TensorInfo, np.dtype]:
+    def _list(self, entry: zipfile.ZipInfo) -> None:
+        name = entry.filename.removesuffix(_SUFFIX)
+        if name == entry.filename:
+            self.leave_out(name, "not an array")
+            return
+        info, dtype = self._header(entry)
+        if name == METADATA_NAME and dtype.kind == "U" and info.shape == ():
+            self.claim(info.nbytes)
+            self.metadata = parse_metadata(str(self._array(entry.filename)), self.path, self.limits)
+        elif dtype.hasobject:
+            self.leave_out(name, "array of Python objects (a pickle, never loaded)")
+        elif dtype.kind not in "fiub":
+            self.leave_out(name, f"array of dtype {one_line(dtype)}")
+        else:
+            self.add(name, info)
+
+    def _header(self, entry: zipfile.ZipInfo) -> tuple[TensorInfo, np.dtype]:
         """Shape and native dtype, and the dtype as stored; checks that the entry holds that many bytes."""
         try:
-            with self._zip.open(entry) as file:
+            with self._zip.open(entry) as file, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Python, about what it parses; of NumPy, about Python 2
                 version = np.lib.format.read_magic(file)
                 if version not in _HEADERS:
                     raise ValueError(f".npy version {version}")
                 shape, _, dtype = _HEADERS[version](file)
-                info = TensorInfo(tuple(shape), dtype.newbyteorder("="))
+                if len(shape) > MAX_NDIM or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+                    raise ValueError(f"an impossible shape, {shape}")
+                info = TensorInfo(shape, dtype.newbyteorder("="))
                 wanted = file.tell() + info.nbytes
         except Exception as error:  # what NumPy raises for a damaged header is nearly every kind
             raise SourceError(
-                f"{self.path}: entry '{one_line(entry)}' is not a readable array ({one_line(error)})"
+                f"{self.path}: entry '{one_line(entry.filename)}' is not a readable array ({one_line(error)})"
             ) from None
-        held = self._zip.getinfo(entry).file_size
-        if not dtype.hasobject and held != wanted:
+        if not dtype.hasobject and entry.file_size != wanted:
             raise SourceError(
-                f"{self.path}: entry '{one_line(entry)}' has {held} bytes, "
-                f"expected {wanted} for {shape} {dtype}"
+                f"{self.path}: entry '{one_line(entry.filename)}' has {entry.file_size} bytes, "
+                f"expected {wanted} for {shape} {one_line(dtype)}"
             )
         return info, dtype
 
     def _array(self, entry: str) -> np.ndarray:
         try:
             with self._zip.open(entry) as file:
-                return np.lib.format.read_array(file, allow_pickle=False)
-        except _DAMAGE as error:
+                array = np.lib.format.read_array(file, allow_pickle=False)
+                if file.read(1):  # at the end, zipfile compares the checksum
+                    raise ValueError("more bytes than the array has")
+                return array
+        except DAMAGE as error:
             raise SourceError(
                 f"{self.path}: entry '{one_line(entry)}' is damaged ({one_line(error)})"
             ) from None
@@ -94,7 +109,7 @@ class NpzReader(Reader):
         return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
     def close(self) -> None:
-        self._zip.close()
+        self._file.close()
 
 
 def write_npz(

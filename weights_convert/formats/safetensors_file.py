@@ -20,6 +20,7 @@ import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import (
+    MAX_NDIM,
     METADATA_NAME,
     Reader,
     TensorInfo,
@@ -29,6 +30,7 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.limits import DEFAULT, Limits, too_many
 from weights_convert.memory import write
 
 _DTYPES = {
@@ -60,8 +62,7 @@ _OTHER_BITS = {  # dtypes that are not read: bits of an element
 }
 _BITS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()} | _OTHER_BITS
 _METADATA = "__metadata__"
-_MAX_HEADER = 100_000_000  # bytes; the library's limit too
-_MAX_NDIM = 32  # what every NumPy takes
+_MAX_HEADER = 100_000_000  # bytes; the library's limit too, whatever ours are
 _MAX_BITS = 2**63  # of a tensor; more than NumPy can count
 
 
@@ -76,7 +77,7 @@ class _Entry:
             raise ValueError(f"the entry of {name!r} lacks a dtype, a shape or two offsets") from error
         if not isinstance(dtype, str) or dtype not in _BITS:
             raise ValueError(f"{name!r} has the unknown dtype {dtype!r}")
-        if not isinstance(shape, list) or len(shape) > _MAX_NDIM:
+        if not isinstance(shape, list) or len(shape) > MAX_NDIM:
             raise ValueError(f"{name!r} has an impossible shape")
         if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
             raise ValueError(f"{name!r} has a shape or offsets that are not counts")
@@ -92,8 +93,8 @@ class SafetensorsReader(Reader):
 
     format = "safetensors"
 
-    def __init__(self, path: Path):
-        super().__init__(path)
+    def __init__(self, path: Path, limits: Limits = DEFAULT):
+        super().__init__(path, limits)
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
@@ -110,7 +111,7 @@ class SafetensorsReader(Reader):
             raise
 
     def _read_header(self) -> None:
-        header, self._data = _header(self._file)
+        header, self._data = _header(self._file, self.path, self.limits)
         texts = header.pop(_METADATA, {})
         if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
             raise ValueError(f"{_METADATA} is not a mapping of texts")
@@ -123,20 +124,22 @@ class SafetensorsReader(Reader):
                     f"{entry.name!r} begins at byte {entry.start} of the data, not at {position}"
                 )
             position = entry.end
-        has = self._file.seek(0, 2) - self._data
+        size = self._file.seek(0, 2)
+        self.has(size)
+        has = size - self._data
         if position != has:
             raise ValueError(f"{has} bytes of data, and the header describes {position}")
         self._starts = {entry.name: entry.start for entry in entries}
         for entry in entries:
             if entry.dtype in _DTYPES:
-                self.tensors[entry.name] = TensorInfo(entry.shape, np.dtype(_DTYPES[entry.dtype]))
+                self.add(entry.name, TensorInfo(entry.shape, np.dtype(_DTYPES[entry.dtype])))
             else:
-                self.left_out[entry.name] = f"tensor of dtype {entry.dtype}, which NumPy does not have"
+                self.leave_out(entry.name, f"tensor of dtype {entry.dtype}, which NumPy does not have")
         for name, text in texts.items():
             if name == METADATA_NAME:
-                self.metadata = parse_metadata(text, self.path)
+                self.metadata = parse_metadata(text, self.path, self.limits)
             elif name != "format":
-                self.left_out[f"{_METADATA}.{name}"] = f"text of {len(text)} characters"
+                self.leave_out(f"{_METADATA}.{name}", f"text of {len(text)} characters")
 
     def read(self, name: str) -> np.ndarray:
         array = np.empty(*self.tensors[name])
@@ -151,13 +154,15 @@ class SafetensorsReader(Reader):
         self._file.close()
 
 
-def _header(file: BinaryIO) -> tuple[dict[str, Any], int]:
+def _header(file: BinaryIO, path: Path, limits: Limits) -> tuple[dict[str, Any], int]:
     """The header, and where the data begin. `ValueError` for one that is not as the format says."""
     size = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or length > min(size - 8, _MAX_HEADER):
         raise ValueError(f"a header of {length} bytes in a file of {size}")
+    if length > limits.text:
+        raise too_many(path, "bytes of header", length, "max_tensors", limits.text)
     text = bytearray(length)
     fill(file, memoryview(text))
     if not text.startswith(b"{"):

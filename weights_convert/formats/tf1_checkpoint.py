@@ -37,6 +37,7 @@ from weights_convert.formats.tf1_proto import (
     parse_entry,
     parse_header,
 )
+from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import pieces
 
 _FILE_OF_PREFIX = re.compile(r"(?P<prefix>.+)\.(index|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
@@ -49,7 +50,7 @@ _MAX_STATE_BYTES = 1 << 16
 _ADVICE = "copy the checkpoint again, or save it again with tf.train.Saver"
 
 
-def open_tf1(path: Path) -> TF1Reader:
+def open_tf1(path: Path, limits: Limits = DEFAULT) -> TF1Reader:
     """Open a checkpoint by its prefix, one of its files, or a directory with a file named `checkpoint`."""
     prefix = find_tf1_prefix(path)
     if prefix is None:
@@ -57,7 +58,7 @@ def open_tf1(path: Path) -> TF1Reader:
             f"{path}: not a TF1 checkpoint; expected its prefix (model.ckpt-12345), its .index or .data file "
             f"or a directory in which a file named {_STATE!r} names the prefix"
         )
-    return TF1Reader(prefix)
+    return TF1Reader(prefix, limits)
 
 
 def find_tf1_prefix(path: Path) -> Path | None:
@@ -79,8 +80,8 @@ class TF1Reader(Reader):
 
     format = "tf1"
 
-    def __init__(self, prefix: Path):
-        super().__init__(prefix)
+    def __init__(self, prefix: Path, limits: Limits = DEFAULT):
+        super().__init__(prefix, limits)
         self._entries: dict[str, Entry] = {}
         self._data_files: dict[int, BufferedReader] = {}
         self._open_files = ExitStack()
@@ -110,7 +111,7 @@ class TF1Reader(Reader):
         self._open_files.close()
 
     def _read_index(self, path: Path) -> None:
-        table = read_table(path)
+        table = read_table(path, self.limits)
         part = "the header"
         if b"" not in table:
             raise SourceError(f"{path}: a table, but without the header of a TF1 checkpoint; {_ADVICE}")
@@ -126,7 +127,7 @@ class TF1Reader(Reader):
 
     def _add(self, name: str, entry: Entry | str) -> None:
         if isinstance(entry, str):
-            self.left_out[name] = entry
+            self.leave_out(name, entry)
             return
         if entry.shard >= self._header.shards:
             raise WireError(f"data file number {entry.shard} of {self._header.shards}")
@@ -135,7 +136,7 @@ class TF1Reader(Reader):
             problem = f"{available} bytes, and tensor {name!r} ends at byte {end}: truncated; {_ADVICE}"
             raise self._data_error(entry, problem)
         self._entries[name] = entry
-        self.tensors[name] = entry.info
+        self.add(name, entry.info)
 
     def _data_file(self, entry: Entry) -> BufferedReader:
         if entry.shard not in self._data_files:
@@ -143,7 +144,8 @@ class TF1Reader(Reader):
             if not _is_file(path):
                 raise self._data_error(entry, "no such file, but the index needs it; copy it there too")
             try:
-                self._data_files[entry.shard] = self._open_files.enter_context(path.open("rb"))
+                file = self._data_files[entry.shard] = self._open_files.enter_context(path.open("rb"))
+                self.has(file.seek(0, 2))
             except OSError as error:
                 raise self._data_error(entry, f"cannot be opened ({error.strerror})") from error
         return self._data_files[entry.shard]
@@ -154,7 +156,7 @@ class TF1Reader(Reader):
     def _take_metadata(self) -> None:
         info = self.tensors.get(METADATA_NAME)
         if info and info.dtype == np.uint8 and len(info.shape) == 1:
-            self.metadata = parse_metadata(self.read(METADATA_NAME).tobytes(), self.path)
+            self.metadata = parse_metadata(self.read(METADATA_NAME).tobytes(), self.path, self.limits)
             del self.tensors[METADATA_NAME]
 
 
@@ -218,8 +220,8 @@ def _prefix_in_state(state: Path) -> Path | None:
         named = Path(_STATE_ESCAPE.sub(_unescape, line[2]).decode())
     except (OSError, UnicodeDecodeError):
         return None
-    moved = named.is_absolute() and not _is_file(index_path(named))
-    return state.parent / (named.name if moved else named)
+    # The state may have been written on another computer, or by a stranger: only what is beside it is meant.
+    return state.parent / named.name if named.name else None
 
 
 def _unescape(escape: re.Match[bytes]) -> bytes:

@@ -6,7 +6,8 @@ epochs, optimizer states and command line arguments.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ ENTRIES = (
 TOP = "."  # the name of the file's top level among the entries
 MAX_DEPTH = 3  # of entries within entries
 MAX_LISTED = 20  # lines below an error, names in a note
+_MOST_LOOKED_AT = 200_000  # values in all that are counted for descriptions
 
 
 class Entry(NamedTuple):
@@ -47,8 +49,8 @@ def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
     entries = _entries(root) if isinstance(root, dict) else {}
     if not entries:
         raise _nothing_to_choose(path, root)
-    listed = [f"{label(name)!r}: {_tensors(len(entry.tensors))}" for name, entry in entries.items()]
-    listed = listed[:MAX_LISTED]
+    shown = islice(entries.items(), MAX_LISTED)
+    listed = [f"{label(name)!r}: {_tensors(len(entry.tensors))}" for name, entry in shown]
     if key is not None and key not in entries:
         found = f" (it is {describe(root[key])})" if key in root else nearest(key, entries)
         raise SourceError(f"{path}: no entry {key!r} that holds tensors{found}; there are", listed)
@@ -60,18 +62,24 @@ def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
     return entries[name], [note] if others and key is None else []
 
 
-def left_out(root: Mapping, chosen: Entry) -> dict[str, str]:
-    """Name -> description of everything that is neither a chosen tensor nor leads to one."""
-    found: dict[str, str] = {}
-    mapping, prefix = root, ""
+def left_out(root: Mapping, chosen: Entry) -> Iterator[tuple[str, str]]:
+    """Name and description of everything that is neither a chosen tensor nor leads to one."""
+    mapping, prefix, look = root, "", _Look()
     for step in chosen.steps:
-        found |= {prefix + label(name): describe(value) for name, value in mapping.items() if name != step}
+        yield from ((prefix + label(n), describe(value, look)) for n, value in mapping.items() if n != step)
         mapping, prefix = mapping[step], f"{prefix}{label(step)}."
     rest = ((name, value) for name, value in mapping.items() if name not in chosen.tensors)
-    return found | {prefix + label(name): describe(value) for name, value in rest}
+    yield from ((prefix + label(name), describe(value, look)) for name, value in rest)
 
 
-def describe(value: Any) -> str:
+class _Look:
+    """How much is still looked at: what holds many things may itself be held by many."""
+
+    def __init__(self) -> None:
+        self.left = _MOST_LOOKED_AT
+
+
+def describe(value: Any, look: _Look | None = None) -> str:
     """A few words about anything that the unpickler can produce."""
     match value:
         case Opaque():
@@ -82,7 +90,7 @@ def describe(value: Any) -> str:
             return short(value.kind)
         case dict() | list() | tuple() | set() | frozenset():
             kind = "dict" if isinstance(value, dict) else type(value).__name__
-            count = _count_tensors(value)
+            count = _count_tensors(value, look or _Look())
             return f"{kind} of {len(value)}" + (f" ({_tensors(count)})" if count else "")
         case bytes() | bytearray():
             return f"{type(value).__name__} of {len(value)}"
@@ -114,17 +122,17 @@ def short(text: str, limit: int = 60) -> str:
 def _entries(root: dict) -> dict[str, Entry]:
     """Dotted name -> every mapping that holds tensors directly; the outer ones first."""
     found: dict[str, Entry] = {}
-    seen: set[int] = set()
+    seen: dict[int, dict[str, TensorRef]] = {}  # one mapping may be reached in several ways, or hold itself
     level: list[tuple[tuple[str, ...], dict]] = [((), root)]
     for _ in range(MAX_DEPTH + 1):
         inner = []
         for steps, mapping in level:
-            if tensors := {name: value for name, value in mapping.items() if _is_tensor(name, value)}:
-                found.setdefault(".".join(steps) or TOP, Entry(steps, tensors))
-            if id(mapping) not in seen:  # one mapping may be reached in several ways, or hold itself
-                seen.add(id(mapping))
+            if id(mapping) not in seen:
+                seen[id(mapping)] = {n: value for n, value in mapping.items() if _is_tensor(n, value)}
                 pairs = ((name, value) for name, value in mapping.items() if isinstance(name, str))
                 inner += [((*steps, name), value) for name, value in pairs if isinstance(value, dict)]
+            if tensors := seen[id(mapping)]:
+                found.setdefault(".".join(steps) or TOP, Entry(steps, tensors))
         level = inner
     return found
 
@@ -149,14 +157,10 @@ def _nothing_to_choose(path: Path, root: Any) -> SourceError:
             f"{path}: a pickled {what} object, expected a state dict; "
             "load it where its class is defined and save model.state_dict()"
         )
-    lines = (
-        [f"{label(name)}: {describe(value)}" for name, value in root.items()]
-        if isinstance(root, dict)
-        else []
-    )
+    items = islice(root.items(), MAX_LISTED) if isinstance(root, dict) else ()
     return SourceError(
         f"{path}: {what}, expected a mapping from names to tensors, such as model.state_dict()",
-        lines[:MAX_LISTED],
+        [f"{label(name)}: {describe(value)}" for name, value in items],
     )
 
 
@@ -164,9 +168,10 @@ def _tensors(count: int) -> str:
     return f"{count} tensor{'s' * (count != 1)}"
 
 
-def _count_tensors(value: Any) -> int:
+def _count_tensors(value: Any, look: _Look) -> int:
     count, seen, waiting = 0, set(), [value]
-    while waiting:
+    while waiting and look.left:
+        look.left -= 1
         value = waiting.pop()
         if id(value) in seen:  # one list can be reached in very many ways, or hold itself
             continue

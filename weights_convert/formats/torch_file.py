@@ -22,6 +22,7 @@ import numpy as np
 
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.formats import torch_pickle
+from weights_convert.formats.archive import open_zip, stored
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
@@ -33,6 +34,7 @@ from weights_convert.formats.base import (
 )
 from weights_convert.formats.torch_entries import choose, label, left_out, short
 from weights_convert.formats.torch_pickle import Storage, TensorRef
+from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
 from weights_convert.memory import write
 
 DAMAGED = "the file is truncated or damaged"
@@ -59,9 +61,8 @@ _MAGIC_PICKLES = (  # of protocol 1, and from 2 on
 )
 _STREAM_VERSION = 1001
 
-# A claimed size is believed up to these limits.
-_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}  # of an entry to its packed bytes
-_MAX_EXPANDED = 2**30  # bytes of a tensor whose strides repeat a smaller storage
+# An entry's claimed size is believed up to this multiple of its packed bytes.
+_MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
 _STEM = "archive"
 _ALIGNMENT = 64
@@ -82,20 +83,22 @@ def torch_zip_stem(names: Iterable[str]) -> str | None:
 class _Zip:
     """The newer form: an object, and bytes by storage key."""
 
-    def __init__(self, path: Path, file: BinaryIO):
-        self._file = file
+    def __init__(self, path: Path, file: BinaryIO, limits: Limits):
+        self._path, self._file, self._limits = path, file, limits
         self._length = file.seek(0, io.SEEK_END)
-        self._zip = zipfile.ZipFile(file)
+        self._zip = open_zip(path, file, limits)
         names = self._zip.namelist()
         _refuse_archives_of_code(path, names)
+        _refuse_a_choice(path, names)
         stem = torch_zip_stem(names)
         if stem is None:
             raise SourceError(f"{path}: a zip without <name>/data.pkl, expected a file written by torch.save")
         folder = f"{stem}/"
         inside = [info for info in self._zip.infolist() if info.filename.startswith(folder)]
         self._infos = {info.filename.removeprefix(folder): info for info in inside}
-        self.root, _ = torch_pickle.load(io.BytesIO(self._whole("data.pkl")))
-        self.metadata = parse_metadata(self._whole(_METADATA), path) if _METADATA in self._infos else {}
+        self.root, _ = torch_pickle.load(io.BytesIO(self._whole("data.pkl")), limits)
+        text = self._whole(_METADATA) if _METADATA in self._infos else b"{}"
+        self.metadata = parse_metadata(text, path, limits)
         order = self._whole("byteorder") if "byteorder" in self._infos else b"little"
         if order not in (b"little", b"big"):
             raise ValueError(f"byte order {order[:10]!r}")
@@ -104,6 +107,10 @@ class _Zip:
     def size(self, key: str) -> int:
         name = f"data/{key}"
         return self._size(self._infos[name]) if name in self._infos else 0
+
+    def unpacks(self, key: str) -> bool:
+        """Whether everything before a tensor has to be read too."""
+        return self._infos[f"data/{key}"].compress_type != zipfile.ZIP_STORED
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         self._read_into(self._infos[f"data/{key}"], start, buffer)
@@ -114,15 +121,19 @@ class _Zip:
         return max(0, min(info.file_size, packed * _MAX_RATIO.get(info.compress_type, 0)))
 
     def _whole(self, name: str) -> bytes:
-        data = bytearray(self._size(self._infos[name]))
-        self._read_into(self._infos[name], 0, memoryview(data))
+        info, most = self._infos[name], self._limits.text
+        size = self._size(info)
+        if info.compress_type != zipfile.ZIP_STORED and size > most:
+            raise too_many(self._path, f"unpacked bytes of {name}", size, "max_tensors", most)
+        data = bytearray(size)
+        self._read_into(info, 0, memoryview(data))
         return bytes(data)
 
     def _read_into(self, info: zipfile.ZipInfo, start: int, buffer: memoryview) -> None:
         if info.flag_bits & 1:
             raise zipfile.BadZipFile("the entry is encrypted")
         if info.compress_type == zipfile.ZIP_STORED:
-            self._file.seek(self._data_start(info) + start)
+            self._file.seek(stored(self._file, info, check=False) + start)
             fill(self._file, buffer)
         else:
             with self._zip.open(info) as entry:
@@ -132,31 +143,24 @@ class _Zip:
         if info.CRC and len(buffer) == info.file_size and zlib.crc32(buffer) != info.CRC:
             raise zipfile.BadZipFile("the checksum (CRC-32) differs")
 
-    def _data_start(self, info: zipfile.ZipInfo) -> int:
-        self._file.seek(info.header_offset)
-        header = self._file.read(30)  # the local one: its extra field differs from the directory's
-        if header[:4] != b"PK\x03\x04":
-            raise zipfile.BadZipFile("no entry begins where the directory says")
-        return info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
-
 
 class _Stream:
     """The older form, seen the same way."""
 
     byteswapped = sys.byteorder != "little"
 
-    def __init__(self, path: Path, file: BinaryIO):
+    def __init__(self, path: Path, file: BinaryIO, limits: Limits):
         self._file = file
         self.metadata: dict[str, Any] = {}
         length = file.seek(0, io.SEEK_END)
         file.seek(0)
-        _magic, version, _system = (torch_pickle.load(file)[0] for _ in range(3))
+        _magic, version, _system = (torch_pickle.load(file, limits)[0] for _ in range(3))
         if version != _STREAM_VERSION:
             raise SourceError(
                 f"{path}: not version {_STREAM_VERSION} of the older form of torch.save; {DAMAGED}"
             )
-        self.root, storages = torch_pickle.load(file)
-        keys, _ = torch_pickle.load(file)
+        self.root, storages = torch_pickle.load(file, limits)
+        keys, _ = torch_pickle.load(file, limits)
         self._places: dict[str, tuple[int, int]] = {}  # key -> first byte, number of bytes
         for key in keys:
             start, nbytes = self._places[key] = _next_place(file, storages[key])
@@ -166,6 +170,9 @@ class _Stream:
 
     def size(self, key: str) -> int:
         return self._places.get(key, (0, 0))[1]
+
+    def unpacks(self, key: str) -> bool:  # noqa: ARG002
+        return False
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         self._file.seek(self._places[key][0] + start)
@@ -186,15 +193,27 @@ def _refuse_archives_of_code(path: Path, names: list[str]) -> None:
             raise SourceError(f"{path}: {what}")
 
 
-def _open_container(path: Path, file: BinaryIO) -> _Zip | _Stream:
+def _refuse_a_choice(path: Path, names: list[str]) -> None:
+    """Raise `SourceError` where torch, or another program, might take another entry than is taken here."""
+    if len({name.lower() for name in names}) < len(names):  # torch's zip reader sees no difference
+        raise SourceError(f"{path}: a zip with names that differ in upper and lower case only")
+    pickles = [name for name in names if name.endswith("/data.pkl")]
+    if len(pickles) > 1:
+        shown = " and ".join(short(name) for name in pickles[:2])
+        raise SourceError(f"{path}: a zip with {shown}, expected one file of torch.save")
+
+
+def _open_container(path: Path, file: BinaryIO, limits: Limits) -> _Zip | _Stream:
     head = file.read(512)
     container = _Zip if head.startswith(b"PK") else _Stream if looks_like_torch_stream(head) else None
     if container is None:
         raise SourceError(f"{path}: {_other_kind(head)}")
     try:
-        return container(path, file)
+        return container(path, file, limits)
     except SourceError:
         raise
+    except LimitReached as limit:
+        raise limit.at(path) from None
     except Exception as error:  # what zipfile, pickle and json raise for damaged input is nearly every kind
         raise SourceError(
             f"{path}: not readable as a file of torch.save ({_reason(error)}); {DAMAGED}"
@@ -217,19 +236,23 @@ class TorchReader(Reader):
 
     format = "torch"
 
-    def __init__(self, path: Path, key: str | None = None):
-        super().__init__(path)
+    def __init__(self, path: Path, key: str | None = None, limits: Limits = DEFAULT):
+        super().__init__(path, limits)
         try:
             self._file = path.open("rb")
         except OSError as error:
             raise SourceError(f"{path}: cannot be opened ({error.strerror})") from error
         try:
-            self._container = _open_container(path, self._file)
+            self.has(self._file.seek(0, io.SEEK_END))
+            self._file.seek(0)
+            self._container = _open_container(path, self._file, limits)
             root, self.metadata = self._container.root, self._container.metadata
             chosen, self.notes = choose(path, root, key)
-            self.left_out = left_out(root, chosen)
             self._refs = chosen.tensors
-            self.tensors = {name: self._info(name, ref) for name, ref in self._refs.items()}
+            for name, ref in self._refs.items():
+                self.add(name, self._info(name, ref), self._cost(ref))
+            for name, what in left_out(root, chosen):
+                self.leave_out(name, what)
         except BaseException:
             self.close()
             raise
@@ -261,16 +284,21 @@ class TorchReader(Reader):
             problem = f"needs {max(claims, needs)} bytes of storage data, the file has {has}"
         elif needs > claims:
             problem = f"needs {needs} bytes of a storage of {claims}"
-        elif full > max(claims, _MAX_EXPANDED):
+        elif full > torch_pickle.MAX_INT:
             problem = f"would expand {claims} bytes to {full}"
         else:
             return TensorInfo(ref.shape, ref.dtype)
         raise SourceError(f"{self.path}: tensor {label(name)!r} of shape {ref.shape} {problem}; {DAMAGED}")
 
+    def _cost(self, ref: TensorRef) -> int:
+        """Bytes that reading a tensor takes: from its first element to its last, or all up to there."""
+        before = ref.start if ref.span and self._container.unpacks(ref.storage.key) else 0
+        return before + ref.span * ref.dtype.itemsize
 
-def open_torch(path: Path, key: str | None = None) -> TorchReader:
+
+def open_torch(path: Path, key: str | None = None, limits: Limits = DEFAULT) -> TorchReader:
     """Open either form. `SourceError` for any other file, and for a file without a state dict."""
-    return TorchReader(path, key)
+    return TorchReader(path, key, limits)
 
 
 def write_torch(

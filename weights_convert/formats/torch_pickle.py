@@ -3,6 +3,8 @@
 A pickle names what is to be imported and called. Here such a name is looked up in `ALLOWED`, which leads to
 this file only, and every other name becomes an `Opaque` stand-in that remembers its name and does nothing.
 A tensor becomes a `TensorRef`: where its numbers lie, not the numbers.
+
+Before it is loaded, a pickle is read through once (`pickle_check`).
 """
 
 from __future__ import annotations
@@ -10,15 +12,17 @@ from __future__ import annotations
 import io
 import math
 import pickle
-import pickletools
 import struct
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, BinaryIO, ClassVar, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from weights_convert.formats.base import TensorInfo
+from weights_convert.formats.base import MAX_NDIM, TensorInfo
+from weights_convert.formats.pickle_check import FRAME_SIZE, check
+from weights_convert.limits import DEFAULT, Limits
 
 # torch dtype, prefix of its Storage and legacy Tensor class (None: stored untyped), NumPy dtype
 TYPES = (
@@ -51,8 +55,9 @@ QUANTIZED = {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
 ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORAGES.items()}
 ITEM_SIZES |= {f"torch.{prefix}Storage": size for prefix, size in QUANTIZED.items()}
 
-MAX_NDIM = 32  # what every NumPy takes
 MAX_INT = 2**63 - 1  # what torch itself can store
+_MOST_NAMES = 10_000  # of classes that are not on the list; 30 in an honest training checkpoint
+_LONGEST_NAME = 300
 
 
 class Opaque:
@@ -74,6 +79,7 @@ class Opaque:
         return self
 
 
+@lru_cache(maxsize=4096)
 def _opaque(path: str) -> type[Opaque]:
     """A class and not an instance, because the pickle may want to make objects of it."""
     return type("Opaque", (Opaque,), {"__slots__": (), "path": path})
@@ -83,6 +89,11 @@ class StateDict(dict):
     """Stands in for `OrderedDict`. Attributes (`_metadata`: versions of modules) are dropped."""
 
     __slots__ = ()
+
+    def __init__(self, pairs: Any = ()):
+        """Of pairs as in Python 2's pickles; only by texts, as other keys could be made to collide."""
+        pairs = pairs.items() if isinstance(pairs, dict) else pairs
+        super().__init__((key, value) for key, value in pairs if isinstance(key, str))
 
     def __setstate__(*_: Any) -> None:
         pass
@@ -197,11 +208,6 @@ def _rebuild_subclass(function: Callable[..., Any], _kind: Any, args: tuple, _st
     return function(*args)
 
 
-def _attribute(owner: Any, name: Any) -> type[Opaque]:
-    """Classes within classes are pickled as `getattr(Outer, "Inner")`."""
-    return _opaque(f"{getattr(owner, 'path', 'object')}.{name}")
-
-
 # Everything that a pickle can reach by name. None of it has attributes that a pickle could set.
 ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": StateDict,
@@ -221,9 +227,8 @@ ALLOWED: dict[str, Any] = {
         if prefix
         for device in ("", "cuda.")
     },
-    "builtins.getattr": _Allowed(_attribute),
-    "__builtin__.getattr": _Allowed(_attribute),
 }
+_GETATTR = ("builtins.getattr", "__builtin__.getattr")
 # What some functions make, for the people who read the list of what was left out.
 MADE_BY = {
     "_codecs.encode": "bytes",
@@ -251,10 +256,26 @@ class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO):
         super().__init__(file, encoding="latin1")  # Python 2's strings are bytes; latin1 takes any
         self.storages: dict[str, Storage] = {}
+        self._names: set[str] = set()
 
     def find_class(self, module: str, name: str) -> Any:
         path = f"{module}.{name}"
-        return ALLOWED[path] if path in ALLOWED else _opaque(MADE_BY.get(path, path))
+        if path in _GETATTR:
+            return _Allowed(self._attribute)
+        return ALLOWED[path] if path in ALLOWED else self._stand_in(MADE_BY.get(path, path))
+
+    def _attribute(self, owner: Any, name: str) -> type[Opaque]:
+        """Classes within classes are pickled as `getattr(Outer, "Inner")`."""
+        if not isinstance(name, str):
+            raise pickle.UnpicklingError("an attribute without a name")
+        return self._stand_in(f"{getattr(owner, 'path', 'object')}.{name[:_LONGEST_NAME]}")
+
+    def _stand_in(self, path: str) -> type[Opaque]:
+        path = path[:_LONGEST_NAME]
+        self._names.add(path)
+        if len(self._names) > _MOST_NAMES:
+            raise pickle.UnpicklingError(f"more than {_MOST_NAMES} names of classes")
+        return _opaque(path)
 
     def persistent_load(self, identity: Any) -> Any:
         match identity:
@@ -267,23 +288,34 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError("a reference to something that is not a storage")
 
 
-def _skip(file: BinaryIO) -> None:
-    """Move behind one pickle; refuse one whose bare numbers would make the C unpickler fill the memory."""
-    for count, (opcode, value, _) in enumerate(pickletools.genops(file)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (value or 0) > count:
-            raise pickle.UnpicklingError(f"memo index {value} after {count} operations")
+class _Rest:
+    """A file whose reads are never longer than what is left of it: Python allocates before it reads."""
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        start = file.tell()
+        self._end = file.seek(0, io.SEEK_END)
+        file.seek(start)
+        self.readline, self.tell = file.readline, file.tell
+
+    def read(self, size: int) -> bytes:
+        return self._file.read(min(size, self._end - self._file.tell()))
 
 
-def load(file: BinaryIO) -> tuple[Any, dict[str, Storage]]:
+def load(file: BinaryIO, limits: Limits = DEFAULT) -> tuple[Any, dict[str, Storage]]:
     """One pickle, from the file's position to its end, and the storages that it refers to.
 
     Raises whatever a damaged pickle makes `pickle` raise: `UnpicklingError` and nearly every other exception.
     """
     start = file.tell()
-    _skip(file)
+    frames = check(_Rest(file), limits)
     end = file.tell()
     file.seek(start)
-    unpickler = _Unpickler(io.BytesIO(file.read(end - start)))
+    data = file.read(end - start)
+    if frames:
+        begins = [0, *(frame - start + FRAME_SIZE for frame in frames)]
+        data = b"".join(data[a:b] for a, b in zip(begins, [*(f - start for f in frames), None], strict=True))
+    unpickler = _Unpickler(io.BytesIO(data))
     return unpickler.load(), unpickler.storages
 
 

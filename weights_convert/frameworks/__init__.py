@@ -16,6 +16,7 @@ import numpy as np
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError, SpecError, nearest
+from weights_convert.limits import Limits
 from weights_convert.loading import load
 from weights_convert.recognise import matters_unseen
 from weights_convert.spec import ResNetSpec, make_spec, parameters
@@ -29,7 +30,12 @@ _BASES = {  # a class that a model is derived from -> its framework
 
 
 def load_into(
-    model: Any, source: str | Path | Checkpoint, *, prefix: str = "", scope: str | None = None
+    model: Any,
+    source: str | Path | Checkpoint,
+    *,
+    prefix: str = "",
+    scope: str | None = None,
+    limits: Limits | None = None,
 ) -> None:
     """Put a checkpoint's weights into a live model, all of them or none.
 
@@ -39,6 +45,7 @@ def load_into(
         source: a file of any container, or a `Checkpoint`.
         prefix: the part of the checkpoint that `model` is, such as "layer1.0.se".
         scope: for a session, the variable scope of the network; None where it is the only one.
+        limits: as in `load`.
 
     Raises:
         MismatchError: tensors, shapes, dtypes or keywords differ; nothing has been changed then.
@@ -52,7 +59,7 @@ def load_into(
     if isinstance(source, Checkpoint):
         adapter.load_into(model, source, prefix, scope)
         return
-    with load(source) as checkpoint:
+    with load(source, limits=limits) as checkpoint:
         adapter.load_into(model, checkpoint, prefix, scope)
 
 

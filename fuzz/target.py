@@ -1,0 +1,154 @@
+"""The target: bytes become a file, which is opened and read whole, by readers that are watched meanwhile.
+
+Allowed are two outcomes: every tensor as announced, or a `WeightsConvertError` of clean lines.
+"""
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import os
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from weights_convert import WeightsConvertError, load
+from weights_convert.examine import facts
+from weights_convert.formats import open_reader
+
+READERS = {  # name -> suffix of its files
+    "torch_zip": ".pth",
+    "torch_stream": ".pth",
+    "npz": ".npz",
+    "keras_h5": ".weights.h5",
+    "keras_zip": ".keras",
+    "tf1": ".ckpt",
+    "safetensors": ".safetensors",
+}
+MEMORY = 2**30  # bytes that reading one file may take
+
+# What no reader has a reason to do; names of Python's audit events, or their beginnings.
+_FORBIDDEN = (
+    "exec", "import", "pickle.find_class", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
+    "subprocess.", "socket.", "ctypes.", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink",
+    "os.link", "os.chmod", "os.chown", "os.truncate", "shutil.", "tempfile.", "webbrowser.", "urllib.",
+)  # fmt: skip
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+
+
+class _Watch:
+    """What Python's audit events tell while `folder` is set. A hook cannot be taken away again."""
+
+    folder: str | None = None
+    seen: list[str]
+    installed = False
+
+    def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.folder is None:
+            return
+        if event == "open":
+            path, _, flags = arguments
+            inside = isinstance(path, str) and path.startswith(self.folder)
+            if not inside or (isinstance(flags, int) and flags & _WRITING):
+                self.seen.append(f"open {path!r} with flags {flags}")
+        elif event.startswith(_FORBIDDEN):
+            self.seen.append(f"{event} {str(arguments)[:200]}")
+
+
+_watch = _Watch()
+# Python imports these when a text needs them first
+codecs.lookup("raw_unicode_escape")
+importlib.import_module("unicodedata")
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[None]:
+    """Raise `AssertionError` if anything was done meanwhile but reading files of `folder`."""
+    if not _watch.installed:
+        sys.addaudithook(_watch.hook)
+        _watch.installed = True
+    _watch.seen, _watch.folder = [], str(folder)
+    try:
+        yield
+    finally:
+        _watch.folder = None
+    assert not _watch.seen, _watch.seen
+
+
+def put(reader: str, data: bytes, folder: Path) -> Path:
+    """Write an input as the file, or the files, that it stands for."""
+    path = folder / f"x{READERS[reader]}"
+    if reader != "tf1":
+        path.write_bytes(data)
+        return path
+    index, shard = parts(data)
+    Path(f"{path}.index").write_bytes(index)
+    for number, shards in ((0, 1), (0, 2), (1, 2)):
+        Path(f"{path}.data-{number:05d}-of-{shards:05d}").write_bytes(shard)
+    return path
+
+
+def parts(data: bytes) -> tuple[bytes, bytes]:
+    """The index and the data of a TF1 checkpoint in one input: the index's length comes first."""
+    length = int.from_bytes(data[:4], "little")
+    return data[4 : 4 + length], data[4 + length :]
+
+
+def joined(index: bytes, shard: bytes) -> bytes:
+    """The inverse of `parts`."""
+    return len(index).to_bytes(4, "little") + index + shard
+
+
+def read_all(path: Path) -> dict[str, np.ndarray] | None:
+    """Every tensor; None where the file is refused. Then the same by way of `load`, as `inspect` does it."""
+    try:
+        with open_reader(path) as reader:
+            arrays = {name: reader.read(name) for name in reader.tensors}
+            infos = dict(reader.tensors)
+    except WeightsConvertError as error:
+        check_error(error)
+        arrays, infos = None, {}
+    for name, array in (arrays or {}).items():
+        assert (array.shape, array.dtype) == infos[name], name
+        assert array.flags.c_contiguous, name
+        assert array.flags.writeable, name
+        assert array.dtype.isnative, name
+    try:
+        with load(path) as checkpoint:
+            facts(checkpoint)
+    except WeightsConvertError as error:
+        check_error(error)
+    return arrays
+
+
+def check_error(error: WeightsConvertError) -> None:
+    """Raise `AssertionError` for an error that people should not see, or that hides a failed allocation."""
+    lines = str(error).split("\n")
+    assert len(lines) == 1 + len(error.details)
+    assert all(line.isprintable() for line in lines)
+    cause: BaseException | None = error
+    while cause is not None:
+        assert not isinstance(cause, MemoryError), "allocated what the file claims"
+        cause = cause.__cause__ or cause.__context__
+
+
+def try_input(reader: str, data: bytes, folder: Path) -> bool:
+    """Read one input in an empty folder; whether it was read. `AssertionError` for any other outcome."""
+    path = put(reader, data, folder)
+    with watched(folder):
+        arrays = read_all(path)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    assert peak < _baseline() + MEMORY, f"{peak} bytes of memory"
+    return arrays is not None
+
+
+def _baseline(start: list[int] = []) -> int:  # noqa: B006  (kept between calls)
+    """The process's peak when it was first asked for."""
+    if not start:
+        start.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    return start[0]

@@ -1,0 +1,405 @@
+"""Small files that would fill the memory, loop for hours or end the process: each made by hand, each refused.
+
+And the limits: each is an option, which the error names.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import struct
+import time
+import tracemalloc
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from parity_tests.synthetic import arrays_with
+from parity_tests.test_torch_file import pickled, placed, storage, zip_file
+from weights_convert import LimitError, Limits, SourceError, WeightsConvertError, load
+from weights_convert.errors import nearest
+from weights_convert.formats import open_reader
+from weights_convert.formats.base import TensorInfo
+from weights_convert.formats.safetensors_file import write_safetensors
+from weights_convert.recognise import infer
+
+SECONDS, MEMORY = 10, 2**28
+
+
+@pytest.fixture(autouse=True)
+def quick_and_small() -> Iterator[None]:
+    tracemalloc.start()
+    start = time.process_time()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < MEMORY
+        assert time.process_time() - start < SECONDS
+    finally:
+        tracemalloc.stop()
+
+
+def refusal(path: Path, key: str | None = None) -> str:
+    with pytest.raises(SourceError) as caught:
+        open_reader(path, key)
+    assert caught.value.message.startswith(f"{path}: ")
+    assert "\n" not in str(caught.value).split("\n  ")[0]
+    return caught.value.message.removeprefix(f"{path}: ")
+
+
+# --------------------------------------------------------------------------------------------------
+# Pickles
+
+TUPLES = b"".join(  # 2^12 tuples of -1 and -2, whose hashes are all the same
+    b"(" + b"".join(b"J" + struct.pack("<i", number) for number in numbers) + b"tN"
+    for numbers in itertools.product((-1, -2), repeat=12)
+)
+NAMES = b"".join(b"cm\nn%d\n0" % number for number in range(20_000))
+PICKLES = {
+    "a key that overflows the stack": (b"})" + b"\x85" * 1_000_000 + b"Ns", "101 levels or more in a pickle"),
+    "a member that overflows the stack": (b"()" + b"\x85" * 200 + b"\x91", "101 levels or more"),
+    "a deep key out of the memo": (b"})" + b"\x85" * 60 + b"q\x00h\x00" + b"\x85" * 60 + b"Ns", "101 levels"),
+    "lists within lists": (b"]" * 50_000 + b"a" * 49_999, "101 levels or more in a pickle"),
+    "keys that collide": (b"}(" + TUPLES + b"u", "keys or more in a pickle that are no texts, and 200 are"),
+    "members that collide": (b"\x8f(" + TUPLES + b"\x90", "keys or more in a pickle that are no texts"),
+    "sets that fill the memory": (b"\x8f" * 200_000, "128,001 operations or more in a pickle"),
+    "classes by the thousand": (NAMES + b"N", "more than 10000 names of classes"),
+}
+
+
+@pytest.mark.parametrize("case", PICKLES)
+def test_pickles(tmp_path, case):
+    body, message = PICKLES[case]
+    path = zip_file(tmp_path / "x", b"\x80\x04" + body + b".", {})
+    with pytest.raises(SourceError) as caught:
+        open_reader(path, limits=Limits(max_tensors=2_000))
+    assert message in caught.value.message
+
+
+def tensor_and(*items: bytes) -> bytes:
+    """The pickle of a state dict with one tensor, and whatever else."""
+    tensor = pickled(placed(storage("0", 2), 0, (2,), (1,)))[2:-1]
+    return b"\x80\x04}(X\x01\x00\x00\x00w" + tensor + b"".join(items) + b"u."
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+DAG = b"]" + b"q\x010](h\x01h\x01e" * 90  # 2^90 lists if they are counted one by one
+HELD = b"](" + b"N" * 100_000 + b"eq\x05" + b"0"
+HARMLESS = {
+    "an attribute whose name is no text": [text("x"), b"cbuiltins\ngetattr\nN" + DAG + b"\x86R"],
+    "a list held by many": [text("a"), HELD + b"N"]
+    + [text(f"n{number}") + b"](h\x05e" for number in range(2_000)],
+    "a list of pairs with keys that collide": [
+        text("x"),
+        b"ccollections\nOrderedDict\n](" + TUPLES.replace(b"tN", b"tN\x86") + b"e\x85R",
+    ],
+}
+
+
+@pytest.mark.parametrize("case", HARMLESS)
+def test_pickles_that_only_look_large(tmp_path, case):
+    path = zip_file(tmp_path / "x", tensor_and(*HARMLESS[case]), {"0": bytes(8)})
+    try:
+        with open_reader(path) as reader:
+            assert reader.read("w").tolist() == [0, 0]
+    except SourceError as error:
+        assert "attribute without a name" in error.message  # noqa: PT017
+
+
+def test_frames_that_hide_operations(tmp_path):
+    """A frame within a frame: CPython goes on behind the outer one, past the head of what are only bytes."""
+    hidden = b"]r\xff\xff\xff\x7f0"  # fills the memory by its index in the memo
+    head = b"B" + struct.pack("<I", len(hidden))
+    inner = b"\x95" + struct.pack("<Q", len(head) + len(hidden)) + head
+    outer = b"\x95" + struct.pack("<Q", len(inner)) + inner
+    path = zip_file(tmp_path / "x", tensor_and(text("x"), outer + hidden), {"0": bytes(8)})
+    with open_reader(path) as reader:
+        assert reader.read("w").tolist() == [0, 0]
+        assert list(reader.left_out) == ["x"]
+
+
+def test_one_state_dict_under_many_names(tmp_path):
+    """Its tensors are listed once, not once for each of its names: 4,000,000 entries."""
+    tensor = pickled(placed(storage("0", 2), 0, (2,), (1,)))[2:-1]
+    inner = (
+        b"}(" + b"".join(text(f"t{n}") + (b"h\x10" if n else tensor + b"q\x10") for n in range(2_000)) + b"u"
+    )
+    many = b"".join(text(f"n{n}") + (b"h\x11" if n else inner + b"q\x11") for n in range(2_000))
+    path = zip_file(tmp_path / "x", b"\x80\x04}(" + many + b"u.", {"0": bytes(8)})
+    assert "2000 entries hold tensors" in refusal(path)
+
+
+def test_a_pickle_that_unpacks_to_much_more(tmp_path):
+    path = zip_file(
+        tmp_path / "x", b"\x80\x04" + b"B" + struct.pack("<I", 50_000_000) + bytes(50_000_000), {}
+    )
+    assert path.stat().st_size < 100_000
+    assert "unpacked bytes of data.pkl, and 10,240,000 are believed" in refusal(path)
+
+
+def test_a_stream_that_claims_more_than_it_has(tmp_path):
+    """Python would allocate them before it reads."""
+    stream = (
+        b"".join(map(pickled, [0x1950A86A20F9469CFC6C, 1001, {}]))
+        + b"\x80\x04\x8e"
+        + struct.pack("<Q", 2**40)
+    )
+    (tmp_path / "x").write_bytes(stream)
+    assert "not readable as a file of torch.save" in refusal(tmp_path / "x")
+
+
+# --------------------------------------------------------------------------------------------------
+# Zips
+
+
+def archive(path: Path, entries: dict[str, bytes] | list[tuple[str, bytes]], method: int = 0) -> Path:
+    with zipfile.ZipFile(path, "w", method) as file:
+        for name, content in dict(entries).items() if isinstance(entries, dict) else entries:
+            file.writestr(name, content)
+    return path
+
+
+def npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def lying(path: Path, entry: str, size: int) -> Path:
+    """The archive with another size of an entry in its directory."""
+    data = bytearray(path.read_bytes())
+    place = data.rfind(entry.encode()) - 46
+    data[place + 24 : place + 28] = struct.pack("<I", size)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("suffix", ["npz", "pth", "keras"])
+def test_names_that_come_twice(tmp_path, suffix):
+    """One program takes the first, another the last."""
+    names = {"npz": "a.npy", "pth": "x/data.pkl", "keras": "model.weights.h5"}
+    path = archive(tmp_path / f"x.{suffix}", [(names[suffix], npy(np.ones(2)))] * 2)
+    assert refusal(path) == f"a zip with two entries '{names[suffix]}', expected one"
+
+
+def test_pth_of_which_torch_takes_another_part(tmp_path):
+    two = archive(tmp_path / "two", {"long/data.pkl": pickled({}), "x/data.pkl": pickled({})})
+    assert refusal(two) == "a zip with long/data.pkl and x/data.pkl, expected one file of torch.save"
+    cases = archive(tmp_path / "cases", {"x/data.pkl": pickled({}), "x/DATA.pkl": pickled({})})
+    assert "differ in upper and lower case only" in refusal(cases)
+
+
+def test_a_directory_larger_than_that_of_any_checkpoint(tmp_path):
+    entry = b"PK\x03\x04" + bytes(22) + struct.pack("<HH", 5, 0) + b"a.npy"
+    record = b"PK\x01\x02" + bytes(24) + struct.pack("<HHH", 5, 0, 0) + bytes(12) + b"a.npy"
+    directory = record * 250_000
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, len(directory), len(entry), 0)
+    (tmp_path / "x.npz").write_bytes(entry + directory + end)
+    assert "12,750,000 bytes of a zip's directory, and 10,240,000 are believed" in refusal(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("name", ["/etc/x.npy", "../../x.npy", "C:\\x.npy", "a\nb.npy"])
+def test_names_are_never_paths(tmp_path, name):
+    (tmp_path / "in").mkdir()
+    with open_reader(archive(tmp_path / "in" / "x.npz", {name: npy(np.ones(2))})) as reader:
+        (found,) = reader.tensors
+        assert reader.read(found).tolist() == [1, 1]
+    assert [path.name for path in tmp_path.rglob("*")] == ["in", "x.npz"]
+
+
+def test_an_array_that_unpacks_to_much_more(tmp_path):
+    head = npy(np.zeros(0, np.float32)).replace(b"(0,), }         ", b"(268435456,), } ")
+    path = archive(tmp_path / "x.npz", {"a.npy": head + bytes(1000)}, zipfile.ZIP_DEFLATED)
+    lying(path, "a.npy", 2**30 + 128)
+    assert "1,073,741,824 bytes or more from a file of" in refusal(path)
+    assert "raise max_bytes (--max-bytes)" in refusal(path)
+
+
+@pytest.mark.parametrize("shape", ["(2L,)", "(2,)#\\d", "(0x2 if 1else 0,)"])
+def test_headers_that_make_python_warn(tmp_path, shape):
+    """Nothing is printed for them, and no warning raised: they are read, or are no headers."""
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}\n, }}".ljust(245).encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8)
+    path = archive(tmp_path / "x.npz", {"a.npy": content})
+    if "if" in shape:
+        assert "malformed" in refusal(path) or "not valid" in refusal(path) or "Cannot parse" in refusal(path)
+    else:
+        with open_reader(path) as reader:
+            assert reader.tensors["a"].shape == (2,)
+
+
+SHAPES = {"(-2, -2)": 4, "(True, 4)": 4, f"(0, {2**62})": 0, f"({2**70}, 0)": 0, f"({'1, ' * 40})": 1}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_arrays_of_impossible_shapes(tmp_path, shape):
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(245).encode() + b"\n"
+    content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(4 * SHAPES[shape])
+    assert "impossible shape" in refusal(archive(tmp_path / "x.npz", {"a.npy": content}))
+
+
+def test_an_expansion_and_tensors_that_share_a_storage(tmp_path):
+    root = {"a": placed(storage("0", 6), 0, (2**40,), (0,))}
+    path = zip_file(tmp_path / "x", root, {"0": bytes(24)})
+    assert "4,398,046,511,104 bytes or more from a file of" in refusal(path)
+    shared = {f"n{n}": placed(storage("0", 10**6), 0, (10**6,), (1,)) for n in range(200)}
+    assert "bytes or more from a file of" in refusal(
+        zip_file(tmp_path / "y", shared, {"0": bytes(4 * 10**6)})
+    )
+    far = {f"n{n}": placed(storage("0", 10**6), 10**6 - 1, (1,), (1,)) for n in range(200)}
+    assert "bytes or more from a file of" in refusal(zip_file(tmp_path / "z", far, {"0": bytes(4 * 10**6)}))
+
+
+# --------------------------------------------------------------------------------------------------
+# Names, shapes and metadata
+
+
+def named(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    infos = {name: TensorInfo(shape, np.dtype(np.float32)) for name, shape in shapes.items()}
+    write_safetensors(path, infos, lambda name: np.zeros(shapes[name], np.float32), {})
+    return path
+
+
+def blocks(count: int) -> dict[str, tuple[int, ...]]:
+    return {f"layer1.{i}.conv{j}.weight": (2, 2, 1, 1) for i in range(count) for j in (1, 2, 3)}
+
+
+NINES = "9" * 5000
+NAMES_OF_FILES = {
+    "scopes": {f"a{i}/conv1/kernel": (1, 1, 1, 1) for i in range(4_000)},
+    "many blocks and strays": blocks(100) | {f"layer1.{i}.x": (1,) for i in range(200)},
+    "many stages": {f"layer{i + 1}.0.conv1.weight": (1, 1, 1, 1) for i in range(1_000)},
+    "a wrapper around a wrapper": {"module." * 60_000 + "x": (1,)},
+    "long numbers": {
+        "layer1.0.conv1.weight": (1, 1, 1, 1),
+        f"layer{NINES}.0.conv2.weight": (1, 1, 1, 1),
+        f"layer1.{NINES}.conv2.weight": (1, 1, 1, 1),
+        f"layer1/basic_block/conv1/vars/{NINES}": (1,),
+    },
+    "a stage whose width has 300,000,000 digits": {
+        "layer1.0.conv1.weight": (1, 1, 1, 1),
+        "layer9999999999.0.conv2.weight": (1, 1, 1, 1),
+    },
+    "channels by the quintillion": blocks(1)
+    | {"layer1.0.se.fc1.weight": (3, 8), "layer1.0.se.fc2.bias": (10**18, 0)},
+}
+
+
+@pytest.mark.parametrize("case", NAMES_OF_FILES)
+def test_names_and_shapes_that_take_long(tmp_path, case):
+    path = named(tmp_path / "x", NAMES_OF_FILES[case])
+    with pytest.raises(WeightsConvertError) as caught:
+        load(path)
+    assert len(str(caught.value)) < 2_000_000
+
+
+def test_a_reduction_is_not_sought_among_quintillions():
+    shapes = blocks(1) | {"layer1.0.se.fc1.weight": (3, 10**12), "layer1.0.se.fc2.weight": (10**12, 3)}
+    found = infer(shapes)
+    assert found is not None
+    assert found.spec.reduction == 16
+
+
+def test_hints_are_not_sought_for_ever():
+    assert nearest("x" * 100_000, ["x" * 99_999]) == ""
+    assert nearest("abc", ["x" * 100_000, "abd"]) == "; did you mean 'abd'?"
+
+
+def nested(depth: int) -> str:
+    return '{"a": ' * depth + "1" + "}" * depth
+
+
+METADATA = {
+    "deep": (nested(102), "101 levels or more of metadata, and 100 are believed"),
+    "very deep": ("[" * 100_000, "is not JSON"),
+    "long": (json.dumps({"a": "x" * 11_000_000}), "bytes of 'samenet' metadata, and 10,240,000"),
+    "a list as a keyword": ('{"spec": {}, "kind": "resnet", "assumed": [["x"]]}', "do not fit"),
+    "a wide network": (json.dumps({"spec": {"width": 10**400}, "kind": "resnet"}), "expected int"),
+    "a narrow epsilon": ('{"spec": {"bn_epsilon": 1e999}, "kind": "resnet"}', "expected float"),
+    "many stages": (json.dumps({"spec": {"depths": [1] * 9}, "kind": "resnet"}), "number of blocks"),
+}
+
+
+@pytest.mark.parametrize("case", METADATA)
+def test_metadata(tmp_path, case):
+    said, message = METADATA[case]
+    np.savez(tmp_path / "x.npz", **arrays_with({}), samenet=np.array(said))
+    with pytest.raises(WeightsConvertError) as caught:
+        load(tmp_path / "x.npz")
+    assert message in caught.value.message
+
+
+# --------------------------------------------------------------------------------------------------
+# The limits are options
+
+
+@pytest.fixture
+def state_dict(tmp_path) -> Path:
+    np.savez(tmp_path / "good.npz", **arrays_with({}))
+    return tmp_path / "good.npz"
+
+
+LIMITS = [
+    ("max_bytes", 1000, "bytes or more from a file of", 10**6),
+    ("max_tensors", 5, "6 or more tensors and other entries, and 5 are believed", 100),
+]
+
+
+@pytest.mark.parametrize(("limit", "value", "message", "enough"), LIMITS)
+def test_each_limit_is_an_option_of_each_command(state_dict, run, limit, value, message, enough):
+    with pytest.raises(LimitError, match=message) as caught:
+        load(state_dict, limits=Limits(**{limit: value}))
+    option = f"--{limit.replace('_', '-')}"
+    assert caught.value.message.endswith(f"if you trust it, raise {limit} ({option})")
+    target, manifest = state_dict.with_name("x.pth"), state_dict.with_name("m.json")
+    assert run("convert", state_dict, target, "--json", manifest).code == 0
+    commands = [
+        ["inspect", state_dict],
+        ["convert", state_dict, target, "--overwrite"],
+        ["diff", state_dict, target],
+        ["check", manifest, state_dict],
+    ]
+    for command in commands:
+        ran = run(*command, option, value)
+        assert ran.code == 2
+        assert option in ran.err
+        assert run(*command, option, enough).code == 0
+
+
+def test_depth_of_a_pickle_and_of_metadata(tmp_path):
+    path = zip_file(
+        tmp_path / "x", {"a": [[[[[1]]]]], "w": placed(storage("0", 2), 0, (2,), (1,))}, {"0": bytes(8)}
+    )
+    with pytest.raises(LimitError, match=r"5 levels or more in a pickle, and 4 are .* raise max_depth"):
+        open_reader(path, limits=Limits(max_depth=4))
+    open_reader(path, limits=Limits(max_depth=6)).close()
+    np.savez(tmp_path / "x.npz", **arrays_with({}), samenet=np.array(nested(7)))
+    with pytest.raises(LimitError, match=r"--max-depth"):
+        load(tmp_path / "x.npz", limits=Limits(max_depth=6))
+    load(tmp_path / "x.npz", limits=Limits(max_depth=7)).close()
+
+
+def test_what_is_believed_without_an_option():
+    assert Limits().bytes_of(10 * 2**30) == 20 * 2**30 + 2**29  # a checkpoint of 10 GB
+    assert Limits().bytes_of(10**12) == 64 * 2**30  # a sparse file
+    assert Limits(max_bytes=2**40).bytes_of(100) == 2**40
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1X", "", "1e3", "x" * 99, "9" * 99])
+def test_sizes_that_are_none(run, value):
+    ran = run("inspect", "x.npz", "--max-bytes", value)
+    assert ran.code == 2
+    assert "--max-bytes" in ran.err
+
+
+def test_permutation_files_are_read_as_far_as_they_can_be_one(tmp_path, run, state_dict):
+    (tmp_path / "order").write_text("0\n" * 10_000_000)
+    ran = run("convert", state_dict, tmp_path / "x.pth", "--reorder-classes", tmp_path / "order")
+    assert (ran.code, "expected 5 numbers" in ran.err) == (2, True), ran.err

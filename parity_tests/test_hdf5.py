@@ -1,0 +1,337 @@
+"""HDF5 without its library, judged by h5py; what only the library reads is tried in another process."""
+
+from __future__ import annotations
+
+import io
+import struct
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fuzz import target
+from parity_tests.test_bombs import lying
+from weights_convert import LimitError, Limits, SourceError
+from weights_convert.formats import hdf5_library, open_reader
+from weights_convert.formats.hdf5_library import LibraryFile
+from weights_convert.formats.hdf5_plain import PlainFile
+from weights_convert.formats.keras_hdf5 import KerasReader
+
+ARRAYS = {
+    **{name: np.arange(6).reshape(2, 3).astype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8")},
+    **{name: np.arange(6).astype(name) for name in ("u1", "u2", "u4", "u8", ">f4", ">i2", ">f8")},
+    "bool": np.array([True, False]),
+    "scalar": np.array(2.5),
+    "empty": np.zeros((0, 3), np.float32),
+}
+
+
+def hdf5(path: Path, fill: Callable[[h5py.File], object], **options: object) -> Path:
+    with h5py.File(path, "w", **options) as file:
+        fill(file)
+    return path
+
+
+def arrays(file: h5py.File) -> None:
+    for name, array in ARRAYS.items():
+        file[f"a/{name}"] = array
+    for number in range(300):  # a tree of more than one level
+        file[f"many/{number}"] = np.int32(number)
+    file.create_dataset("compact", data=np.arange(3), track_times=False)
+    bfloat16 = file.create_dataset("bfloat16", data=np.arange(3).astype(ml_dtypes.bfloat16).view("V2"))
+    bfloat16.attrs["dtype"] = "bfloat16"
+    file.attrs["samenet"] = '{"a": 1}'
+
+
+OTHERS: dict[str, Callable[[], object]] = {  # what is no array of numbers
+    "text": lambda: "text",
+    "opaque": lambda: np.zeros(3, "V2"),
+    "record": lambda: np.zeros(2, [("a", "f4")]),
+    "complex": lambda: np.ones(2, np.complex64),
+    "nothing": lambda: h5py.Empty("f4"),
+    "long": lambda: np.ones(2, np.longdouble),
+}
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(SourceError) as caught:
+        open_reader(path)
+    assert caught.value.message.startswith(f"{path}: ")
+    return caught.value.message.removeprefix(f"{path}: ")
+
+
+@pytest.mark.quick
+def test_reads_what_h5py_writes(tmp_path):
+    path = hdf5(tmp_path / "x.h5", arrays)
+    with open_reader(path) as reader, h5py.File(path) as judge:
+        assert isinstance(reader._contents, PlainFile)
+        names: list[str] = []
+        judge.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+        assert sorted(reader.tensors) == sorted(names)
+        for name in names:
+            found, expected = reader.read(name), judge[name][()]
+            if name != "bfloat16":
+                assert found.dtype == expected.dtype.newbyteorder("="), name
+            assert found.shape == np.shape(expected)
+            assert found.tobytes() == np.asarray(expected, expected.dtype.newbyteorder("=")).tobytes(), name
+            assert found.flags.writeable
+        assert reader.tensors["bfloat16"].dtype == ml_dtypes.bfloat16
+        assert reader.metadata == {"a": 1}
+
+
+def test_lists_what_is_no_array(tmp_path):
+    def fill(file: h5py.File) -> None:
+        for name, make in OTHERS.items():
+            file[name] = make()
+        file["reference"], file["soft"], file["type"] = (
+            file["text"].ref,
+            h5py.SoftLink("/text"),
+            np.dtype("f4"),
+        )
+        file["w"] = np.ones(2)
+
+    with open_reader(hdf5(tmp_path / "x", fill)) as reader:
+        assert list(reader.tensors) == ["w"]
+        assert set(reader.left_out) == {*OTHERS, "reference", "soft"}
+        assert reader.left_out["soft"] == "link to elsewhere, never followed"
+
+
+# --------------------------------------------------------------------------------------------------
+# Structures that lie
+
+
+def test_every_pointer_to_every_structure(tmp_path):
+    """Loops, trees within trees, headers in data: whatever may be an address, replaced by each other one."""
+
+    def fill(file: h5py.File) -> None:
+        file["a/vars/0"] = np.arange(4, dtype=np.float32)
+        file.attrs["samenet"] = "{}"
+
+    data = hdf5(tmp_path / "x", fill).read_bytes()
+    marks = (b"TREE", b"HEAP", b"SNOD", b"GCOL")
+    addresses = [at for at in range(0, len(data), 8) if data[at : at + 4] in marks]
+    addresses += [0, 96, len(data) - 8, 2**64 - 1]
+    places = [at for at in range(0, len(data) - 8, 8) if data[at : at + 8] != bytes(8)
+              and int.from_bytes(data[at : at + 8], "little") < len(data)]  # fmt: skip
+    outcomes = [
+        target.try_input("keras_h5", data[:at] + struct.pack("<Q", address) + data[at + 8 :], tmp_path / "in")
+        for at in places
+        for address in addresses
+        if (tmp_path / "in").mkdir(exist_ok=True) is None
+    ]
+    assert len(outcomes) > 500
+    assert 0 < sum(outcomes) < len(outcomes)
+
+
+@pytest.fixture(autouse=True)
+def probes(monkeypatch) -> list[Path]:
+    """The files that would be tried in another process: half a second, only where a test asks for it."""
+    seen: list[Path] = []
+
+    def refuse(path: Path, *_: object) -> None:
+        seen.append(path)
+        raise SourceError(f"{path}: for HDF5's library")
+
+    monkeypatch.setattr(hdf5_library, "probe", refuse)
+    return seen
+
+
+@pytest.fixture
+def probe(monkeypatch, probes) -> None:  # noqa: ARG001
+    monkeypatch.undo()
+
+
+def test_groups_that_hold_one_another(tmp_path):
+    def loop(file: h5py.File) -> None:
+        file["a/b"] = file.create_group("a")
+
+    def doubling(file: h5py.File) -> None:
+        group = file
+        for _ in range(40):
+            inner = group.create_group("a")
+            group["b"] = inner
+            group = inner
+
+    with pytest.raises(LimitError, match=r"101 levels or more of groups, and 100 are .*--max-depth"):
+        open_reader(hdf5(tmp_path / "loop", loop))
+    with pytest.raises(LimitError, match=r"160,001 or more groups and datasets, and 160,000 .*--max-tensors"):
+        open_reader(hdf5(tmp_path / "doubling", doubling))
+
+
+def test_a_deeper_file_with_a_higher_limit(tmp_path):
+    path = hdf5(tmp_path / "x", lambda file: file.create_dataset("/".join("a" * 150), data=1.5))
+    assert "101 levels" in refusal(path)
+    with open_reader(path, limits=Limits(max_depth=150)) as reader:
+        assert reader.read("/".join("a" * 150)) == 1.5
+
+
+# --------------------------------------------------------------------------------------------------
+# What only the library reads
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4,), "u1")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (4,))
+    file.create_virtual_dataset("virtual", layout)
+
+
+def odd(file: h5py.File) -> None:
+    file["external"] = h5py.ExternalLink("/etc/passwd", "/x")
+    file.create_dataset("elsewhere", (4,), "u1", external=[("/etc/passwd", 0, 4)])
+    virtual(file)
+    zeros = np.zeros((8, 8), np.float32)
+    file.create_dataset("lzf", data=zeros, chunks=(4, 4), compression="lzf")
+    file.create_dataset(
+        "gzip", data=zeros + 1, chunks=(4, 4), compression="gzip", shuffle=True, fletcher32=True
+    )
+    file.create_dataset("chunks", (10**6,), "u1", chunks=(1,))
+    file.create_dataset("filled", (2, 2), "f4", fillvalue=2.0)
+    arrays(file)
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.usefixtures("probe")
+def test_other_kinds_of_hdf5(tmp_path, libver):
+    with open_reader(hdf5(tmp_path / "x", odd, libver=libver)) as reader:
+        assert isinstance(reader._contents, LibraryFile)
+        assert reader.left_out["external"] == "link to elsewhere, never followed"
+        for name in ("elsewhere", "virtual"):
+            assert reader.left_out[name] == "data kept in another file, never read"
+        assert "packed by the filters [32000]" in reader.left_out["lzf"]
+        assert "dataset in chunks, of which at most 300000" in reader.left_out["chunks"]
+        assert reader.read("gzip").tolist() == [[1] * 8] * 8
+        assert reader.read("filled").tolist() == [[2, 2]] * 2
+        assert reader.read("bfloat16").astype(int).tolist() == [0, 1, 2]
+        assert reader.metadata == {"a": 1}
+        for name, array in ARRAYS.items():
+            assert reader.read(f"a/{name}").tolist() == array.tolist()
+
+
+def bomb(file: h5py.File) -> None:
+    dataset = file.create_dataset("w", (16,), "f4", chunks=(16,), compression="gzip")
+    dataset.id.write_direct_chunk((0,), zlib.compress(bytes(20_000_000), 9))
+
+
+def claims(file: h5py.File) -> None:
+    file.create_dataset("w", (2**40,), "f4")
+
+
+def other_text(file: h5py.File) -> None:
+    file["w"] = np.ones(2)
+    file.attrs["samenet"] = 3
+
+
+REFUSED = {
+    bomb: "a chunk of 19",  # 20 MB in 19,459 bytes
+    claims: "4,398,046,511,104 bytes or more from a file of",
+    other_text: "its 'samenet' metadata is int64, expected text",
+}
+
+
+@pytest.mark.parametrize("fill", REFUSED)
+@pytest.mark.usefixtures("probe")
+def test_what_the_other_process_refuses(tmp_path, fill):
+    assert REFUSED[fill] in refusal(hdf5(tmp_path / "x", fill))
+
+
+def test_a_chunk_that_unpacks_to_more_than_it_is(tmp_path):
+    """Small enough as it is packed: the library would unpack it whole before it looks at its size."""
+
+    def fill(file: h5py.File) -> None:
+        dataset = file.create_dataset("w", (10_000,), "f4", chunks=(10_000,), compression="gzip")
+        dataset.id.write_direct_chunk((0,), zlib.compress(bytes(20_000_000), 9))
+
+    with KerasReader(hdf5(tmp_path / "x", fill), probed=True) as reader, pytest.raises(SourceError) as caught:
+        reader.read("w")
+    assert "unpacks to more than its 40004 bytes" in caught.value.message
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts scripts by their first line")
+@pytest.mark.parametrize(
+    ("script", "ended"),
+    [
+        ("kill -SEGV $$", "ended with -11"),
+        ("exit 1", "ended with 1"),
+        ("sleep 60", "still reading after 1 s"),
+    ],
+)
+@pytest.mark.usefixtures("probe")
+def test_a_process_that_ends_otherwise(tmp_path, monkeypatch, script, ended):
+    """A crash or a loop in the library: an error, and nothing was opened in this process."""
+    path = hdf5(tmp_path / "x", claims)
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(hdf5_library, "_SECONDS", 1)
+    monkeypatch.setattr(hdf5_library, "_BYTES_PER_SECOND", 2**40)
+    monkeypatch.setattr(h5py, "File", None)
+    message = refusal(path)
+    assert "HDF5 of a kind that Keras does not write (a dataset without data)" in message
+    assert ended in message
+
+
+def test_what_keras_writes_needs_no_other_process(tmp_path, probes):
+    hdf5(tmp_path / "x", arrays)
+    with open_reader(tmp_path / "x"):
+        assert probes == []
+    assert "library" in refusal(hdf5(tmp_path / "y", claims))
+    assert probes == [tmp_path / "y"]
+
+
+# --------------------------------------------------------------------------------------------------
+# .keras
+
+
+def keras(path: Path, method: int = 0, **others: bytes) -> Path:
+    inner = io.BytesIO()
+    with h5py.File(inner, "w") as file:
+        file["conv/vars/0"] = np.arange(1000, dtype=np.float32)
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("model.weights.h5", inner.getvalue())
+        for name, content in others.items():
+            archive.writestr(name, content)
+    return path
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_only_the_weights_are_opened(tmp_path, method, monkeypatch):
+    opened = []
+    real = zipfile.ZipFile.open
+
+    def spy(archive: zipfile.ZipFile, name: zipfile.ZipInfo, *arguments: object) -> object:
+        opened.append(name.filename)
+        return real(archive, name, *arguments)
+
+    path = keras(tmp_path / "x.keras", method, config=b"\x80\x04cos\nsystem\n.")
+    monkeypatch.setattr(zipfile.ZipFile, "open", spy)
+    with open_reader(path) as reader:
+        assert reader.read("conv/vars/0").tolist() == list(range(1000))
+    assert set(opened) <= {"model.weights.h5"}
+
+
+def test_a_wrong_bit_in_a_keras_file(tmp_path):
+    path = keras(tmp_path / "x.keras")
+    data = bytearray(path.read_bytes())
+    data[data.find(np.float32(500).tobytes())] ^= 1
+    path.write_bytes(data)
+    assert "the checksum (CRC-32) differs" in refusal(path)
+
+
+def test_weights_that_unpack_to_much_more(tmp_path):
+    path = lying(keras(tmp_path / "x.keras", zipfile.ZIP_DEFLATED), "model.weights.h5", 2**31)
+    assert "2,147,483,648 bytes or more from a file of" in refusal(path)
+
+
+def test_a_zip_behind_hdf5_is_not_looked_at(tmp_path):
+    """A file that is two: what it begins with counts, here as everywhere."""
+    path = hdf5(tmp_path / "x", lambda file: file.create_dataset("w", data=np.ones(2)))
+    path.write_bytes(path.read_bytes() + keras(tmp_path / "y").read_bytes())
+    with open_reader(path) as reader:
+        assert list(reader.tensors) == ["w"]

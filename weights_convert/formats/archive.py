@@ -1,0 +1,129 @@
+"""Zip archives from strangers, for the containers that are zips.
+
+A directory is read only if it is of bounded size and names nothing twice: of two entries of one name, one
+program takes the first and another the last. Entries are never written to a disk, so that their names are
+only names, and read only as they are or deflated: zlib stops where it is told, bz2 and lzma do not.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from weights_convert.errors import SourceError
+from weights_convert.formats.base import one_line
+from weights_convert.limits import Limits, too_many
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    ValueError,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+)
+_CHUNK = 1 << 20
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+
+
+class _Directory:
+    """A file whose reads are bounded: `zipfile` reads a directory at once, as long as the archive says."""
+
+    def __init__(self, path: Path, file: BinaryIO, limits: Limits):
+        self._path, self._file, self._limits = path, file, limits
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        if size > self._limits.text:
+            what, most = "bytes of a zip's directory", self._limits.text
+            raise too_many(self._path, what, size, "max_tensors", most)
+        return self._file.read(size)
+
+
+def open_zip(path: Path, file: BinaryIO, limits: Limits) -> zipfile.ZipFile:
+    """The archive in `file`, which stays the caller's to close.
+
+    Raises:
+        SourceError: it is damaged, or has what no honest checkpoint has.
+    """
+    try:
+        archive = zipfile.ZipFile(_Directory(path, file, limits))
+    except DAMAGE as error:
+        raise SourceError(f"{path}: a zip archive that is truncated or damaged ({one_line(error)})") from None
+    archive.fp = file
+    seen = set()
+    for info in archive.infolist():
+        if info.filename in seen:
+            raise SourceError(f"{path}: a zip with two entries {one_line(info.filename)!r}, expected one")
+        if info.compress_type not in _METHODS:
+            raise SourceError(
+                f"{path}: a zip whose entry {one_line(info.filename)!r} is packed by method "
+                f"{info.compress_type}, expected stored or deflated ones"
+            )
+        seen.add(info.filename)
+    return archive
+
+
+def stored(file: BinaryIO, info: zipfile.ZipInfo, check: bool = True) -> int:
+    """Where the bytes of an entry begin that is stored as it is, after a look at them all for its CRC."""
+    file.seek(info.header_offset)
+    header = file.read(30)  # the local one: its extra field differs from the directory's
+    if header[:4] != b"PK\x03\x04" or len(header) < 30:
+        raise zipfile.BadZipFile("no entry begins where the directory says")
+    if info.flag_bits & 1:
+        raise zipfile.BadZipFile("the entry is encrypted")
+    start = info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
+    if not check:
+        return start
+    file.seek(start)
+    crc, left = 0, info.file_size
+    while left and (chunk := file.read(min(left, _CHUNK))):
+        crc, left = zlib.crc32(chunk, crc), left - len(chunk)
+    if left:
+        raise zipfile.BadZipFile(f"{left} bytes of the entry are missing")
+    if crc != info.CRC:
+        raise zipfile.BadZipFile("the checksum (CRC-32) differs")
+    return start
+
+
+class Window(io.RawIOBase):
+    """A part of a file as a file of its own."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int):
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        self._at = offset + (0, self._at, self._length)[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")[: max(self._length - self._at, 0)]
+        self._file.seek(self._start + self._at)
+        data = self._file.read(len(view))
+        view[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
+    """An entry in memory, checked by its CRC; the caller has seen that `info.file_size` is not too much."""
+    with archive.open(info) as entry:
+        data = entry.read(info.file_size)
+        if entry.read(1) or len(data) != info.file_size:
+            raise zipfile.BadZipFile("an entry of another size than the directory says")
+    return io.BytesIO(data)
