@@ -30,6 +30,15 @@ def run(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(model(images))
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_the_output_is_that_of_the_features(model, images, training):
+    """`call` takes a way of its own, on which nothing is kept."""
+    model.dropout.rate = 0.0
+    output = keras.ops.convert_to_numpy(model(images, training=training))
+    features = model.forward_features(images, training=training)
+    np.testing.assert_array_equal(output, keras.ops.convert_to_numpy(features["logits"]))
+
+
 def compiled(model: keras_impl.ResNet) -> keras_impl.ResNet:
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.SGD(0.125, momentum=0.875), loss, metrics=["accuracy"])

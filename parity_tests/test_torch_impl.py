@@ -30,6 +30,13 @@ def images() -> torch.Tensor:
     return torch.from_numpy(synthetic.images((33, 40)))
 
 
+def test_the_output_is_that_of_the_features(model, images):
+    """`forward` takes a way of its own, on which nothing is kept."""
+    for training in (False, True):
+        model.train(training)
+        assert torch.equal(model(images), model.forward_features(images)["logits"])
+
+
 def test_export(model, images):
     batch = torch.export.Dim("batch", min=1, max=8)
     program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
