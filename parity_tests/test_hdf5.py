@@ -129,6 +129,23 @@ def test_every_pointer_to_every_structure(tmp_path):
     assert 0 < sum(outcomes) < len(outcomes)
 
 
+def test_a_tree_that_is_its_own_branch(tmp_path):
+    data = bytearray(hdf5(tmp_path / "x", lambda file: file.create_dataset("w", data=1.0)).read_bytes())
+    at = data.find(b"TREE")
+    data[at + 5] = 1  # its level
+    data[at + 32 : at + 40] = struct.pack("<Q", at)
+    (tmp_path / "x").write_bytes(data)
+    assert "no node of a tree where one should be" in refusal(tmp_path / "x")
+
+
+def test_booleans_are_one_or_zero(tmp_path):
+    """NumPy computes wrongly with others."""
+    path = hdf5(tmp_path / "x", lambda file: file.create_dataset("w", data=np.ones(64, bool)))
+    path.write_bytes(path.read_bytes().replace(b"\1" * 64, b"\2" * 64))
+    with open_reader(path) as reader:
+        assert reader.read("w").tobytes() == b"\1" * 64
+
+
 @pytest.fixture(autouse=True)
 def probes(monkeypatch) -> list[Path]:
     """The files that would be tried in another process: half a second, only where a test asks for it."""

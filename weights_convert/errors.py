@@ -69,8 +69,6 @@ def nearest(name: str, names: Iterable[str]) -> str:
     >>> nearest("se_resnet5", ["se_resnet50", "resnet18"])
     "; did you mean 'se_resnet50'?"
     """
-    if len(name) > _LONGEST_HINTED:
-        return ""
     near = (other for other in names if len(other) <= _LONGEST_HINTED)
     found = difflib.get_close_matches(name, list(islice(near, _MOST_HINTS)), n=1, cutoff=0.6)
     return f"; did you mean {found[0]!r}?" if found else ""
