@@ -23,7 +23,7 @@ from parity_tests.test_torch_file import pickled, placed, storage, zip_file
 from weights_convert import LimitError, Limits, SourceError, WeightsConvertError, detect, load
 from weights_convert.errors import nearest
 from weights_convert.formats import open_reader
-from weights_convert.formats.base import TensorInfo
+from weights_convert.formats.base import TensorInfo, parse_metadata
 from weights_convert.formats.safetensors_file import write_safetensors
 from weights_convert.layouts import LAYOUTS
 from weights_convert.recognise import infer
@@ -234,6 +234,7 @@ def test_headers_that_make_python_warn(tmp_path, shape):
     else:
         with open_reader(path) as reader:
             assert reader.tensors["a"].shape == (2,)
+            assert reader.read("a").tobytes() == bytes(8)
 
 
 SHAPES = {"(-2, -2)": 4, "(True, 4)": 4, f"(0, {2**62})": 0, f"({2**70}, 0)": 0, f"({'1, ' * 40})": 1}
@@ -346,6 +347,14 @@ def test_metadata(tmp_path, case):
     with pytest.raises(WeightsConvertError) as caught:
         load(tmp_path / "x.npz")
     assert message in caught.value.message
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32-be", "latin-1"])
+def test_metadata_that_is_not_utf_8(tmp_path, encoding):
+    """Python's JSON reader guesses among encodings; metadata has one."""
+    text = '{"kind": "\u00e9"}'.encode(encoding)
+    with pytest.raises(WeightsConvertError, match="is not JSON"):
+        parse_metadata(text, tmp_path / "x.pth")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ def parse_metadata(text: Any, path: Path, limits: Limits = DEFAULT) -> dict[str,
     if len(text) > limits.text:
         raise too_many(path, f"bytes of {METADATA_NAME!r} metadata", len(text), "max_tensors", limits.text)
     try:
-        value = json.loads(text)
+        value = json.loads(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
         raise SourceError(
             f"{path}: its {METADATA_NAME!r} metadata is not JSON ({one_line(error)})"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -71,8 +72,7 @@ class NpzReader(Reader):
     def _header(self, entry: zipfile.ZipInfo) -> tuple[TensorInfo, np.dtype]:
         """Shape and native dtype, and the dtype as stored; checks that the entry holds that many bytes."""
         try:
-            with self._zip.open(entry) as file, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Python, about what it parses; of NumPy, about Python 2
+            with self._zip.open(entry) as file, _silently():
                 version = np.lib.format.read_magic(file)
                 if version not in _HEADERS:
                     raise ValueError(f".npy version {version}")
@@ -94,7 +94,7 @@ class NpzReader(Reader):
 
     def _array(self, entry: str) -> np.ndarray:
         try:
-            with self._zip.open(entry) as file:
+            with self._zip.open(entry) as file, _silently():
                 array = np.lib.format.read_array(file, allow_pickle=False)
                 if file.read(1):  # at the end, zipfile compares the checksum
                     raise ValueError("more bytes than the array has")
@@ -110,6 +110,14 @@ class NpzReader(Reader):
 
     def close(self) -> None:
         self._file.close()
+
+
+@contextmanager
+def _silently() -> Iterator[None]:
+    """Without the warnings of Python about what it parses, and of NumPy about files from Python 2."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def write_npz(
