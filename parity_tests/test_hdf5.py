@@ -1,9 +1,11 @@
-"""HDF5 without its library, judged by h5py; what only the library reads is tried in another process."""
+"""HDF5 without its library, judged by h5py; what only the library reads is read by another process."""
 
 from __future__ import annotations
 
 import io
+import json
 import struct
+import subprocess
 import sys
 import zipfile
 import zlib
@@ -18,9 +20,8 @@ import pytest
 from fuzz import target
 from parity_tests.test_bombs import lying
 from weights_convert import LimitError, Limits, SourceError
-from weights_convert.formats import hdf5_library, open_reader
-from weights_convert.formats.hdf5_library import LibraryFile
-from weights_convert.formats.hdf5_plain import PlainFile
+from weights_convert.formats import hdf5_process, open_reader
+from weights_convert.formats.hdf5_process import ProcessReader
 from weights_convert.formats.keras_hdf5 import KerasReader
 
 ARRAYS = {
@@ -70,7 +71,7 @@ def refusal(path: Path) -> str:
 def test_reads_what_h5py_writes(tmp_path):
     path = hdf5(tmp_path / "x.h5", arrays)
     with open_reader(path) as reader, h5py.File(path) as judge:
-        assert isinstance(reader._contents, PlainFile)
+        assert isinstance(reader, KerasReader)
         names: list[str] = []
         judge.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
         assert sorted(reader.tensors) == sorted(names)
@@ -147,20 +148,20 @@ def test_booleans_are_one_or_zero(tmp_path):
 
 
 @pytest.fixture(autouse=True)
-def probes(monkeypatch) -> list[Path]:
-    """The files that would be tried in another process: half a second, only where a test asks for it."""
+def others(monkeypatch) -> list[Path]:
+    """The files that another process would read: half a second, only where a test asks for it."""
     seen: list[Path] = []
 
     def refuse(path: Path, *_: object) -> None:
         seen.append(path)
         raise SourceError(f"{path}: for HDF5's library")
 
-    monkeypatch.setattr(hdf5_library, "probe", refuse)
+    monkeypatch.setattr(hdf5_process, "ProcessReader", refuse)
     return seen
 
 
 @pytest.fixture
-def probe(monkeypatch, probes) -> None:  # noqa: ARG001
+def process(monkeypatch, others) -> None:  # noqa: ARG001
     monkeypatch.undo()
 
 
@@ -213,10 +214,10 @@ def odd(file: h5py.File) -> None:
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])
-@pytest.mark.usefixtures("probe")
+@pytest.mark.usefixtures("process")
 def test_other_kinds_of_hdf5(tmp_path, libver):
     with open_reader(hdf5(tmp_path / "x", odd, libver=libver)) as reader:
-        assert isinstance(reader._contents, LibraryFile)
+        assert isinstance(reader, ProcessReader)
         assert reader.left_out["external"] == "link to elsewhere, never followed"
         for name in ("elsewhere", "virtual"):
             assert reader.left_out[name] == "data kept in another file, never read"
@@ -252,11 +253,16 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("fill", REFUSED)
-@pytest.mark.usefixtures("probe")
+@pytest.mark.usefixtures("process")
 def test_what_the_other_process_refuses(tmp_path, fill):
-    assert REFUSED[fill] in refusal(hdf5(tmp_path / "x", fill))
+    path = hdf5(tmp_path / "x", fill)
+    with pytest.raises(SourceError) as caught, open_reader(path) as reader:
+        reader.read("w")
+    assert caught.value.message.startswith(f"{path}: ")
+    assert REFUSED[fill] in caught.value.message
 
 
+@pytest.mark.usefixtures("process")
 def test_a_chunk_that_unpacks_to_more_than_it_is(tmp_path):
     """Small enough as it is packed: the library would unpack it whole before it looks at its size."""
 
@@ -264,42 +270,110 @@ def test_a_chunk_that_unpacks_to_more_than_it_is(tmp_path):
         dataset = file.create_dataset("w", (10_000,), "f4", chunks=(10_000,), compression="gzip")
         dataset.id.write_direct_chunk((0,), zlib.compress(bytes(20_000_000), 9))
 
-    with KerasReader(hdf5(tmp_path / "x", fill), probed=True) as reader, pytest.raises(SourceError) as caught:
+    with open_reader(hdf5(tmp_path / "x", fill)) as reader, pytest.raises(SourceError) as caught:
         reader.read("w")
     assert "unpacks to more than its 40004 bytes" in caught.value.message
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="starts scripts by their first line")
-@pytest.mark.parametrize(
-    ("script", "ended"),
-    [
-        ("kill -SEGV $$", "ended with -11"),
-        ("exit 1", "ended with 1"),
-        ("sleep 60", "still reading after 1 s"),
-    ],
-)
-@pytest.mark.usefixtures("probe")
-def test_a_process_that_ends_otherwise(tmp_path, monkeypatch, script, ended):
-    """A crash or a loop in the library: an error, and nothing was opened in this process."""
-    path = hdf5(tmp_path / "x", claims)
-    program = tmp_path / "python"
+@pytest.mark.usefixtures("process")
+def test_the_library_is_not_loaded_here(tmp_path):
+    code = (
+        "import sys; from weights_convert.formats import open_reader\n"
+        "with open_reader(sys.argv[1]) as reader: print(reader.read('gzip').sum(), 'h5py' in sys.modules)"
+    )
+    path = hdf5(tmp_path / "x", odd, libver="latest")
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    assert done.stdout == "64.0 False\n", done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a process cannot give up files there")
+def test_the_process_opens_nothing_more(tmp_path):
+    """Also where the library would: of what is to be read, nothing is in another file."""
+    (tmp_path / "other").write_bytes(b"secret")
+    with h5py.File(tmp_path / "x", "w") as file:
+        file.create_dataset("w", (4,), "u1", external=[(str(tmp_path / "other"), 0, 4)])
+    code = (
+        "import sys; from pathlib import Path; from weights_convert.formats import hdf5_library as other\n"
+        "from weights_convert.limits import Limits; path = Path(sys.argv[1])\n"
+        "if sys.argv[2] == 'careless': other._give_up_files = lambda: None\n"
+        "contents = other.LibraryFile(path.open('rb'), 0, path.stat().st_size, Limits())\n"
+        "print(contents._file['w'][()].tobytes())"
+    )
+    arguments = [sys.executable, "-c", code, tmp_path / "x"]
+    careless, careful = (
+        subprocess.run([*arguments, how], capture_output=True, text=True, check=False)
+        for how in ("careless", "careful")
+    )
+    assert careless.stdout == "b'secr'\n"
+    assert careful.stdout == ""
+    assert "unable to open external raw data file" in careful.stderr
+
+
+def answering(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for the other process, and `script` in its place, which has a second."""
+    program = folder / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(program))
-    monkeypatch.setattr(hdf5_library, "_SECONDS", 1)
-    monkeypatch.setattr(hdf5_library, "_BYTES_PER_SECOND", 2**40)
-    monkeypatch.setattr(h5py, "File", None)
-    message = refusal(path)
-    assert "HDF5 of a kind that Keras does not write (a dataset without data)" in message
-    assert ended in message
+    monkeypatch.setattr(hdf5_process, "_SECONDS", 1)
+    monkeypatch.setattr(hdf5_process, "_BYTES_PER_SECOND", 2**40)
+    return hdf5(folder / "x", claims)
 
 
-def test_what_keras_writes_needs_no_other_process(tmp_path, probes):
+def listing(*tensor: object) -> str:
+    return "echo '" + json.dumps({"tensors": [tensor], "left_out": {}, "metadata": {}}) + "'"
+
+
+ENDINGS = {
+    "kill -SEGV $$": "ended with -11",
+    "exit 1": "ended with 1",
+    "exec sleep 60": "was still reading after 1 s",
+    "while true; do echo -n nonsense; done": "was still reading after 1 s",
+    "echo 3; exec sleep 60": "ended with -9",
+    "echo '{}'": "said what cannot be ('tensors')",
+    listing("w", [2], "object"): "said what cannot be ('object')",
+    listing("w", [2, -1], "float32"): "said what cannot be (shape [2, -1])",
+    listing("w", [2.5], "float32"): "said what cannot be (shape [2.5])",
+    listing("w", [2**40], "float32"): "4,398,046,511,104 bytes or more from a file of",
+    listing("w", [2] * 33, "int8"): "impossible shape",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts scripts by their first line")
+@pytest.mark.parametrize("script", ENDINGS)
+@pytest.mark.usefixtures("process")
+def test_a_process_that_ends_otherwise(tmp_path, monkeypatch, script):
+    """A crash or a loop in the library is an error, and what its process says is not trusted."""
+    message = refusal(answering(script, tmp_path, monkeypatch))
+    assert ENDINGS[script] in message
+    if "ended" in ENDINGS[script]:
+        assert "HDF5 of a kind that Keras does not write (a dataset without data)" in message
+
+
+LATER = {
+    "kill -SEGV $$": "ended with -11",
+    "exec sleep 60": "was still reading after 1 s",
+    "echo '{}'; echo": "ended with 0",
+    """echo '{"error": "x: no", "limit": false}'""": "x: no",
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="starts scripts by their first line")
+@pytest.mark.parametrize("script", LATER)
+@pytest.mark.usefixtures("process")
+def test_a_process_that_ends_while_it_reads(tmp_path, monkeypatch, script):
+    path = answering(f"{listing('w', [2], 'float32')}; read -r line; {script}", tmp_path, monkeypatch)
+    with open_reader(path) as reader, pytest.raises(SourceError) as caught:
+        reader.read("w")
+    assert LATER[script] in caught.value.message
+
+
+def test_what_keras_writes_needs_no_other_process(tmp_path, others):
     hdf5(tmp_path / "x", arrays)
     with open_reader(tmp_path / "x"):
-        assert probes == []
+        assert others == []
     assert "library" in refusal(hdf5(tmp_path / "y", claims))
-    assert probes == [tmp_path / "y"]
+    assert others == [tmp_path / "y"]
 
 
 # --------------------------------------------------------------------------------------------------

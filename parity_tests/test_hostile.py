@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from fuzz import corpus, target
 from fuzz.mutations import change_bytes, mutate
 from weights_convert.errors import SourceError
-from weights_convert.formats import hdf5_library, open_reader
+from weights_convert.formats import hdf5_process, open_reader
 
 SECONDS = 10  # that one input may take
 seeds = functools.cache(corpus.seeds)
@@ -34,12 +34,12 @@ seeds = functools.cache(corpus.seeds)
 
 @pytest.fixture(autouse=True)
 def no_other_process(monkeypatch):
-    """HDF5 for its own library is tried in another process, which `test_hdf5.py` looks at: half a second."""
+    """HDF5 for its own library is read in another process, which `test_hdf5.py` looks at: half a second."""
 
     def refuse(path: Path, *_: object) -> None:
         raise SourceError(f"{path}: for HDF5's library")
 
-    monkeypatch.setattr(hdf5_library, "probe", refuse)
+    monkeypatch.setattr(hdf5_process, "ProcessReader", refuse)
 
 
 def tried(reader: str, data: bytes, folder: Path) -> bool:

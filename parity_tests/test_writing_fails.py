@@ -54,7 +54,7 @@ def test_a_full_disk(unchanged, suffix: str):
 AS_NOBODY = """
 import os, sys
 import encodings.cp437  # now: the folders of Python may be closed to nobody
-import weights_convert.formats.keras_hdf5
+import weights_convert.formats.keras_hdf5_writer
 from weights_convert.__main__ import main
 os.chmod(".", 0o555)
 if os.getuid() == 0:  # whom modes do not bind

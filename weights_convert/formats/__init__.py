@@ -11,6 +11,7 @@ import numpy as np
 from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.archive import open_zip
 from weights_convert.formats.base import Format, Reader, TensorInfo
+from weights_convert.formats.keras_hdf5 import open_keras
 from weights_convert.formats.npz_file import NpzReader, write_npz
 from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
 from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, write_tf1
@@ -23,19 +24,13 @@ from weights_convert.formats.torch_file import (
 from weights_convert.limits import DEFAULT, Limits
 
 
-def _open_keras(path: Path, limits: Limits = DEFAULT) -> Reader:
-    from weights_convert.formats.keras_hdf5 import KerasReader  # h5py: 40 ms that other containers save
-
-    return KerasReader(path, limits)
-
-
 def _write_keras(
     path: Path,
     tensors: Mapping[str, TensorInfo],
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    from weights_convert.formats.keras_hdf5 import write_keras
+    from weights_convert.formats.keras_hdf5_writer import write_keras  # h5py: 40 ms that others save
 
     write_keras(path, tensors, read, metadata)
 
@@ -47,7 +42,7 @@ FORMATS = {
     ),
     "npz": Format("npz", (".npz",), "NumPy archive", "torch", NpzReader, write_npz),
     "keras": Format(
-        "keras", (".weights.h5",), "Keras 3 HDF5, .keras read", "keras", _open_keras, _write_keras
+        "keras", (".weights.h5",), "Keras 3 HDF5, .keras read", "keras", open_keras, _write_keras
     ),
     "tf1": Format(
         "tf1",

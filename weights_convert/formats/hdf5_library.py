@@ -1,49 +1,48 @@
-"""HDF5 of any kind, by its own library; for files that `hdf5_plain` does not read.
+"""HDF5 of any kind, by its own library, in a process of its own: what `hdf5_process` starts.
 
-The library may loop, crash or fill the memory on hostile input. So another process opens the file first and
-reads it whole, in bounded time and memory (`probe`); only a file that it came through is opened here.
+The library may loop, crash, fill the memory or damage it on hostile input. Here it does so to a process
+that has given up opening files and writing them, and has bounded memory; who asked keeps the time.
+
+What is said, all lines JSON: first the list of what the file holds, or an error; then for each name that is
+asked for `{}` and the tensor's bytes, or an error.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import os
-import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
 
-from weights_convert.errors import SourceError, WeightsConvertError
-from weights_convert.formats.base import one_line
+from weights_convert.errors import WeightsConvertError
+from weights_convert.formats.archive import Window
+from weights_convert.formats.base import Reader, one_line
 from weights_convert.formats.hdf5_plain import BFLOAT16, STEPS_PER_TENSOR, Dataset
-from weights_convert.limits import LimitReached, Limits
+from weights_convert.formats.hdf5_process import DTYPES
+from weights_convert.formats.keras_hdf5 import KerasReader
+from weights_convert.limits import LimitError, LimitReached, Limits
 
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 _CHECKSUM = 4  # bytes that Fletcher's may add to a chunk before it is packed
 _MOST_CHUNKS = 300_000  # HDF5 visits each of them, even those that are not there: 3.6 us each
-_SECONDS, _BYTES_PER_SECOND = 10, 50 * 2**20  # what a probe may take
-_REFUSED = 2
 
 
 class LibraryFile:
-    """An HDF5 file that h5py has open; the same view of it as `PlainFile`."""
+    """The part of `file` from `start` on, of `length` bytes, as h5py sees it; the same view as `PlainFile`.
 
-    def __init__(self, file: Any, limits: Limits):
+    To be made in a process that ends with it: from then on no other file can be opened.
+    """
+
+    def __init__(self, file: BinaryIO, start: int, length: int, limits: Limits):
         self._limits, self._steps, self._chunks = limits, 0, 0
-        self._file = h5py.File(file, "r")
-
-    def __enter__(self) -> LibraryFile:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._file.close()
+        _give_up_files()
+        self._file = h5py.File(Window(file, start, length), "r")
 
     def attribute(self, name: str) -> Any:
         return self._file.attrs.get(name)
@@ -100,7 +99,7 @@ def _why_not(dataset: h5py.Dataset) -> str:
     filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
     if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
         return "data kept in another file, never read"
-    if not (_is_bfloat16(dataset) or (dataset.shape is not None and dtype.kind in "fiub")):
+    if not (_is_bfloat16(dataset) or (dataset.shape is not None and dtype.name in DTYPES)):
         return f"dataset of dtype {one_line(dtype)}"
     if not _FILTERS.issuperset(filters) or len(set(filters)) < len(filters):
         return (
@@ -139,65 +138,60 @@ def _check_chunks(dataset: h5py.Dataset) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# The other process
+# The process
 
 
-def probe(path: Path, limits: Limits, unusual: str) -> None:
-    """Raise `SourceError` unless another process has opened the file and read all of it."""
-    size = path.stat().st_size
-    seconds = _SECONDS + limits.bytes_of(size) // _BYTES_PER_SECOND
-    request = {"path": str(path.absolute()), "seconds": seconds, "limits": dataclasses.asdict(limits)}
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", __name__, json.dumps(request)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=seconds,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        ended = f"was still reading after {seconds} s"
-    except OSError as error:
-        ended = f"could not be started ({error.strerror})"
-    else:
-        if done.returncode == 0:
-            return
-        if done.returncode == _REFUSED:
-            raise SourceError(json.loads(done.stdout))
-        ended = f"ended with {done.returncode}"
-    raise SourceError(
-        f"{path}: HDF5 of a kind that Keras does not write ({unusual}), and the process that was to try it "
-        f"{ended}; if you trust it, save it again with Keras"
-    )
-
-
-def _limit_process(seconds: int, nbytes: int) -> None:
+def _bound_memory(nbytes: int) -> None:
     try:
         import resource
-    except ImportError:  # Windows; there is still the time
+    except ImportError:  # Windows; who asked still keeps the time
         return
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
 
 
-def _main(request: dict[str, Any]) -> int:
-    """What the other process does."""
-    from weights_convert.formats import keras_hdf5
-
-    limits, path = Limits(**request["limits"]), Path(request["path"])
-    _limit_process(request["seconds"], 2 * limits.bytes_of(path.stat().st_size) + 2**31)
+def _give_up_files() -> None:
+    """What is open stays so; no other file, socket or pipe can be, and none can be written."""
     try:
-        with keras_hdf5.KerasReader(path, limits, probed=True) as reader:
-            for name in reader.tensors:
-                reader.read(name)
+        import resource
+    except ImportError:
+        return
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, 0))
+
+
+def _say(answers: BinaryIO, what: object, data: Any = b"") -> None:
+    answers.write(json.dumps(what).encode() + b"\n")
+    answers.write(data)
+    answers.flush()
+
+
+def _refuse(answers: BinaryIO, error: WeightsConvertError) -> None:
+    _say(answers, {"error": error.message, "limit": isinstance(error, LimitError)})
+
+
+def _serve(reader: Reader, requests: BinaryIO, answers: BinaryIO) -> None:
+    tensors = [[name, info.shape, info.dtype.name] for name, info in reader.tensors.items()]
+    _say(answers, {"tensors": tensors, "left_out": reader.left_out, "metadata": reader.metadata})
+    for line in requests:
+        try:
+            array = reader.read(json.loads(line))
+        except WeightsConvertError as error:
+            _refuse(answers, error)
+        else:
+            _say(answers, {}, array.reshape(-1).view(np.uint8).data)
+
+
+def _main(request: dict[str, Any]) -> None:
+    limits, path = Limits(**request["limits"]), Path(request["path"])
+    _bound_memory(2 * limits.bytes_of(path.stat().st_size) + 2**31)
+    try:
+        reader = KerasReader(path, limits, LibraryFile)
     except WeightsConvertError as error:
-        sys.stdout.write(json.dumps(error.message))
-        return _REFUSED
-    return 0
+        _refuse(sys.stdout.buffer, error)
+    else:
+        _serve(reader, sys.stdin.buffer, sys.stdout.buffer)
 
 
 if __name__ == "__main__":
-    sys.exit(_main(json.loads(sys.argv[1])))
+    _main(json.loads(sys.argv[1]))
