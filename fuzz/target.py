@@ -63,6 +63,7 @@ class _Watch:
 _watch = _Watch()
 # Python imports these when a text needs them first
 codecs.lookup("raw_unicode_escape")
+codecs.lookup("utf-32-le")
 importlib.import_module("unicodedata")
 
 

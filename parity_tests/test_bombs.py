@@ -357,6 +357,21 @@ def test_metadata_that_is_not_utf_8(tmp_path, encoding):
         parse_metadata(text, tmp_path / "x.pth")
 
 
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("character", [0x110000, 0xFFFFFFFF, 0xD800])
+def test_metadata_of_characters_that_do_not_exist(tmp_path, order, character):
+    """NumPy makes a string of them all the same, which CPython meets with a `SystemError` at best."""
+    text = np.frombuffer(f'{{"{"a" * 8}": 1}}'.encode(f"utf-32-{'lb'[order == '>']}e"), f"{order}u4").copy()
+    arrays = {"samenet": text.view(f"{order}U{len(text)}").reshape(())}
+    np.savez(tmp_path / "good.npz", **arrays_with({}), **arrays)
+    with open_reader(tmp_path / "good.npz") as reader:
+        assert reader.metadata == {"a" * 8: 1}
+    text[5] = character
+    arrays = {"samenet": text.view(f"{order}U{len(text)}").reshape(())}
+    np.savez(tmp_path / "x.npz", **arrays_with({}), **arrays)
+    assert "entry 'samenet.npy' is not a text" in refusal(tmp_path / "x.npz")
+
+
 # --------------------------------------------------------------------------------------------------
 # The limits are options
 

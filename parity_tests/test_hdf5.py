@@ -282,7 +282,13 @@ def test_the_library_is_not_loaded_here(tmp_path):
         "with open_reader(sys.argv[1]) as reader: print(reader.read('gzip').sum(), 'h5py' in sys.modules)"
     )
     path = hdf5(tmp_path / "x", odd, libver="latest")
-    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code, path],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout == "64.0 False\n", done.stderr
 
 
@@ -331,6 +337,7 @@ ENDINGS = {
     "while true; do echo -n nonsense; done": "was still reading after 1 s",
     "echo 3; exec sleep 60": "ended with -9",
     "echo '{}'": "said what cannot be ('tensors')",
+    """echo '{"tensors": [], "left_out": []}'""": "said what cannot be ('list' object has no attribute",
     listing("w", [2], "object"): "said what cannot be ('object')",
     listing("w", [2, -1], "float32"): "said what cannot be (shape [2, -1])",
     listing("w", [2.5], "float32"): "said what cannot be (shape [2.5])",

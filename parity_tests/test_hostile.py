@@ -65,7 +65,7 @@ def test_seeds_are_read(reader, tmp_path):
 @pytest.mark.parametrize("reader", target.READERS)
 def test_changed_files(reader, tmp_path):
     @settings(
-        max_examples=100,
+        max_examples=250,
         deadline=None,
         derandomize=True,
         database=None,

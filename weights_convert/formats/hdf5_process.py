@@ -43,7 +43,7 @@ class ProcessReader(Reader):
         self._unusual = unusual
         self.has(path.stat().st_size)
         request = {"path": str(path), "limits": dataclasses.asdict(limits)}
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path))}
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", _PROGRAM, json.dumps(request)],
@@ -69,7 +69,7 @@ class ProcessReader(Reader):
             for name, why in said["left_out"].items():
                 self.leave_out(name, str(why))
             self.metadata = dict(said["metadata"])
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._failed(f"said what cannot be ({one_line(error)})") from None
 
     def read(self, name: str) -> np.ndarray:
@@ -119,7 +119,7 @@ class ProcessReader(Reader):
         finally:
             timer.cancel()
         if "error" in said:
-            raise (LimitError if said["limit"] else SourceError)(str(said["error"]))
+            raise (LimitError if said.get("limit") else SourceError)(str(said["error"]))
         return said
 
     def _failed(self, how: str) -> SourceError:

@@ -61,7 +61,7 @@ class NpzReader(Reader):
         info, dtype = self._header(entry)
         if name == METADATA_NAME and dtype.kind == "U" and info.shape == ():
             self.claim(info.nbytes)
-            self.metadata = parse_metadata(str(self._array(entry.filename)), self.path, self.limits)
+            self.metadata = parse_metadata(self._text(entry.filename), self.path, self.limits)
         elif dtype.hasobject:
             self.leave_out(name, "array of Python objects (a pickle, never loaded)")
         elif dtype.kind not in "fiub":
@@ -103,6 +103,17 @@ class NpzReader(Reader):
             raise SourceError(
                 f"{self.path}: entry '{one_line(entry)}' is damaged ({one_line(error)})"
             ) from None
+
+    def _text(self, entry: str) -> str:
+        """An array of one text. NumPy gives Python any 32 bits as a character, and Python then breaks."""
+        array = self._array(entry)
+        try:
+            text = array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
+        except UnicodeDecodeError as error:
+            raise SourceError(
+                f"{self.path}: entry '{one_line(entry)}' is not a text ({one_line(error)})"
+            ) from None
+        return text.rstrip("\0")
 
     def read(self, name: str) -> np.ndarray:
         array = self._array(name + _SUFFIX)
