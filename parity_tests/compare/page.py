@@ -8,12 +8,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
+from parity_tests.compare.depth_plot import depth_plot
 from parity_tests.compare.plot import (
     Line,
     LinearAxis,
     LogAxis,
     Style,
-    depth_plot,
     escape,
     histogram_plot,
     mark,

@@ -1,4 +1,4 @@
-"""Drawings for the page, as SVG text: errors along the depth, curves along the steps, a histogram.
+"""Drawings for the page, as SVG text: curves along the steps, a histogram, and what all drawings have.
 
 Colours are CSS classes, so that one drawing serves light, dark and paper. Pixels; y grows downwards.
 """
@@ -8,16 +8,15 @@ from __future__ import annotations
 import html
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby, pairwise
+from itertools import pairwise
 
-from parity_tests.compare.report import Histogram, Point
+from parity_tests.compare.report import Histogram
 
 WIDTH, LEFT, RIGHT = 1120, 56, 10  # of a whole-width drawing, and the margins inside it
 TOP = 24  # for the line of text that names what the mouse is over
 EDGE = 22  # the strips for what a logarithm has no place for
-NAMED = 56  # up to so many points carry their names below
 
 
 @dataclass(frozen=True)
@@ -155,35 +154,6 @@ def polyline(points: Iterable[tuple[float, float] | None]) -> str:
     return "".join(parts)
 
 
-def stages(names: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(label, first, last + 1) of the runs of points that belong together by the front of their names.
-
-    >>> stages(["conv1", "layer1.0.conv1", "layer1.0.bn1", "layer2.0.conv1"])
-    [('conv1', 0, 1), ('layer1', 1, 3), ('layer2', 3, 4)]
-    >>> stages(["net.blocks.0.a", "net.blocks.0.b", "net.blocks.1.a", "net.pool", "net.fc"])
-    [('net.blocks', 0, 3), ('net.pool … net.fc', 3, 5)]
-    """
-    found: list[tuple[str, int, int]] = []
-    for depth in (1, 2, 3):
-        runs, start = [], 0
-        for label, group in groupby(".".join(name.split(".")[:depth]) for name in names):
-            end = start + len(list(group))
-            runs.append((label, start, end))
-            start = end
-        if not found or len(runs) <= 24:
-            found = runs
-        if len(found) >= 3:
-            break
-    merged = []
-    # a stem is one thing, however many layers of its own it has
-    for single, neighbours in groupby(found, key=lambda run: run[2] - run[1] == 1):
-        runs = list(neighbours)
-        if single and len(runs) > 1:
-            runs = [(f"{runs[0][0]} … {runs[-1][0]}", runs[0][1], runs[-1][2])]
-        merged += runs
-    return merged
-
-
 def frame(width: float, height: float, label: str, parts: Iterable[str]) -> str:
     body = "\n".join(filter(None, parts))
     box = f'viewBox="0 0 {px(width)} {px(height)}"'
@@ -213,128 +183,6 @@ def slots(
         f'height="{px(bottom - top)}"/><text x="{px(left)}" y="{px(top - 8)}">{escape(brief)}</text></g>'
         for i, (brief, full) in enumerate(texts)
     )
-
-
-def depth_plot(
-    points: Sequence[Point],
-    candidates: Sequence[str],
-    styles: Mapping[str, Style],
-    label: str,
-    first: tuple[str, str] | None = None,
-) -> str:
-    """The error of every point, in order, with the noise, the limit and, hollow, the layer on its own.
-
-    Args:
-        first: (candidate, point) of the first divergence, where it is one of these points.
-    """
-    slot = (WIDTH - LEFT - RIGHT) / len(points)
-    right = WIDTH - RIGHT
-    names = [point.name for point in points]
-    named = len(points) <= NAMED
-    below = min(max(len(shorten(name, 30)) for name in names) * 6.2 + 12, 200) if named else 20
-    bottom = TOP + 300.0
-    height = bottom + below
-    values = [value for p in points for value in (*p.errors.values(), *p.isolated.values(), p.limit)]
-    values += [point.noise for point in points]
-    y = LogAxis([value for value in values if value is not None], TOP, bottom)
-
-    def at(i: int, part: float = 0.5) -> float:
-        return LEFT + (i + part) * slot
-
-    def stairs(value_of: Callable[[Point], float | None]) -> list[tuple[float, float] | None]:
-        steps: list[tuple[float, float] | None] = []
-        for i, point in enumerate(points):
-            value = value_of(point)
-            steps += [None] if value is None else [(at(i, 0), y(value)), (at(i, 1), y(value))]
-        return steps
-
-    parts = [grid(y, LEFT, right)]
-    # all beyond the limit, and the noise as the ground the errors stand on
-    ceiling = [step for step in stairs(lambda point: point.limit) if step]
-    parts.append(f'<path class="beyond" d="{polyline(ceiling)}V{TOP}H{LEFT}z"/>')
-    for known, run in groupby(stairs(lambda point: point.noise), key=lambda step: step is not None):
-        ground = [step for step in run if step]
-        if known:
-            foot = f"V{px(bottom)}H{px(ground[0][0])}z"
-            parts.append(f'<path class="noise" d="{polyline(ground)}{foot}"/>')
-    parts.append(f'<path class="limit" d="{polyline(ceiling)}"/>')
-    for stage, start, end in stages(names):
-        if start:
-            parts.append(f'<path class="stage" d="M{px(at(start, 0))} {TOP}V{px(bottom)}"/>')
-        if not named and (end - start) * slot > len(stage) * 6.5 + 4:
-            middle = (at(start, 0) + at(end, 0)) / 2
-            parts.append(
-                f'<text class="tick middle" x="{px(middle)}" y="{px(bottom + 15)}">{escape(stage)}</text>'
-            )
-    if named:
-        parts += [
-            f'<text class="tick end" transform="translate({px(at(i) + 4)} {px(bottom + 8)}) rotate(-90)">'
-            f"{escape(shorten(name, 30))}</text>"
-            for i, name in enumerate(names)
-        ]
-    begin = 0
-    if first and first[1] in names:
-        begin = names.index(first[1])
-        x, late = at(begin), begin > len(points) / 2
-        parts.append(
-            f'<path class="first" d="M{px(x)} {TOP}V{px(bottom)}"/>'
-            f'<text class="first{" end" if late else ""}" x="{px(x - 6 if late else x + 6)}" '
-            f'y="{px(max(y(points[begin].limit) - 8, TOP + 14))}">'
-            f"first: {escape(shorten(first[1], 48))}</text>"
-        )
-    r = min(3.4, max(1.3, slot * 0.35))
-    for place, candidate in enumerate(candidates):
-        style = styles[candidate]
-        # beside one another, so that equal errors do not hide one another
-        shift = 0.5 + (place - (len(candidates) - 1) / 2) * min(0.8, 9 / slot) / max(len(candidates), 2)
-        places = [
-            (at(i, shift), y(point.errors[candidate]))
-            if candidate in point.errors and y.on_scale(point.errors[candidate])
-            else None
-            for i, point in enumerate(points)
-        ]
-        marks = []
-        for i, point in enumerate(points):
-            alone = point.isolated.get(candidate)
-            if alone is not None:
-                wrong = not alone <= point.limit
-                shape = mark(style.shape, at(i, shift), y(alone), r + 1.2)
-                marks.append(f'<path class="hollow{" culprit" if wrong else ""}" d="{shape}"/>')
-                if wrong:
-                    ring = mark(0, at(i, shift), y(alone), r + 5)
-                    marks.append(f'<path class="ring" d="{ring}"/>')
-        for i, point in enumerate(points):
-            if candidate in point.errors:
-                error = point.errors[candidate]
-                failed = not error <= point.limit
-                shape = mark(style.shape, at(i, shift), y(error), r + 1 if failed else r)
-                marks.append(f'<path class="mark{" failed" if failed else ""}" d="{shape}"/>')
-        css = style.css + (" dense" if r < 2 else "")
-        thread = f'<path class="thread" d="{polyline(places)}"/>'
-        parts.append(f'<g class="{css}">{thread}{"".join(marks)}</g>')
-    texts = [_describe(point, candidates) for point in points]
-    parts.append(slots(texts, LEFT, slot, TOP, bottom, begin))
-    return frame(WIDTH, height, label, parts)
-
-
-def _describe(point: Point, candidates: Sequence[str]) -> tuple[str, str]:
-    """One line, and all of it."""
-    size = "x".join(map(str, point.shape)) or "scalar"
-    errors = [f"{c} {number(point.errors[c])}" for c in candidates if c in point.errors]
-    brief = "   ".join([shorten(point.name, 60), *errors[:5], f"limit {number(point.limit)}"])
-    lines = [f"{point.name}  {size}"]
-    for candidate in candidates:
-        if candidate in point.errors:
-            line = f"{candidate}: {number(point.errors[candidate])}"
-            if point.isolated.get(candidate) is not None:
-                line += f", alone {number(point.isolated[candidate])}"
-            if candidate in point.failures():
-                line += "  BEYOND THE LIMIT"
-            if candidate in point.culprit_of():
-                line += "  WRONG BY ITSELF"
-            lines.append(line)
-    lines.append(f"limit {number(point.limit)}, noise {number(point.noise)}")
-    return brief, "\n".join(lines)
 
 
 @dataclass
