@@ -130,27 +130,55 @@ def make_plan(
     """
     destination = Path(destination)
     container = format_for_writing(destination)
-    family = family or container.own_family
-    target_family = _writable(family)
-    if family not in (container.own_family, *_takes(container)):
-        only = ".npz and .safetensors only" if target_family.own else ".pth, .npz and .safetensors only"
-        takes = ", ".join([container.own_family, *_takes(container)])
-        raise DestinationError(
-            f"{destination}: the {family} layout goes into {only}; {container.suffixes[0]} takes {takes}"
-        )
+    target_family = _family_for(container, family or container.own_family, destination)
+    family = target_family.name
     checkpoint = as_in_family(checkpoint, target_family)
-    if scope and family != "tf1" and checkpoint.family == "tf1":
-        scope = None  # it chose the network in the source
     if scope and family != "tf1":
-        raise DestinationError(
-            f"{destination}: --scope belongs to the tf1 layout, and this is written as {family}"
-        )
+        if checkpoint.family != "tf1":  # otherwise it chose the network in the source
+            raise DestinationError(
+                f"{destination}: --scope belongs to the tf1 layout, and this is written as {family}"
+            )
+        scope = None
     if dtype is not None and dtype not in DTYPES:
         raise SpecError(f"there is no dtype {dtype!r}{nearest(dtype, DTYPES)}; known: {', '.join(DTYPES)}")
 
-    layout = target_family.layout_of(checkpoint.spec)
-    prefix = f"{scope.rstrip('/')}/" if scope else ""
-    moves, counts = [], {}
+    moves, counts = _moves(checkpoint, target_family, dtype, f"{scope.rstrip('/')}/" if scope else "")
+    plan = Plan(
+        str(checkpoint.path) if checkpoint.path else "a model in memory",
+        destination,
+        container,
+        family,
+        target_family.layout_of(checkpoint.spec),
+        scope,
+        checkpoint,
+        moves,
+        _metadata(checkpoint, family, counts, scope),
+    )
+    changed = sorted({move.source.dtype.name for move in moves if move.source.dtype != move.target.dtype})
+    if changed:
+        plan.notes.append(f"dtype: {', '.join(changed)} becomes {dtype}, as asked")
+    if counts:
+        plan.notes.append(f"{len(counts)} {COUNTS} travel in the metadata: {family} has no place for them")
+    return plan
+
+
+def _family_for(container: Format, name: str, destination: Path) -> Family:
+    """The family that is written, if it may stand in this container."""
+    family, takes = _writable(name), [container.own_family, *_takes(container)]
+    if name not in takes:
+        only = ".npz and .safetensors only" if family.own else ".pth, .npz and .safetensors only"
+        raise DestinationError(
+            f"{destination}: the {name} layout goes into {only}; "
+            f"{container.suffixes[0]} takes {', '.join(takes)}"
+        )
+    return family
+
+
+def _moves(
+    checkpoint: Checkpoint, family: Family, dtype: str | None, prefix: str
+) -> tuple[list[Move], dict[str, int]]:
+    """Every tensor's way, and the step counts that the target has no tensors for."""
+    layout, moves, counts = family.layout_of(checkpoint.spec), [], {}
     for canonical, tensor in checkpoint.tensors.items():
         name, role = layout.rename(canonical, checkpoint.spec), role_of(canonical)
         assert role is not None  # a checkpoint holds the parameters of its spec
@@ -160,12 +188,18 @@ def make_plan(
                 raise MismatchError(f"{tensor.name} is {count}, expected a number of batches")
             continue
         if name is None:
-            raise MismatchError(f"{destination}: {family} has no place for {canonical}")
+            raise MismatchError(f"{family.name} has no place for {canonical}")
         axes = layout.axes_from_canonical(canonical)
         wanted = DTYPES[dtype] if dtype and role != "count" else tensor.info.dtype
         target = TensorInfo(layout.shape_in_file(canonical, tensor.info.shape), wanted)
         moves.append(Move(canonical, tensor.name, prefix + name, axes, tensor.info, target))
+    return moves, counts
 
+
+def _metadata(
+    checkpoint: Checkpoint, family: str, counts: dict[str, int], scope: str | None
+) -> dict[str, Any]:
+    """What is written beside the tensors, so that the file says what it is."""
     metadata = {
         "mapping_version": MAPPING_VERSION,
         "family": family,
@@ -177,20 +211,4 @@ def make_plan(
         metadata[COUNTS] = counts
     if scope:
         metadata["scope"] = scope.rstrip("/")
-    plan = Plan(
-        str(checkpoint.path) if checkpoint.path else "a model in memory",
-        destination,
-        container,
-        family,
-        layout,
-        scope,
-        checkpoint,
-        moves,
-        metadata,
-    )
-    changed = sorted({move.source.dtype.name for move in moves if move.source.dtype != move.target.dtype})
-    if changed:
-        plan.notes.append(f"dtype: {', '.join(changed)} becomes {dtype}, as asked")
-    if counts:
-        plan.notes.append(f"{len(counts)} {COUNTS} travel in the metadata: {family} has no place for them")
-    return plan
+    return metadata
