@@ -3,33 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from parity_tests.compare.depth_plot import depth_plot
-from parity_tests.compare.plot import (
-    Line,
-    LinearAxis,
-    LogAxis,
-    Style,
-    escape,
-    histogram_plot,
-    mark,
-    number,
-    shorten,
-    step_plot,
-)
-from parity_tests.compare.report import Point, Report, Training
+from parity_tests.compare.page_parts import entry, figure, key, many, swatch
+from parity_tests.compare.page_training import training_cells, training_figures
+from parity_tests.compare.plot import Style, escape, histogram_plot, mark, number, shorten
+from parity_tests.compare.report import Point, Report
 from weights_convert.errors import WriteError
 
 FIXED = {"torch": Style("k0", 0), "keras": Style("k1", 1), "tf1": Style("k2", 2)}  # in every report ever
 COLOURS = 7
 WORST = 20  # rows of the table
 CLOSE = 12  # points shown on either side of the first divergence
-PAIR = 552  # the width of a drawing that has another beside it
-CURVE = '<path class="curve" d="M0 7H14"/>'  # for a legend
 OPEN = 3  # with more reports than this, those that hold are folded
 
 PAGE = """<!DOCTYPE html>
@@ -83,7 +71,7 @@ def page(reports: Sequence[Report]) -> str:
     if len(reports) == 1:
         heading = "Parity report"
     else:
-        heading = f"Parity report: {_many(len(reports), 'comparison')}, {differ or 'none'} " + (
+        heading = f"Parity report: {many(len(reports), 'comparison')}, {differ or 'none'} " + (
             "differs" if differ == 1 else "differ"
         )
     verdicts = (_verdict(report, f"report{i}") for i, report in enumerate(reports, 1))
@@ -126,10 +114,6 @@ def _styles(reports: Iterable[Report]) -> dict[str, Style]:
     return FIXED | {name: Style(f"k{slot}", slot) for name, slot in zip(others, slots, strict=False)}
 
 
-def _many(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
 def _verdict(report: Report, anchor: str) -> str:
     """One line: what, whether, and where not."""
     divergence = report.first_divergence()
@@ -147,12 +131,12 @@ def _verdict(report: Report, anchor: str) -> str:
 def _amount(report: Report) -> str:
     """How much was compared."""
     parts = [
-        _many(len(points), what)
+        many(len(points), what)
         for points, what in ((report.layers, "layer"), (report.gradients, "gradient"))
         if points
     ]
     if report.training:
-        parts.append(_many(len(report.training.learning_rates), "training step"))
+        parts.append(many(len(report.training.learning_rates), "training step"))
     return (
         f"{', '.join(parts) or 'nothing'}; {', '.join(c for c in report.candidates if c not in report.pairs)}"
     )
@@ -199,7 +183,7 @@ def _section(report: Report, anchor: str, styles: Mapping[str, Style], *, unfold
             parts.append("<h3>The same around the first gradient that differs</h3>")
             parts.append(_depth(near, report, styles, "close", place))
     if report.training and report.training.learning_rates:
-        parts += _training(report.training, report, styles)
+        parts += training_figures(report.training, report, styles)
     if report.histogram:
         found = report.histogram
         style = styles.get(found.candidate, Style("ref", 0))
@@ -209,7 +193,7 @@ def _section(report: Report, anchor: str, styles: Mapping[str, Style], *, unfold
             f'<p class="quiet">The worst layer: how many of its {total:,} elements differ by how much; '
             f"{found.zeros:,} are exactly equal. Logarithmic both ways.</p>"
         )
-        parts.append(_figure("histogram", histogram_plot(found, style, f"differences in {found.point}")))
+        parts.append(figure("histogram", histogram_plot(found, style, f"differences in {found.point}")))
     parts += _worst(report)
     if report.environment:
         parts.append("<h3>Environment</h3>")
@@ -261,11 +245,6 @@ def _close(points: Sequence[Point], first: tuple[str, str] | None) -> list[Point
     return list(points[start : start + 2 * CLOSE + 1])
 
 
-def _figure(kind: str, svg: str, caption: str = "") -> str:
-    caption = f"<figcaption>{caption}</figcaption>\n" if caption else ""
-    return f'<figure class="{kind}">\n{caption}{svg}\n</figure>'
-
-
 def _depth(
     points: Sequence[Point],
     report: Report,
@@ -274,36 +253,23 @@ def _depth(
     first: tuple[str, str] | None,
 ) -> str:
     label = {"layers": "error per layer", "gradients": "error per gradient", "close": "close-up"}[kind]
-    return _figure(kind, depth_plot(points, report.candidates, styles, label, first))
-
-
-def _key(content: str, css: str = "") -> str:
-    css = f' class="{css}"' if css else ""
-    return f'<svg class="key" viewBox="0 0 14 14" aria-hidden="true"><g{css}>{content}</g></svg>'
-
-
-def _entry(content: str) -> str:
-    return f'<span class="legend">{content}</span>'
-
-
-def _swatch(style: Style) -> str:
-    return _key(f'<path class="mark" d="{mark(style.shape, 7, 7, 4.5)}"/>', style.css)
+    return figure(kind, depth_plot(points, report.candidates, styles, label, first))
 
 
 def _legend(report: Report, styles: Mapping[str, Style], points: Sequence[Point]) -> str:
-    entries = [_swatch(styles[name]) + escape(name) for name in report.candidates]
+    entries = [swatch(styles[name]) + escape(name) for name in report.candidates]
     if any(error is not None for point in points for error in point.isolated.values()):
         hollow = f'<path class="hollow culprit" d="{mark(0, 7, 7, 4.5)}"/>'
-        entries.append(_key(hollow, "ref") + "hollow: the layer alone, fed the reference's own input")
+        entries.append(key(hollow, "ref") + "hollow: the layer alone, fed the reference's own input")
     if any(point.culprit_of() for point in points):
-        entries.append(_key(f'<path class="ring" d="{mark(0, 7, 7, 5.5)}"/>') + "wrong by itself")
+        entries.append(key(f'<path class="ring" d="{mark(0, 7, 7, 5.5)}"/>') + "wrong by itself")
     if any(point.failures() for point in points):
         failed = f'<path class="mark failed" d="{mark(0, 7, 7, 4.5)}"/>'
-        entries.append(_key(failed, "ref") + "beyond the limit")
-    entries.append(_key('<path class="limit" d="M0 7H14"/>') + "limit")
+        entries.append(key(failed, "ref") + "beyond the limit")
+    entries.append(key('<path class="limit" d="M0 7H14"/>') + "limit")
     if any(point.noise is not None for point in points):
-        entries.append(_key('<path class="noise" d="M0 2H14V12H0z"/>') + "measured rounding noise")
-    return f'<p class="quiet">{"".join(map(_entry, entries))}</p>'
+        entries.append(key('<path class="noise" d="M0 2H14V12H0z"/>') + "measured rounding noise")
+    return f'<p class="quiet">{"".join(map(entry, entries))}</p>'
 
 
 def _cells(points: Sequence[Point], candidate: str) -> Iterator[str]:
@@ -334,106 +300,14 @@ def _summary(report: Report, styles: Mapping[str, Style]) -> str:
         titles += ["training within the limit", "worst at the end"]
     rows = []
     for name in report.candidates:
-        cells = [f"<td>{_swatch(styles[name])}{escape(name)}</td>"]
+        cells = [f"<td>{swatch(styles[name])}{escape(name)}</td>"]
         for _, points in kinds:
             cells += _cells(points, name)
         if training:
-            cells += _training_cells(training, name)
+            cells += training_cells(training, name)
         rows.append(f"<tr>{''.join(cells)}</tr>")
     head = "".join(f"<th>{title}</th>" for title in ["candidate", *titles])
     return f'<div class="scroll"><table class="summary"><tr>{head}</tr>{"".join(rows)}</table></div>'
-
-
-def _training_cells(training: Training, name: str) -> Iterator[str]:
-    first = next((found for found in training.failures() if found[0] == name), None)
-    steps = _many(training.checked_steps, "step")
-    if first:
-        yield f'<td class="wrong">not from step {first[2]}, {escape(first[1])}</td>'
-    else:
-        yield f"<td>{steps}</td>"
-    ends = [(errors[-1], kind) for kind, errors in training.errors.get(name, {}).items() if errors]
-    if not ends:
-        yield "<td></td>"
-        return
-    error, kind = max(ends, key=lambda end: end[0] if end[0] < math.inf else math.inf)
-    tensor = training.worst.get(name, {}).get(kind)
-    yield f'<td class="name">{number(error)} in {escape(kind)}{f", {escape(tensor)}" if tensor else ""}</td>'
-
-
-def _coincide(losses: Mapping[str, Sequence[float]], name: str, reference: str) -> bool:
-    """Whether one curve would hide the other."""
-    mine, others = losses.get(name, []), losses.get(reference, [])
-    finite = [value for value in others if math.isfinite(value)]
-    spread = max(finite, default=0) - min(finite, default=0)
-    return len(mine) == len(others) and all(
-        abs(a - b) <= spread / 100 for a, b in zip(mine, others, strict=True) if math.isfinite(b)
-    )
-
-
-def _training(training: Training, report: Report, styles: Mapping[str, Style]) -> list[str]:
-    rates = training.learning_rates
-    low, high = min(rates), max(rates)
-    rate = f"learning rate {high:g}" if low == high else f"learning rate {rates[0]:g} to {rates[-1]:g}"
-    extra = [f"learning rate {rate:g}" for rate in rates]
-    parts = [f"<h3>Loss over {_many(len(rates), 'step')} of training, {escape(training.dtype)}, {rate}</h3>"]
-    lines = []
-    values = [value for losses in training.losses.values() for value in losses if math.isfinite(value)]
-    wide = bool(values) and min(values) > 0 and max(values) > 100 * min(values)
-    same = [name for name in report.candidates if _coincide(training.losses, name, report.reference)]
-    # the reference broad and pale below the others: where they are equal, they lie on it
-    ordered = sorted(training.losses.items(), key=lambda item: item[0] != report.reference)
-    for name, losses in ordered:
-        style = styles.get(name)
-        if name == report.reference:
-            lines.append(Line(name, losses, f"{style.css if style else 'ref'} under"))
-        elif style:
-            dash = ""
-            if len(same) > 1 and name in same:
-                dash = (
-                    f' stroke-dasharray="9 {9 * (len(same) - 1)}" stroke-dashoffset="{-9 * same.index(name)}"'
-                )
-            lines.append(Line(name, losses, style.css, None if dash else style.shape, dash))
-    if any(line.values for line in lines):
-        keys = (_entry(_key(CURVE, line.css) + escape(line.name)) for line in lines)
-        axis = LogAxis if wide else LinearAxis
-        parts.append(
-            _figure("loss", step_plot(lines, "loss", axis=axis, height=200, extra=extra), "".join(keys))
-        )
-    parts.append("<h3>How the errors grow from step to step</h3>")
-    parts.append(
-        f'<p class="quiet">{_key(CURVE, "ulp")}What a change of one weight by one ulp does to '
-        f"{escape(report.reference)} alone: where this grows as fast, the training is chaotic and no port "
-        "can do better.</p>"
-    )
-    kinds = list(dict.fromkeys(kind for errors in training.errors.values() for kind in errors))
-    failures = training.failures()
-    everything = [v for errors in training.errors.values() for values in errors.values() for v in values]
-    figures = []
-    for kind in kinds:
-        curves = [Line("one ulp", training.ulp, "ulp")] if training.ulp else []
-        for name in report.candidates:
-            errors = training.errors.get(name, {}).get(kind)
-            if errors:
-                failed = frozenset(step for who, what, step in failures if (who, what) == (name, kind))
-                curves.append(Line(name, errors, styles[name].css, styles[name].shape, failed=failed))
-        svg = step_plot(
-            curves,
-            f"error of {kind} per step",
-            width=PAIR,
-            height=190,
-            limit=training.limit,
-            checked=training.checked_steps,
-            range_of=[*everything, *training.ulp],
-            extra=extra,
-        )
-        figures.append(_figure("growth", svg, escape(kind)))
-    parts.append(f'<div class="pair">{"".join(figures)}</div>')
-    if training.checked_steps < len(rates):
-        parts.append(
-            f'<p class="quiet">Only the first {_many(training.checked_steps, "step")} '
-            f"{'is' if training.checked_steps == 1 else 'are'} held to the limit.</p>"
-        )
-    return parts
 
 
 def _worst(report: Report) -> list[str]:
