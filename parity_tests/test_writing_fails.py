@@ -53,7 +53,7 @@ def test_a_full_disk(unchanged, suffix: str):
 
 AS_NOBODY = """
 import os, sys
-import encodings.cp437  # now: the folders of Python may be closed to nobody
+import encodings.cp437, encodings.utf_32_le  # now: the folders of Python may be closed to nobody
 import weights_convert.formats.keras_hdf5_writer
 from weights_convert.__main__ import main
 os.chmod(".", 0o555)
@@ -161,6 +161,14 @@ def test_every_call_that_may_fail(folder, run, tmp_path_factory, suffix: str, ol
             shutil.copytree(saved, folder, dirs_exist_ok=True)
             if calls[0] < number:
                 break
+
+
+@pytest.mark.parametrize("suffix", CONTAINERS)
+def test_what_cannot_be_flushed_is_not_put_in_place(run, unchanged, suffix: str):
+    for number in range(1, len(files_of(Path(f"good{suffix}"))) + 1):
+        with unchanged(), failing("fsync", number, number):
+            ran = run("convert", "good.npz", f"good{suffix}", "--overwrite", "--dtype", "float64")
+        assert (ran.code, ran.err) == (3, f"good{suffix}: could not be written (No space left on device)\n")
 
 
 def test_a_name_that_has_to_wait_is_said(run):

@@ -1,7 +1,8 @@
 """`convert` and `save`: the plan carried out.
 
-Tensors pass one at a time. They go to a temporary file beside the destination, which is flushed to disk,
-read back and compared with what was meant (sha256 of each tensor), and only then put in its place (`atomic`).
+Tensors pass one at a time. They go to a temporary file beside the destination, which is flushed to disk and
+meanwhile read back and compared with what was meant (sha256 of each tensor), and only then put in its place
+(`atomic`).
 """
 
 from __future__ import annotations
@@ -156,8 +157,9 @@ def execute(
     try:
         with atomic.workplace(place) as temporary:
             _write(plan, temporary, strict, advance)
-            source.check()
-            _read_back(plan, temporary, advance)
+            with atomic.flushing(container.files(temporary)):
+                source.check()
+                _read_back(plan, temporary, advance)
             try:
                 plan.warnings += atomic.put(temporary, place, container.place, container.orphans, overwrite)
             except FileExistsError as error:
@@ -184,7 +186,7 @@ def _progress(plan: Plan, progress: Progress | None) -> Callable[[Move], None]:
 
 
 def _write(plan: Plan, temporary: Path, strict: bool, advance: Callable[[Move], None]) -> None:
-    """Write all tensors and flush them to disk."""
+    """Write all tensors."""
     assert plan.container.write is not None  # format_for_writing gives no other
     moves = {move.target_name: move for move in plan.moves}
 
@@ -201,8 +203,6 @@ def _write(plan: Plan, temporary: Path, strict: bool, advance: Callable[[Move], 
     except WeightsConvertError as error:  # a writer knows no other name
         error.message = error.message.replace(str(temporary), str(plan.destination))
         raise
-    for file in plan.container.files(temporary):
-        atomic.flush(file)
 
 
 def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
