@@ -33,8 +33,7 @@ class Part(NamedTuple):
     kept: bool = False  # memory kept for all: otherwise the history of a process's heap decides, by 10 %
 
 
-# Not more at once than fit into memory with room to spare: with fifteen of them (20 GB of 24) those that ask
-# for new memory in every step took 10 to 20 % longer, and the others did not.
+# Not all of them at once: each takes one to two gigabytes.
 TORCH = [
     *("torch", "torch, channels_last", "torch, folded", "torch, optimized"),
     *("torch, memory kept", "torch, optimized, memory kept", "timm", "sgemm"),
