@@ -189,8 +189,12 @@ def test_killed_at_200_random_moments(tmp_path, suffix: str):
 
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+# Who runs these tests may ignore signals (nohup, a job in the background), and what one starts inherits that.
 STOP_WHILE_WRITING = """
-import os, sys
+import os, signal, sys
+handlers = {"ends": signal.SIG_DFL, "goes on": signal.SIG_IGN}
+signal.signal(signal.SIGHUP, handlers[sys.argv.pop(1)])
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from weights_convert import convert
 from weights_convert.__main__ import main
 real, seen = convert.__globals__["sha256"], []
@@ -204,17 +208,29 @@ sys.exit(main(sys.argv[3:]))
 """
 
 
+def stopped(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, "-c", STOP_WHILE_WRITING, *arguments]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
 @pytest.mark.parametrize("tensor", [3, 30], ids=["writing", "reading back"])
 @pytest.mark.parametrize("number", STOPPED)
 @pytest.mark.parametrize("suffix", [".pth", ".weights.h5", ".ckpt"])
 @pytest.mark.usefixtures("folder")
 def test_stopped_by_a_signal(unchanged, suffix: str, number: int, tensor: int):
     convert_it = ["convert", "good.npz", f"good{suffix}", "--overwrite"]
-    arguments = [sys.executable, "-c", STOP_WHILE_WRITING, str(int(number)), str(tensor), *convert_it]
+    arguments = ["ends", str(int(number)), str(tensor), *convert_it]
     with unchanged():
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        done = stopped(arguments)
     said = "interrupted; what is written is as it was before, or complete\n"
     assert (done.returncode, done.stderr) == (STOPPED[number], said)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_conversion_under_nohup_goes_on():
+    done = stopped(["goes on", str(int(signal.SIGHUP)), "3", "convert", "good.npz", "x.pth"])
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path("x.pth").exists()
 
 
 @pytest.mark.usefixtures("folder")

@@ -122,13 +122,10 @@ def real(path: Path) -> Path:
     return path
 
 
-def flush(path: Path) -> None:
-    """Have the operating system put a file, or a folder's entries, on disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def flush(file: Path) -> None:
+    """Have the operating system put a file on disk."""
+    with flushing([file]):
+        pass
 
 
 @contextmanager
@@ -144,7 +141,8 @@ def flushing(files: Iterable[Path]) -> Iterator[None]:
             failed.append(error)
 
     with ExitStack() as opened:
-        descriptors = [opened.enter_context(file.open("rb")).fileno() for file in files]
+        # for writing: Windows flushes no other
+        descriptors = [opened.enter_context(file.open("r+b")).fileno() for file in files]
         thread = threading.Thread(target=run)
         thread.start()
         opened.callback(thread.join)  # before they are closed
@@ -154,8 +152,13 @@ def flushing(files: Iterable[Path]) -> Iterator[None]:
 
 
 def flush_folder(path: Path) -> None:
-    with suppress(OSError):  # not every file system can
-        flush(path)
+    """Have a folder's entries on disk, where the file system can."""
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 # --------------------------------------------------------------------------------------------------

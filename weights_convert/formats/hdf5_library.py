@@ -14,6 +14,7 @@ import math
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,7 +148,8 @@ def _bound_memory(nbytes: int) -> None:
     except ImportError:  # Windows; who asked still keeps the time
         return
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
+    with suppress(ValueError):  # macOS, where a process begins with more addresses than that
+        resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
 
 
 def _give_up_files() -> None:
