@@ -16,9 +16,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weights_convert import Checkpoint, Limits, load, model_spec
-from weights_convert.commandline import Parser, add_limits, check_json_target, limits_of, write_json
-from weights_convert.errors import SpecError, WeightsConvertError, nearest
+from weights_convert import Checkpoint, load, model_spec
+from weights_convert.commandline import (
+    HTML,
+    JSON,
+    Parser,
+    add_reading_options,
+    check_target,
+    exit_code,
+    reading,
+    write_json,
+)
+from weights_convert.errors import SpecError, nearest
 from weights_convert.spec import MODELS, ResNetSpec
 
 if TYPE_CHECKING:
@@ -60,7 +69,7 @@ def parser() -> Parser:
     root.add_argument("--sweep", action="store_true", help="what oneDNN, XLA, threads ... cost in accuracy")
     root.add_argument("--dump", metavar="FILE", type=Path, help="record a run, to compare with later")
     root.add_argument("--against", metavar="FILE", type=Path, help="compare with a recorded run")
-    add_limits(root)
+    add_reading_options(root)
     return root
 
 
@@ -72,21 +81,14 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the main job; its exit code."""
-    try:
-        return _run(parser().parse_args(argv))
-    except WeightsConvertError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)  # noqa: T201
-        return 130
+    return exit_code(lambda: _run(parser().parse_args(argv)))
 
 
 def _run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
     if (arguments.dump or arguments.against) and len(arguments.what) > 1:
         raise SpecError("--dump and --against take one model or checkpoint")
-    sources = [_source(what, limits_of(arguments)) for what in arguments.what]
+    sources = [_source(what, reading(arguments)) for what in arguments.what]
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
     _check_installed(arguments.frameworks, torch=arguments.against is None)
 
@@ -99,7 +101,7 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if holds else 1
 
 
-_TARGETS = ("json", "report", "dump")
+_TARGETS = {"json": JSON, "report": HTML, "dump": ()}  # and how an earlier one begins, which is replaced
 _TAKES = {  # what an option does not take is not done: say so
     "sweep": ("images", "size"),
     "dump": ("images", "size"),
@@ -115,9 +117,11 @@ def _check_options(arguments: argparse.Namespace) -> None:
             given = [o for o in others if getattr(arguments, o) and o != option and o not in takes]
             if given:
                 raise SpecError(f"--{option} does not go with --{given[0].replace('_', '-')}")
-    targets = [str(getattr(arguments, name)) for name in _TARGETS if getattr(arguments, name) is not None]
-    for index, target in enumerate(targets):
-        check_json_target(target, *arguments.what, *filter(None, [arguments.against]), *targets[:index])
+    files = [*arguments.what, *filter(None, [arguments.against])]
+    for name, begins in _TARGETS.items():
+        if (target := getattr(arguments, name)) is not None:
+            check_target(target, *files, begins=begins)
+            files.append(target)
 
 
 Sources = dict[str, Callable[[], Checkpoint]]
@@ -310,15 +314,18 @@ def _saying(what: str) -> Iterator[Callable[[str], None]]:
         yield lambda step: status.update(f"{what}: {step}")
 
 
-def _source(what: str, limits: Limits) -> Callable[[], Checkpoint]:
+def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
     """What makes a named model's random weights, or gives a file's own; bad input is refused at once."""
     if what in MODELS:
         from parity_tests.synthetic import weights
 
-        return partial(weights, model_spec(what))
+        if given := [name for name in ("model", "family", "key", "scope") if options[name] is not None]:
+            option = "--from" if given[0] == "family" else f"--{given[0]}"
+            raise SpecError(f"{option} says what a file is, and {what} is a model: leave it out")
+        return partial(weights, model_spec(what, **options["settings"]))
     if not Path(what).exists() and os.sep not in what and "." not in what:
         raise SpecError(f"{what}: neither a model nor a file{nearest(what, MODELS)}")
-    checkpoint = load(what, limits=limits)
+    checkpoint = load(what, **options)
     checkpoint.close_when_dropped()
     if not isinstance(checkpoint.spec, ResNetSpec):
         raise SpecError(f"{what}: holds {checkpoint.describe()}, expected a whole network")
@@ -326,6 +333,9 @@ def _source(what: str, limits: Limits) -> Callable[[], Checkpoint]:
 
 
 def _check_installed(frameworks: Sequence[str], *, torch: bool) -> None:
+    for module in ("PIL", "safetensors"):  # photographs, dumps
+        if importlib.util.find_spec(module) is None:
+            raise SpecError(f"{module} is not installed: pip install .[parity]")
     for framework in (*(["torch"] if torch else []), *frameworks):  # torch measures the float32 noise
         if importlib.util.find_spec(_module(framework)) is None:
             raise SpecError(

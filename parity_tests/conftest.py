@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -25,6 +26,18 @@ def give_memory_back() -> Iterator[None]:
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Whatever ran before: what a test makes at random is the same in every run."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
 
 
 class Ran(NamedTuple):

@@ -17,7 +17,7 @@ import torch_impl
 from parity_tests.synthetic import tiny
 from weights_convert import Checkpoint
 from weights_convert.layouts import LAYOUTS
-from weights_convert.spec import ResNetSpec
+from weights_convert.spec import ResNetSpec, is_count
 
 NETWORKS = {
     "none": tiny(groups=2, width_per_group=32, stem="deep", downsample_kernel=3, reduce_first=2),
@@ -34,7 +34,7 @@ TO_TENSORFLOW = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}  # by rank: 
 
 
 def without_counts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    return {name: checkpoint[name] for name in checkpoint if not name.endswith("num_batches_tracked")}
+    return {name: checkpoint[name] for name in checkpoint if not is_count(name)}
 
 
 def in_tensorflow(checkpoint: Checkpoint) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from weights_convert import Checkpoint, load_into, state_of
-from weights_convert.spec import ResNetSpec
+from weights_convert.spec import ResNetSpec, is_count
 
 Points = dict[str, np.ndarray]  # stem, layer1 ..., pooled, logits
 
@@ -86,11 +86,11 @@ SUFFIXES = {"torch": ".pth", "keras": ".weights.h5", "tf1": ".ckpt"}  # each fra
 
 
 def same_bits(wanted: Checkpoint, state: Checkpoint, dtype: str) -> list[str]:
-    """The tensors that a live model does not hold bit for bit (step counts only where it has any)."""
-    different = [name for name in state if name not in wanted]
+    """The tensors that a live model does not hold bit for bit (step counts only where both have them)."""
+    different = [name for name in state if name not in wanted and not is_count(name)]
     for name in wanted:
         if name not in state:
-            if not name.endswith("num_batches_tracked"):
+            if not is_count(name):
                 different.append(name)
             continue
         array = wanted[name] if wanted[name].dtype.kind == "i" else wanted[name].astype(dtype)

@@ -169,7 +169,6 @@ DIFFERENCES = [
     ({"fc.bias": np.array([341, 342, 343, 344.5, 345], np.float32)}, "values differ"),
     ({"fc.bias": np.full(5, np.nan, np.float32)}, "5 of 5 values differ"),
     ({"fc.bias": np.zeros(5)}, "dtype float32 in the first, float64 in the second"),
-    ({"bn1.num_batches_tracked": None}, "only in the first"),
 ]
 
 
@@ -185,6 +184,36 @@ def test_differences(run, change: dict, what: str):
     assert what in report["differences"][0]["what"]
     assert ran.lines[-1] == "1 differences"
     assert run("diff", "other.npz", "other.npz").code == 0  # NaN in the same bits is no difference
+
+
+def test_step_counts_that_one_file_lacks_are_no_difference(run):
+    """A file that Keras or TF1 saved has none."""
+    counts = {name: None for name in arrays_with({}) if name.endswith("num_batches_tracked")}
+    np.savez("other.npz", **arrays_with(counts))
+    ran = run("diff", "good.pth", "other.npz", "--json", "out.json")
+    assert ran.code == 0
+    weights = len(arrays_with({})) - len(counts)
+    assert ran.out.splitlines() == [
+        f"equal: {weights} tensors, bit for bit",
+        f"note: {len(counts)} num_batches_tracked only in the first, which changes no output",
+    ]
+    assert len(json.loads(Path("out.json").read_text())["not_compared"]) == len(counts)
+    np.savez("third.npz", **arrays_with({"bn1.num_batches_tracked": np.array(3)}))
+    assert run("diff", "good.pth", "third.npz").code == 1  # both have it, and it differs
+
+
+@pytest.mark.parametrize("line", ["convert good.pth x.npz", "inspect good.pth", "diff good.pth good.npz"])
+def test_a_report_replaces_no_file_of_another_kind(run, unchanged, line: str):
+    with unchanged():
+        ran = run(*line.split(), "--json", "good.ckpt.index")
+    assert ran.code == 2
+    assert "good.ckpt.index: exists already and is no report of this kind" in ran.err
+    Path("facts.json").touch()
+    for _ in range(2):  # into an empty file, and over an earlier report
+        assert run(*line.split(), "--json", "facts.json").code == 0
+        assert json.loads(Path("facts.json").read_text())
+        Path("x.npz").unlink(missing_ok=True)
+    assert run(*line.split(), "--json", "/dev/null").code == 0
 
 
 def test_files_whose_keywords_differ_are_different(run):
@@ -256,7 +285,7 @@ def test_exit_codes_of_the_process():
     done = python("-m", "weights_convert", "convert", "good.pth", "x.weights.h5")
     assert (done.returncode, done.stderr) == (0, "")
     done = python("-m", "weights_convert", "diff", "x.weights.h5", "good.pth", "--json", "-")
-    assert json.loads(done.stdout) == {"equal": True, "differences": []}
+    assert json.loads(done.stdout) == {"equal": True, "differences": [], "not_compared": []}
     np.savez("zero.npz", **arrays_with({"fc.bias": np.zeros(5, np.float32)}))
     assert python("-m", "weights_convert", "diff", "zero.npz", "good.pth").returncode == 1
     done = python("-m", "weights_convert", "convert", "0.bin", "y.npz")

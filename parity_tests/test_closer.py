@@ -27,7 +27,7 @@ from parity_tests.compare.sweep import SWITCHES, _child, sweep
 from parity_tests.compare.trace import tracer_of
 from parity_tests.synthetic import tiny
 from parity_tests.tolerances import FLOAT64
-from weights_convert import MismatchError, SourceError, SpecError, load_into, save
+from weights_convert import MismatchError, SourceError, SpecError, load_into, load_model, save
 from weights_convert.spec import ResNetSpec
 
 SPEC = tiny(attention="cbam", downsample_pool="avg")
@@ -104,6 +104,7 @@ def test_what_cannot_be_compared_is_said():
 def test_zero_padding_of_a_max_pool_shows_in_front_of_negative_values():
     """After a ReLU it changes nothing, so our networks cannot show it."""
     theirs = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.MaxPool2d(3, 2, 1))
+    torch.nn.init.constant_(theirs[0].bias, -10)
     state = [p.detach().numpy() for p in theirs.parameters()]
     layers = [
         keras.layers.Conv2D(4, 1, name="0"),
@@ -300,7 +301,42 @@ def test_against_a_dump_of_other_weights(network, capsys):
     assert "layer1.1.conv2" in Path("page.html").read_text()
 
 
+def test_what_is_not_in_the_file_can_be_said(network, capsys):
+    np.savez("bare.npz", **synthetic.weights(SPEC))  # without metadata, which would say the epsilon
+    options = ["--frameworks", "torch", "--dtype", "float64", "--size", "33"]
+    assert main(["bare.npz", *options, "--set", "bn_epsilon=0.001", "--json", "facts.json"]) == 0
+    assert main([network, *options, "--model", "se_resnet18"]) == 2
+    assert "are not those of se_resnet18" in capsys.readouterr().err
+    assert main(["se_resnet20", *options, "--set", "reduction=4", "--json", "facts.json"]) == 0
+    assert json.loads(Path("facts.json").read_text())[0]["parameters"] == 280_958
+
+
+@pytest.mark.parametrize("native", ["keras", "tf1"])
+def test_files_that_the_frameworks_saved_themselves(native, network, session):
+    """They have no step counts, which torch then has of its own."""
+    if native == "keras":
+        load_model(network, "keras").save_weights("native.weights.h5")
+        path = "native.weights.h5"
+    else:
+        with session.graph.as_default():
+            load_model(network, "tf1")(tf.zeros((1, 33, 33, 3)))
+            session.run(tf.global_variables_initializer())
+            path = tf.train.Saver().save(session, "./native.ckpt")
+    assert main([path, "--dtype", "float64", "--size", "33"]) == 0
+
+
+@pytest.mark.parametrize("option", ["--json", "--report", "--dump"])
+def test_a_report_replaces_no_checkpoint(option, network, capsys):
+    before = Path(network).read_bytes()
+    assert main(["se_resnet20", "--frameworks", "keras", option, network]) == 2
+    assert "net.pth: exists already and is no report of this kind" in capsys.readouterr().err
+    assert Path(network).read_bytes() == before
+
+
 BAD = [
+    ("se_resnet20 --key model", "--key says what a file is, and se_resnet20 is a model: leave it out"),
+    ("se_resnet20 --from timm", "--from says what a file is, and se_resnet20 is a model: leave it out"),
+    ("se_resnet20 --set reductoin=4", "there is no keyword 'reductoin'; did you mean 'reduction'?"),
     ("net.pth --against none", "none: there is no such file"),
     ("net.pth --against net.pth", "net.pth: not a dump of a run"),
     ("net.pth net.pth --dump x", "--dump and --against take one model or checkpoint"),

@@ -24,7 +24,7 @@ from weights_convert.formats import FORMATS, open_reader
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import ROLES, role_of
 from weights_convert.plan import make_plan
-from weights_convert.spec import AttentionSpec, Spec, variant_of
+from weights_convert.spec import AttentionSpec, Spec, is_count, variant_of
 
 LISTINGS = Path(__file__).parent / "listings"
 D = {"stem": "deep", "stem_width": 32, "downsample_pool": "avg"}
@@ -106,7 +106,7 @@ def read_shapes(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     def read(shapes: dict[str, tuple[int, ...]], **options: Any) -> Any:
         reader = ListingReader(Path("model.file"))
         for name, shape in shapes.items():
-            dtype = np.dtype(np.int64 if name.endswith("num_batches_tracked") else np.float32)
+            dtype = np.dtype(np.int64 if is_count(name) else np.float32)
             reader.tensors[name] = TensorInfo(shape, dtype)
         monkeypatch.setattr(loading, "open_reader", lambda *_: reader)
         return load("model.file", **options)
@@ -215,7 +215,7 @@ def one_of_each_kind(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     """A tensor from the middle of the file for each kind of name."""
     kinds: dict[str, list[str]] = {}
     for name in shapes:
-        if not name.endswith("num_batches_tracked"):
+        if not is_count(name):
             kinds.setdefault(skeleton(name), []).append(name)
     return [names[len(names) // 2] for names in kinds.values()]
 

@@ -109,7 +109,7 @@ def test_it(compared):
 def test_a_report_that_cannot_be_written(start, pytester):
     ran = start("--parity-report", "missing/out.html")
     assert ran.ret == pytest.ExitCode.USAGE_ERROR
-    ran.stderr.fnmatch_lines(["*--parity-report missing/out.html: expected a file in a folder that exists"])
+    ran.stderr.fnmatch_lines(["*--parity-report missing/out.html: the folder 'missing' does not exist"])
     pytester.makepyfile(
         test_it="""
 def test_it(parity):

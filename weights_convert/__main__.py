@@ -6,22 +6,20 @@ Exit 0: done. 1: two files differ. 2: bad usage or bad input. 3: the output coul
 from __future__ import annotations
 
 import argparse
-import ast
 import math
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from weights_convert import errors
 from weights_convert.commandline import (
     Parser,
-    add_limits,
-    check_json_target,
-    ends_like_ctrl_c,
-    limits_of,
+    add_reading_options,
+    check_target,
+    exit_code,
+    reading,
     write_json,
 )
 
@@ -31,27 +29,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def setting(text: str) -> tuple[str, Any]:
-    """`stride_in=conv1` -> ("stride_in", "conv1"); numbers, tuples, True and None as Python writes them."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as stride_in=conv1")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # what literal_eval raises
-        return key, value
-
-
-_SETTINGS: dict[str, Any] = {
-    "metavar": "KEY=VALUE",
-    "type": setting,
-    "action": "append",
-    "default": [],
-    "dest": "settings",
-    "help": "a keyword of the architecture, such as stride_in=conv1",
-}
-
-
 def parser() -> Parser:
     root = Parser(prog="weights-convert", description=__doc__.splitlines()[0])
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
@@ -59,7 +36,7 @@ def parser() -> Parser:
     convert = commands.add_parser("convert", help="write a checkpoint into another container or layout")
     convert.add_argument("src", metavar="SRC", help="any checkpoint; what it is, its content says")
     convert.add_argument("dst", metavar="DST", help="its suffix says what to write (list formats)")
-    _add_reading_options(convert)
+    add_reading_options(convert)
     convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="how DST is to name its tensors")
     convert.add_argument("--dtype", metavar="D", help="float16, bfloat16, float32 or float64")
     convert.add_argument(
@@ -79,25 +56,23 @@ def parser() -> Parser:
 
     inspect = commands.add_parser("inspect", help="what a file holds, and how to convert it")
     inspect.add_argument("file", metavar="FILE")
-    _add_reading_options(inspect)
+    add_reading_options(inspect)
     inspect.add_argument("--json", metavar="FILE")
     inspect.set_defaults(run=run_inspect)
 
     diff = commands.add_parser(
         "diff", help="whether two files hold the same weights, whatever their containers"
     )
-    diff.add_argument("a", metavar="A")
+    diff.add_argument("a", metavar="A", help="the options about a file are about this one, --set about both")
     diff.add_argument("b", metavar="B")
-    diff.add_argument("--set", **_SETTINGS)
+    add_reading_options(diff)
     diff.add_argument("--json", metavar="FILE")
-    add_limits(diff)
     diff.set_defaults(run=run_diff)
 
     check = commands.add_parser("check", help="whether a file holds what convert --json recorded")
     check.add_argument("manifest", metavar="MANIFEST")
     check.add_argument("file", metavar="FILE")
-    check.add_argument("--set", **_SETTINGS)
-    add_limits(check)
+    add_reading_options(check)
     check.set_defaults(run=run_check)
 
     listing = commands.add_parser("list", help="the models, families and formats known here")
@@ -110,48 +85,14 @@ def parser() -> Parser:
     return root
 
 
-def _add_reading_options(command: argparse.ArgumentParser) -> None:
-    """What the user knows of a file and the file does not say."""
-    command.add_argument("--model", metavar="NAME", help="the architecture (list models), or FAMILY:NAME")
-    command.add_argument("--set", **_SETTINGS)
-    command.add_argument(
-        "--from", metavar="FAMILY", dest="from_family", help="whose file it is (list families)"
-    )
-    command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
-    command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
-    add_limits(command)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may be beyond the terminal's encoding
-            stream.reconfigure(errors="backslashreplace")
-    try:
+
+    def job() -> int:
         arguments = parser().parse_args(argv)
-        with ends_like_ctrl_c():
-            code = arguments.run(arguments)
-        sys.stdout.flush()  # now, while what goes wrong can be said
-        return code
-    except errors.WeightsConvertError as error:
-        print(error, file=sys.stderr)  # noqa: T201
-        return error.exit_code
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        _discard_stdout()
-        return 0
-    except OSError as error:  # the disk behind a redirected stdout is full
-        print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
-        _discard_stdout()
-        return errors.WriteError.exit_code
-    except KeyboardInterrupt as error:
-        print("interrupted; what is written is as it was before, or complete", file=sys.stderr)  # noqa: T201
-        return getattr(error, "exit_code", 130)
+        return int(arguments.run(arguments))
 
-
-def _discard_stdout() -> None:
-    """Send what is still in its buffer nowhere, so that the interpreter does not try again at its end."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return exit_code(job)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -161,19 +102,15 @@ def _discard_stdout() -> None:
 def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.convert import convert
 
-    check_json_target(arguments.json, arguments.src, arguments.dst)
-    output = _output(arguments.json)
+    check_target(arguments.json, arguments.src, arguments.dst)
+    output, options = _output(arguments.json), reading(arguments)
+    options["from_family"] = options.pop("family")
     with _progress() as progress:
         plan = convert(
             arguments.src,
             arguments.dst,
-            model=arguments.model,
-            settings=dict(arguments.settings),
-            from_family=arguments.from_family,
             to_family=arguments.to_family,
-            key=arguments.key,
             dtype=arguments.dtype,
-            scope=arguments.scope,
             reorder_classes=arguments.reorder_classes,
             fold_bn=arguments.fold_bn,
             fold_bias=arguments.fold_bias,
@@ -181,8 +118,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
             hash_source=arguments.json is not None,
-            limits=limits_of(arguments),
             progress=progress,
+            **options,
         )
     report = plan.to_json()
     if arguments.dry_run:
@@ -209,16 +146,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from weights_convert.examine import facts
     from weights_convert.loading import load
 
-    check_json_target(arguments.json, arguments.file)
-    with load(
-        arguments.file,
-        model=arguments.model,
-        settings=dict(arguments.settings),
-        family=arguments.from_family,
-        key=arguments.key,
-        scope=arguments.scope,
-        limits=limits_of(arguments),
-    ) as checkpoint:
+    check_target(arguments.json, arguments.file)
+    with load(arguments.file, **reading(arguments)) as checkpoint:
         report = facts(checkpoint)
         report["convert"] = _suggestion(arguments, report)
         what = checkpoint.describe()
@@ -251,7 +180,7 @@ def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
     for suffix in (*(suffix for container in FORMATS.values() for suffix in container.suffixes), ".h5"):
         stem = stem.removesuffix(suffix)
     words = ["weights-convert", "convert", report["path"], stem + target.suffixes[0]]
-    options = {"--model": arguments.model, "--from": arguments.from_family, "--key": arguments.key}
+    options = {"--model": arguments.model, "--from": arguments.family, "--key": arguments.key}
     options["--scope"] = arguments.scope
     for option, value in options.items():
         words += [option, value] if value is not None else []
@@ -263,12 +192,17 @@ def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
 def run_diff(arguments: argparse.Namespace) -> int:
     from weights_convert.examine import diff
     from weights_convert.loading import load
+    from weights_convert.spec import COUNTS, is_count
 
-    check_json_target(arguments.json, arguments.a, arguments.b)
-    reading: dict[str, Any] = {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
-    with load(arguments.a, **reading) as a, load(arguments.b, **reading) as b:
-        found = diff(a, b)
-        count = len(a)
+    check_target(arguments.json, arguments.a, arguments.b)
+    options = reading(arguments)
+    of_b = {name: options[name] for name in ("settings", "limits")}
+    with load(arguments.a, **options) as a, load(arguments.b, **of_b) as b:
+        lines = diff(a, b)
+        count = sum(name in b for name in a)
+    # a file that Keras or TF1 saved has none
+    lonely = [line for line in lines if is_count(line["tensor"]) and line["what"].startswith("only")]
+    found = [line for line in lines if line not in lonely]
     output = _output(arguments.json)
     if found:
         rows = (
@@ -280,10 +214,12 @@ def run_diff(arguments: argparse.Namespace) -> int:
         _say(output, f"{len(found)} differences")
     else:
         _say(output, f"equal: {count} tensors, bit for bit")
+    if lonely:
+        _say(output, f"note: {len(lonely)} {COUNTS} {lonely[0]['what']}, which changes no output")
     for line in found:
         if not math.isfinite(line.get("max_abs", 0)):
             line["max_abs"] = None  # JSON has no infinity
-    write_json(arguments.json, {"equal": not found, "differences": found})
+    write_json(arguments.json, {"equal": not found, "differences": found, "not_compared": lonely})
     return 1 if found else 0
 
 
@@ -292,7 +228,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     from weights_convert.manifest import check, read_manifest
 
     manifest = read_manifest(arguments.manifest)
-    with load(arguments.file, settings=dict(arguments.settings), limits=limits_of(arguments)) as checkpoint:
+    with load(arguments.file, **reading(arguments)) as checkpoint:
         found = check(manifest, checkpoint)
     if found:
         _print_table(sys.stdout, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))

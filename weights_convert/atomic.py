@@ -75,6 +75,17 @@ def put(temporary: Path, destination: Path, place: Place, orphans: Orphans, over
             flush_folder(destination.parent)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Where to write what then, complete and flushed, takes the place of the file `path`, if there is one."""
+    place = real(path)
+    sweep(place, no_orphans)
+    with workplace(place) as temporary:
+        yield temporary
+        flush(temporary)
+        put(temporary, place, place_file, no_orphans, overwrite=True)
+
+
 def place_file(source: Path, target: Path, overwrite: bool) -> list[str]:
     """The one step of a container that is one file."""
     if overwrite:

@@ -18,7 +18,6 @@ from weights_convert.recognise import infer
 from weights_convert.spec import AttentionSpec, Spec, make_spec, model_name, parameters, variant_of
 
 MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
-COUNTS = "num_batches_tracked"
 _MOST_HINTED, _MOST_LINES = 50, 5_000  # extra tensors with a hint, lines below a message
 
 

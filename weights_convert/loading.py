@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 
 from weights_convert.checkpoint import (
-    COUNTS,
     MAPPING_VERSION,
     Checkpoint,
     Tensor,
@@ -29,7 +28,7 @@ from weights_convert.formats import open_reader
 from weights_convert.formats.base import Reader
 from weights_convert.limits import Limits
 from weights_convert.recognise import spec_values
-from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, make_spec, parameters
+from weights_convert.spec import COUNTS, AttentionSpec, ResNetSpec, Spec, make_spec, parameters
 
 _KINDS: dict[str, type[ResNetSpec] | type[AttentionSpec]] = {"resnet": ResNetSpec, "attention": AttentionSpec}
 

@@ -11,10 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from weights_convert.checkpoint import COUNTS, Checkpoint
+from weights_convert.checkpoint import Checkpoint
 from weights_convert.detect import find_family
 from weights_convert.errors import SourceError
 from weights_convert.memory import sha256
+from weights_convert.spec import is_count
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -73,5 +74,5 @@ def check(manifest: dict[str, Any], checkpoint: Checkpoint) -> list[dict[str, An
         elif sha256(array) != line["sha256"]:
             found.append({"tensor": name, "what": "other values"})
     # step counts travel in the metadata of containers that have no place for them
-    unexpected = [n for n in checkpoint if n not in recorded_names and not n.endswith(COUNTS)]
+    unexpected = [n for n in checkpoint if n not in recorded_names and not is_count(n)]
     return found + [{"tensor": name, "what": "only in the file"} for name in unexpected]

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 
 from weights_convert.changes import as_in_family
-from weights_convert.checkpoint import COUNTS, MAPPING_VERSION, Checkpoint
+from weights_convert.checkpoint import MAPPING_VERSION, Checkpoint
 from weights_convert.detect import find_family
 from weights_convert.errors import DestinationError, MismatchError, SpecError, nearest
 from weights_convert.families import FAMILIES
@@ -19,7 +19,7 @@ from weights_convert.families.base import Family
 from weights_convert.formats import format_for_writing
 from weights_convert.formats.base import Format, TensorInfo
 from weights_convert.layouts import Layout, role_of
-from weights_convert.spec import ResNetSpec
+from weights_convert.spec import COUNTS, ResNetSpec
 
 DTYPES = {
     "float16": np.dtype(np.float16),

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from weights_convert.errors import SpecError, nearest
 
+COUNTS = "num_batches_tracked"  # what PyTorch's batch norms count, and other files lack
 CHOICES = {
     "block": ("bottleneck", "basic"),
     "stem": ("7x7", "deep", "deep_tiered", "3x3"),
@@ -300,8 +301,13 @@ class Parameter(NamedTuple):
         return self.role not in ("mean", "variance", "count")
 
 
+def is_count(name: str) -> bool:
+    """Whether a canonical tensor is one that a file may lack, because no output depends on it."""
+    return name.rpartition(".")[2] == COUNTS
+
+
 def parameters(spec: Spec) -> list[Parameter]:
-    """Every tensor of the model, in PyTorch's order; files may lack `num_batches_tracked` (role "count")."""
+    """Every tensor of the model, in PyTorch's order; files may lack some of them (`is_count`)."""
     if isinstance(spec, AttentionSpec):
         return list(_attention(spec, "", spec.channels, spec.eca_kernel_size))
     return list(_resnet(spec))
@@ -340,7 +346,7 @@ def _batch_norm(prefix: str, channels: int) -> Iterator[Parameter]:
     yield Parameter(f"{prefix}.bias", (channels,), "offset")
     yield Parameter(f"{prefix}.running_mean", (channels,), "mean")
     yield Parameter(f"{prefix}.running_var", (channels,), "variance")
-    yield Parameter(f"{prefix}.num_batches_tracked", (), "count")
+    yield Parameter(f"{prefix}.{COUNTS}", (), "count")
 
 
 def _dense(prefix: str, inputs: int, outputs: int, bias: bool = True) -> Iterator[Parameter]:

@@ -16,6 +16,7 @@ import numpy as np
 
 from parity_tests.compare.environment import environment
 from parity_tests.compare.trace import Call, Trace
+from weights_convert import atomic
 from weights_convert.errors import SourceError, WriteError
 
 _IMAGES, _KEY = "images", "parity"
@@ -65,6 +66,7 @@ def write_dump(
     Raises:
         WriteError: the file cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     facts: dict[str, Any] = {
@@ -86,10 +88,11 @@ def write_dump(
         facts["inputs"][name] = stored
         known.setdefault(_digest(tensors[name]), name)
     try:
-        save_file(tensors, path, {_KEY: json.dumps(facts, sort_keys=True)})
+        with atomic.replacing(path) as temporary:
+            save_file(tensors, temporary, {_KEY: json.dumps(facts, sort_keys=True)})
     except OSError as error:
         raise WriteError(f"{path}: cannot be written ({error.strerror or error})") from error
-    except Exception as error:  # safetensors has an exception of its own
+    except SafetensorError as error:
         raise WriteError(f"{path}: cannot be written ({error})") from error
 
 

@@ -12,7 +12,7 @@ from parity_tests.compare.page_parts import entry, figure, key, many, swatch
 from parity_tests.compare.page_training import training_cells, training_figures
 from parity_tests.compare.plot import Style, escape, histogram_plot, mark, number, shorten
 from parity_tests.compare.report import Point, Report
-from weights_convert.errors import WriteError
+from weights_convert.commandline import write_report
 
 FIXED = {"torch": Style("k0", 0), "keras": Style("k1", 1), "tf1": Style("k2", 2)}  # in every report ever
 COLOURS = 7
@@ -57,11 +57,8 @@ def write_page(reports: Sequence[Report], path: str | Path) -> None:
     Raises:
         WriteError: the file could not be written.
     """
-    try:
-        # names come from other people's models: what is no text (a lone surrogate) must not stop the report
-        Path(path).write_bytes(page(reports).encode("utf-8", "xmlcharrefreplace"))
-    except OSError as error:
-        raise WriteError(f"{path}: could not be written ({error.strerror})") from error
+    # names come from other people's models: what is no text (a lone surrogate) must not stop the report
+    write_report(path, page(reports).encode("utf-8", "xmlcharrefreplace"))
 
 
 def page(reports: Sequence[Report]) -> str:

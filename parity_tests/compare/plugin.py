@@ -9,7 +9,6 @@ import base64
 import importlib
 import pickle
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -113,8 +112,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):  # of pytest-xdist: the main process collects
         return
     target = config.getoption("--parity-report")
-    if target is not None and (Path(target).is_dir() or not Path(target).parent.is_dir()):
-        raise pytest.UsageError(f"--parity-report {target}: expected a file in a folder that exists")
+    if target is not None:
+        from weights_convert.commandline import HTML, check_target
+        from weights_convert.errors import WeightsConvertError
+
+        try:
+            check_target(target, begins=HTML)
+        except WeightsConvertError as error:
+            raise pytest.UsageError(f"--parity-report {error}") from None
     in_workers = config.getoption("dist", "no") != "no"
     config.pluginmanager.register(_Collector(target, in_workers=in_workers), "parity-collector")
 

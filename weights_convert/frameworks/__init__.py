@@ -19,7 +19,7 @@ from weights_convert.errors import MismatchError, SpecError, nearest
 from weights_convert.limits import Limits
 from weights_convert.loading import load
 from weights_convert.recognise import matters_unseen
-from weights_convert.spec import ResNetSpec, make_spec, parameters
+from weights_convert.spec import ResNetSpec, is_count, make_spec, parameters
 
 FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
 _BASES = {  # a class that a model is derived from -> its framework
@@ -168,16 +168,15 @@ def match(
     Raises `MismatchError` listing every missing, extra and misshapen tensor, or the dtype that would lose
     values.
     """
-    optional = ".num_batches_tracked"
     details = [
         f"missing in the checkpoint: {name} {wanted[name][0]}"
         for name in wanted
-        if name not in names and not name.endswith(optional)
+        if name not in names and not is_count(name)
     ]
     details += [
         f"extra in the checkpoint: {name} {checkpoint.tensors[names[name]].info.shape}{nearest(name, wanted)}"
         for name in names
-        if name not in wanted and not name.endswith(optional)
+        if name not in wanted and not is_count(name)
     ]
     common = [name for name in wanted if name in names]
     for name in common:

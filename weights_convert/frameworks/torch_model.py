@@ -10,7 +10,7 @@ import torch
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.frameworks import block_config, check_config, common_dtype, config_of, match, selected
-from weights_convert.spec import AttentionSpec
+from weights_convert.spec import AttentionSpec, is_count
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
@@ -75,7 +75,7 @@ def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
             module = ResNet(**checkpoint.spec.model_kwargs())
     module = module.to(dtype).to_empty(device="cpu")
     for name, buffer in module.named_buffers():
-        if name.endswith("num_batches_tracked"):
+        if is_count(name):
             buffer.zero_()
     load_into(module, checkpoint, "", None)
     return module.eval()
