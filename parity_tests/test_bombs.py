@@ -20,10 +20,20 @@ import pytest
 
 from parity_tests.synthetic import arrays_with
 from parity_tests.test_torch_file import pickled, placed, storage, zip_file
-from weights_convert import LimitError, Limits, SourceError, WeightsConvertError, detect, load
+from weights_convert import (
+    DestinationError,
+    LimitError,
+    Limits,
+    SourceError,
+    WeightsConvertError,
+    detect,
+    load,
+)
 from weights_convert.errors import nearest
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import TensorInfo, parse_metadata
+from weights_convert.formats.keras_hdf5_writer import write_keras
+from weights_convert.formats.npz_file import write_npz
 from weights_convert.formats.safetensors_file import write_safetensors
 from weights_convert.layouts import LAYOUTS
 from weights_convert.recognise import infer
@@ -240,6 +250,26 @@ def test_headers_that_make_python_warn(tmp_path, shape):
 SHAPES = {"(-2, -2)": 4, "(True, 4)": 4, f"(0, {2**62})": 0, f"({2**70}, 0)": 0, f"({'1, ' * 40})": 1}
 
 
+def test_numbers_longer_than_any_other_container_takes(tmp_path):
+    np.savez(tmp_path / "x.npz", w=np.ones(2, np.longdouble), v=np.ones(2))
+    with open_reader(tmp_path / "x.npz") as reader:
+        assert (list(reader.tensors), list(reader.left_out)) == (["v"], ["w"])
+    info = TensorInfo((2,), np.dtype(np.longdouble))
+    for write in (write_keras, write_npz):
+        with pytest.raises(DestinationError, match=r"which (HDF5|\.npz) cannot hold"):
+            write(tmp_path / "y", {"w": info}, lambda _: np.ones(2, np.longdouble), {})
+
+
+def test_a_header_of_an_array_that_unpacks_to_much_more(tmp_path):
+    """NumPy reads it whole before it looks at its length."""
+    archive = zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED)
+    with archive, archive.open("w.npy", "w") as file:
+        file.write(b"\x93NUMPY\2\0" + struct.pack("<I", 2**29))
+        for _ in range(2**9):
+            file.write(bytes(2**20))
+    assert "a header of 536870912 bytes" in refusal(tmp_path / "x")
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_arrays_of_impossible_shapes(tmp_path, shape):
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".ljust(245).encode() + b"\n"
@@ -257,6 +287,79 @@ def test_an_expansion_and_tensors_that_share_a_storage(tmp_path):
     )
     far = {f"n{n}": placed(storage("0", 10**6), 10**6 - 1, (1,), (1,)) for n in range(200)}
     assert "bytes or more from a file of" in refusal(zip_file(tmp_path / "z", far, {"0": bytes(4 * 10**6)}))
+
+
+# --------------------------------------------------------------------------------------------------
+# HDF5
+
+
+def message(kind: int, data: bytes) -> bytes:
+    return struct.pack("<HHB3x", kind, len(data), 0) + data
+
+
+def header(messages: bytes, count: int) -> bytes:
+    return struct.pack("<BxHII4x", 1, count, 1, len(messages)) + messages
+
+
+def one_group(path: Path, names: bytes, entries: int, inside: bytes, leaves: int = 1, step: int = 0) -> None:
+    """HDF5 of one group: `entries` names, `step` bytes apart, of the header `inside`, or of links if none."""
+    root, heap = 96, 96 + 16 + 24  # and then: names, inside, symbols, tree
+    inner = heap + 32 + len(names)
+    symbols = inner + len(inside)
+    cached, address = (0, inner) if inside else (2, 0)
+    table = b"".join(struct.pack("<QQI20x", i * step, address, cached) for i in range(entries))
+    tree = symbols + 8 + len(table)
+    nowhere = 2**64 - 1
+    path.write_bytes(
+        b"\x89HDF\r\n\x1a\n" + bytes([0, 0, 0, 0, 0, 8, 8, 0]) + struct.pack("<HHI", 4, 16, 0)
+        + struct.pack("<4Q", 0, nowhere, 2**40, nowhere) + struct.pack("<QQII16x", 0, root, 0, 0)
+        + header(message(0x11, struct.pack("<QQ", tree, heap)), 1)
+        + struct.pack("<4sB3xQQQ", b"HEAP", 0, len(names), 0, heap + 32) + names + inside
+        + struct.pack("<4sBxH", b"SNOD", 1, entries) + table
+        + struct.pack("<4sBBHQQ", b"TREE", 0, 0, leaves, nowhere, nowhere)
+        + struct.pack("<QQ", 0, symbols) * leaves + bytes(8)
+    )  # fmt: skip
+
+
+def names_that_overlap(path: Path) -> None:
+    """Each name is the rest of the heap, and of wide characters."""
+    one_group(path, "\U0001f600".encode() * 4000 + b"a" * 400_000 + b"\0", 4000, b"", step=4)
+
+
+def a_header_that_goes_on_with_itself(path: Path) -> None:
+    inner = 96 + 16 + 24 + 32 + 2
+    size = 24 + 8 + 65_528
+    again = message(0x10, struct.pack("<QQ", inner + 16, size)) + message(0, bytes(65_528))
+    one_group(path, b"a\0", 1, header(again, 65_535))
+
+
+def messages_without_number(path: Path) -> None:
+    one_group(path, b"a\0", 1000, header(message(0, b"") * 65_535, 65_535))
+
+
+def symbols_without_number(path: Path) -> None:
+    one_group(path, b"a\0", 0, b"", leaves=65_535)
+    data = bytearray(path.read_bytes())
+    tree, symbols = data.find(b"TREE"), struct.pack("<Q", data.find(b"SNOD"))
+    data[tree + 5] = 1  # its level: each of its branches is another node, whose leaves are all the same
+    branches = data.replace(symbols, struct.pack("<Q", len(data)))
+    leaves = struct.pack("<4sBBHQQ", b"TREE", 0, 0, 65_535, 0, 0) + (bytes(8) + symbols) * 65_535
+    path.write_bytes(branches + leaves)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        names_that_overlap,
+        a_header_that_goes_on_with_itself,
+        messages_without_number,
+        symbols_without_number,
+    ],
+)
+def test_hdf5_that_describes_little_again_and_again(tmp_path, make):
+    make(tmp_path / "x")
+    with pytest.raises(LimitError, match=r"bytes or more of groups and headers, and 4,096,000 are believed"):
+        open_reader(tmp_path / "x", limits=Limits(max_tensors=1000))
 
 
 # --------------------------------------------------------------------------------------------------

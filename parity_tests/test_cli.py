@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -26,7 +27,7 @@ BAD = [  # arguments after `convert`, and what the one line says
     ("good.pth/x x.npz", r"good\.pth/x: (there is no such file|cannot be read \(Not a directory\))"),
     ("folder x.npz", r"folder: a directory without a TF1 checkpoint in it, expected a checkpoint file"),
     ("empty.pth x.npz", r"empty\.pth: the file is empty"),
-    ("/dev/null x.npz", r"/dev/null: the file is empty"),
+    ("/dev/null x.npz", r"/dev/null: is a device or a pipe, expected a file"),
     ("text.pth x.npz", r"text\.pth: not a checkpoint that can be read here \(it begins with b'these ar'\)"),
     (f"{LONG}.pth x.npz", r"cannot be read \(File name too long\)"),
     (f"good.pth {LONG}.npz", r"cannot be written \(File name too long\)"),
@@ -76,6 +77,8 @@ BAD = [  # arguments after `convert`, and what the one line says
     ("good.pth x.npz --json none/x.json", r"none/x\.json: the folder 'none' does not exist"),
     ("good.pth x.npz --json folder", r"folder: is a directory, expected a file name"),
     ("good.pth x.npz --json good.pth", r"good\.pth: would replace what is read or written there"),
+    ("good.pth x.ckpt --json x.ckpt.index", r"would replace what is read or written there"),
+    ("good.pth x.npz --reorder-classes p --json p", r"p: would replace what is read or written there"),
     ("good.pth x.npz --json folder/../x.npz", r"would replace what is read or written there"),
     ("good.pth", r"the following arguments are required: DST"),
     ("good.pth x.npz y.npz", r"unrecognized arguments: y\.npz"),
@@ -87,6 +90,7 @@ OTHER_COMMANDS = [
     ("inspect none.pth", r"none\.pth: there is no such file"),
     ("inspect text.pth", r"not a checkpoint that can be read here"),
     ("inspect good.pth --json good.pth", r"would replace what is read or written there"),
+    ("inspect good.ckpt --json good.ckpt.data-00000-of-00001", r"would replace what is read or written"),
     ("diff good.pth none.pth", r"none\.pth: there is no such file"),
     ("diff good.pth good.npz --json ./good.npz", r"would replace what is read or written there"),
     ("diff good.pth", r"the following arguments are required: B"),
@@ -105,6 +109,20 @@ def test_bad_usage_and_input(run, unchanged, line: str, message: str):
     assert ran.code == 2
     assert re.search(message, ran.lines[0]), ran.err
     assert ran.out == ""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="neither pipes with names nor links for everyone there")
+@pytest.mark.parametrize("line", ["inspect {}", "diff good.pth {}", "convert {} x.npz --json x.json"])
+def test_what_is_no_file_is_not_read(run, line: str):
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    for name, message in [("pipe", "is a device or a pipe"), ("loop", "Too many levels of symbolic links")]:
+        ran = run(*line.format(name).split())
+        assert (ran.code, len(ran.lines)) == (2, 1)
+        assert f"{name}: " in ran.err
+        assert message in ran.err
+    assert run("convert", "good.pth", "x.npz", "--json", "loop").code == 0
+    assert json.loads(Path("loop").read_text())
 
 
 # --------------------------------------------------------------------------------------------------
@@ -295,3 +313,18 @@ def test_exit_codes_of_the_process():
     with open("/dev/full", "w") as full:  # noqa: PTH123
         done = python("-m", "weights_convert", "list", "models", stdout=full)
     assert (done.returncode, done.stderr) == (3, "standard output: No space left on device\n")
+
+
+def test_a_closed_pipe_is_no_verdict():
+    """The reader of what is printed has gone: exit 141 as of any program, and what was to be written is."""
+    np.savez("other.npz", **arrays_with({"fc.bias": np.zeros(5, np.float32)}))
+    for line in ("diff good.pth other.npz", "convert good.pth x.npz --json plan.json"):
+        reading, writing = os.pipe()
+        os.close(reading)
+        try:
+            done = python("-u", "-m", "weights_convert", *line.split(), stdout=writing)
+        finally:
+            os.close(writing)
+        assert (done.returncode, done.stderr) == (141, "")
+    assert json.loads(Path("plan.json").read_text())["tensors"]
+    assert Path("x.npz").exists()

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import h5py
@@ -20,7 +20,7 @@ import pytest
 from fuzz import target
 from parity_tests.test_bombs import lying
 from weights_convert import LimitError, Limits, SourceError
-from weights_convert.formats import hdf5_process, open_reader
+from weights_convert.formats import hdf5_library, hdf5_process, open_reader
 from weights_convert.formats.hdf5_process import ProcessReader
 from weights_convert.formats.keras_hdf5 import KerasReader
 
@@ -373,6 +373,82 @@ def test_a_process_that_ends_while_it_reads(tmp_path, monkeypatch, script):
     with open_reader(path) as reader, pytest.raises(SourceError) as caught:
         reader.read("w")
     assert LATER[script] in caught.value.message
+
+
+@pytest.fixture
+def reader(tmp_path, process) -> Iterator[ProcessReader]:  # noqa: ARG001
+    with open_reader(hdf5(tmp_path / "x", odd, libver="latest")) as opened:
+        assert isinstance(opened, ProcessReader)
+        yield opened
+
+
+def test_a_process_that_is_gone_before_it_is_asked(tmp_path, reader, run, monkeypatch):
+    """Neither the question that nobody reads nor closing the pipe hides why."""
+    real = ProcessReader._ask
+
+    def ask(self: ProcessReader, name: str) -> None:
+        self._process.kill()
+        self._process.wait()
+        real(self, name)
+
+    monkeypatch.setattr(ProcessReader, "_ask", ask)
+    with pytest.raises(SourceError, match="ended with -9"):
+        reader.read("gzip")
+    path = hdf5(tmp_path / "se.h5", chunked_block)
+    ran = run("convert", path, tmp_path / "x.npz")
+    assert ran.code == 2
+    assert "ended with -9" in ran.err
+
+
+def chunked_block(file: h5py.File) -> None:
+    for layer, shape in (("fc1", (8, 2)), ("fc2", (2, 8))):
+        file.create_dataset(f"{layer}/vars/0", data=np.ones(shape, np.float32), chunks=shape)
+        file.create_dataset(f"{layer}/vars/1", data=np.ones(shape[1:], np.float32))
+
+
+def test_after_an_interrupted_read_nothing_is_read(reader, monkeypatch):
+    """What is still in the pipe is not the next tensor."""
+    real = ProcessReader._answer
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ProcessReader, "_answer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        reader.read("gzip")
+    monkeypatch.setattr(ProcessReader, "_answer", real)
+    with pytest.raises(SourceError, match="ended with -9"):
+        reader.read("filled")
+
+
+def test_an_interrupted_ask(reader, monkeypatch):
+    monkeypatch.setattr(np, "empty", lambda *_: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        reader.read("gzip")
+    monkeypatch.undo()
+    assert reader.read("filled").tolist() == [[2, 2]] * 2  # nothing had been asked
+
+
+@pytest.mark.usefixtures("process")
+def test_limits_beyond_any_clock(tmp_path):
+    path = hdf5(tmp_path / "x", odd, libver="latest")
+    with open_reader(path, limits=Limits(max_bytes=2**63)) as reader:
+        assert reader.read("filled").tolist() == [[2, 2]] * 2
+
+
+def test_bounds_that_the_system_does_not_take(monkeypatch):
+    """macOS takes none of memory; the others stay."""
+    resource = pytest.importorskip("resource", reason="Windows has none")
+    set_: dict[int, tuple[int, int]] = {}
+
+    def setrlimit(which: int, limits: tuple[int, int]) -> None:
+        if which == resource.RLIMIT_AS:
+            raise ValueError("current limit exceeds maximum limit")
+        set_[which] = limits
+
+    monkeypatch.setattr(resource, "setrlimit", setrlimit)
+    hdf5_library._bound(2**30)
+    assert set_ == {resource.RLIMIT_CORE: (0, 0), resource.RLIMIT_CPU: (1084, 1084)}
 
 
 def test_what_keras_writes_needs_no_other_process(tmp_path, others):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from parity_tests.synthetic import SMALL, position_coded, weights
-from weights_convert import SourceError, convert, load, save
+from weights_convert import SourceError, WriteError, atomic, convert, load, save
 from weights_convert import convert as convert_function
 from weights_convert.formats import FORMATS
 from weights_convert.formats.tf1_place import tf1_files
@@ -214,12 +215,48 @@ def test_reading_a_source_is_no_change(folder, monkeypatch):
 
 def test_a_checkpoint_that_was_loaded_before(folder, monkeypatch):
     with load("good.npz") as checkpoint:
-        os.utime("good.npz", ns=(0, 0))  # not its change: this run only answers for its own time
         save(checkpoint, "x.pth")
         while_reading(monkeypatch, lambda: append(folder / "good.npz"))
         with pytest.raises(SourceError, match=r"^good\.npz: changed while it was read; convert it again"):
             save(checkpoint, "y.pth")
     assert not (folder / "y.pth").exists()
+
+
+def test_a_source_that_changes_between_load_and_save(folder):
+    """In place, as a copy over it does: what is read then are other values."""
+    with load("good.safetensors") as checkpoint:
+        data = bytearray(Path("good.safetensors").read_bytes())
+        data[-1] ^= 1
+        with Path("good.safetensors").open("r+b") as file:
+            file.write(data)
+        with pytest.raises(SourceError, match=r"^good\.safetensors: changed while it was read"):
+            save(checkpoint, "y.pth")
+    assert not (folder / "y.pth").exists()
+
+
+# --------------------------------------------------------------------------------------------------
+# What is temporary
+
+
+def test_names_that_begin_alike_are_told_apart(folder):
+    """What a dead run has left is the only record of its other files: only the same name removes it."""
+    first, second = (folder / f"{'a' * 40}{letter}.ckpt" for letter in "AB")
+    left, lock = atomic._make_folder(first)
+    atomic._release(lock)
+    atomic.sweep(second, atomic.no_orphans)
+    assert left.exists()
+    atomic.sweep(first, atomic.no_orphans)
+    assert not left.exists()
+
+
+def test_a_folder_that_cannot_be_locked_is_not_left(folder, monkeypatch, unchanged):
+    def no_space(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(atomic, "_lock", no_space)
+    with unchanged(), pytest.raises(WriteError, match="No space left"):
+        convert("good.npz", "x.pth")
+    assert not list(folder.glob(".*"))
 
 
 # --------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from weights_convert import errors
@@ -99,10 +100,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 # Commands. Heavy imports stand inside, so that --help and errors are quick.
 
 
+def _check_json(target: str | None, *files: str) -> None:
+    """`check_target`, for checkpoints: a prefix stands for several files."""
+    if target is not None:
+        from weights_convert.source import files_of
+
+        check_target(target, *files, *(str(part) for file in files for part in files_of(Path(file))))
+
+
 def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.convert import convert
+    from weights_convert.formats import format_for_writing
 
-    check_target(arguments.json, arguments.src, arguments.dst)
+    written = format_for_writing(Path(arguments.dst)).files(Path(arguments.dst))
+    others = [arguments.reorder_classes] if arguments.reorder_classes else []
+    _check_json(arguments.json, arguments.src, arguments.dst, *map(str, written), *others)
     output, options = _output(arguments.json), reading(arguments)
     options["from_family"] = options.pop("family")
     with _progress() as progress:
@@ -122,6 +134,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
             **options,
         )
     report = plan.to_json()
+    write_json(arguments.json, report)  # first: who reads what is printed may have gone
     if arguments.dry_run:
         _print_table(
             output,
@@ -138,7 +151,6 @@ def run_convert(arguments: argparse.Namespace) -> int:
     verb = "would write" if arguments.dry_run else "wrote"
     source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
     _say(output, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
-    write_json(arguments.json, report)
     return 0
 
 
@@ -146,7 +158,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from weights_convert.examine import facts
     from weights_convert.loading import load
 
-    check_target(arguments.json, arguments.file)
+    _check_json(arguments.json, arguments.file)
     with load(arguments.file, **reading(arguments)) as checkpoint:
         report = facts(checkpoint)
         report["convert"] = _suggestion(arguments, report)
@@ -166,8 +178,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         *(("note", line) for line in (*report["notes"], *report["cautions"])),
         ("convert", report["convert"]),
     ]
-    _print_facts(_output(arguments.json), rows)
     write_json(arguments.json, report)
+    _print_facts(_output(arguments.json), rows)
     return 0
 
 
@@ -194,7 +206,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
     from weights_convert.loading import load
     from weights_convert.spec import COUNTS, is_count
 
-    check_target(arguments.json, arguments.a, arguments.b)
+    _check_json(arguments.json, arguments.a, arguments.b)
     options = reading(arguments)
     of_b = {name: options[name] for name in ("settings", "limits")}
     with load(arguments.a, **options) as a, load(arguments.b, **of_b) as b:
@@ -203,6 +215,11 @@ def run_diff(arguments: argparse.Namespace) -> int:
     # a file that Keras or TF1 saved has none
     lonely = [line for line in lines if is_count(line["tensor"]) and line["what"].startswith("only")]
     found = [line for line in lines if line not in lonely]
+    differences = [
+        line if math.isfinite(line.get("max_abs", 0)) else line | {"max_abs": None}  # JSON has no infinity
+        for line in found
+    ]
+    write_json(arguments.json, {"equal": not found, "differences": differences, "not_compared": lonely})
     output = _output(arguments.json)
     if found:
         rows = (
@@ -216,10 +233,6 @@ def run_diff(arguments: argparse.Namespace) -> int:
         _say(output, f"equal: {count} tensors, bit for bit")
     if lonely:
         _say(output, f"note: {len(lonely)} {COUNTS} {lonely[0]['what']}, which changes no output")
-    for line in found:
-        if not math.isfinite(line.get("max_abs", 0)):
-            line["max_abs"] = None  # JSON has no infinity
-    write_json(arguments.json, {"equal": not found, "differences": found, "not_compared": lonely})
     return 1 if found else 0
 
 

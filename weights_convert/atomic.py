@@ -13,6 +13,7 @@ import secrets
 import shutil
 import stat
 import threading
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -182,7 +183,9 @@ class _Lock(NamedTuple):
 
 
 def _stem(destination: Path) -> str:
-    return f".{destination.name[:32]}"  # a name may be as long as the file system allows
+    """A name may be as long as the file system allows, and ours are longer."""
+    name = destination.name
+    return f".{name}" if len(name) <= 32 else f".{name[:32]}.{zlib.crc32(os.fsencode(name)):08x}"
 
 
 def _make_folder(destination: Path) -> tuple[Path, _Lock | None]:
@@ -191,10 +194,15 @@ def _make_folder(destination: Path) -> tuple[Path, _Lock | None]:
         folder.mkdir(mode=0o700)
         if fcntl is None:
             return folder, None
-        with suppress(FileNotFoundError):  # swept by another run before it had its lock
+        try:
             lock = _lock(folder / "lock", wait=False)
             if lock is not None:
                 return folder, lock
+        except FileNotFoundError:  # swept by another run before it had its lock
+            continue
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _folders(destination: Path) -> Iterator[Path]:

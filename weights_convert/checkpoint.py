@@ -15,6 +15,7 @@ from weights_convert.families.base import Preprocessing
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import LAYOUTS, Layout
 from weights_convert.recognise import infer
+from weights_convert.source import Source
 from weights_convert.spec import AttentionSpec, Spec, make_spec, model_name, parameters, variant_of
 
 MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
@@ -47,6 +48,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         metadata: what this project wrote into the file, {} for anyone else's.
         left_out: name -> description of what the source holds besides.
         notes: what a person should know about how the source was read.
+        source: the files it comes from, as they were when they were opened.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         feeds: Preprocessing | None = None,
         left_out: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
+        source: Source | None = None,
     ):
         self.tensors = dict(tensors)
         self.spec = spec
@@ -70,6 +73,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.feeds = feeds
         self.left_out = dict(left_out or {})
         self.notes = list(notes)
+        self.source = source or Source(None)
         self._reader = reader
         self.path = reader.path if reader else None
         self.format = reader.format if reader else None

@@ -135,7 +135,7 @@ def exit_code(job: Callable[[], int]) -> int:
         return error.exit_code
     except BrokenPipeError:  # the reader of a pipe has seen enough
         _discard_stdout()
-        return 0
+        return 128 + 13  # as of others that SIGPIPE ends; 0 might be taken for a verdict
     except OSError as error:  # the disk behind a redirected stdout is full
         print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
         _discard_stdout()
@@ -172,7 +172,7 @@ def check_target(
             raise DestinationError(f"{target}: the folder {str(path.parent)!r} does not exist")
         if path.is_dir():
             raise DestinationError(f"{target}: is a directory, expected a file name")
-        if path.resolve() in [Path(file).resolve() for file in files]:
+        if os.path.realpath(path) in map(os.path.realpath, files):
             raise DestinationError(f"{target}: would replace what is read or written there")
         if path.is_file() and path.stat().st_size and not _begins(path).startswith(begins):
             what = "exists already and is no report of this kind"

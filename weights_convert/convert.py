@@ -21,7 +21,6 @@ from weights_convert.limits import Limits
 from weights_convert.loading import load
 from weights_convert.memory import not_finite, sha256
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
-from weights_convert.source import Source
 from weights_convert.spec import ResNetSpec
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -71,7 +70,6 @@ def convert(
     Raises:
         WeightsConvertError: see its subclasses; the destination is then as it was before.
     """
-    source = Source(src)
     with load(
         src, model=model, settings=settings, family=from_family, key=key, scope=scope, limits=limits
     ) as checkpoint:
@@ -86,8 +84,8 @@ def convert(
             check_destination(plan.destination, plan.container, overwrite)
         else:
             if hash_source:
-                plan.source_sha256 = source.sha256()
-            execute(plan, source, strict=strict, overwrite=overwrite, progress=progress)
+                plan.source_sha256 = checkpoint.source.sha256()
+            execute(plan, strict=strict, overwrite=overwrite, progress=progress)
         return plan
 
 
@@ -103,7 +101,7 @@ def save(
 ) -> Plan:
     """Write a checkpoint (of a file or a live model); arguments and errors as in `convert`."""
     plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope)
-    execute(plan, Source(checkpoint.path), strict=strict, overwrite=overwrite)
+    execute(plan, strict=strict, overwrite=overwrite)
     return plan
 
 
@@ -146,9 +144,7 @@ def _place_of(path: Path, container: Format) -> Path:
     return atomic.real(path) if container.files(path) == [path] else path
 
 
-def execute(
-    plan: Plan, source: Source, *, strict: bool, overwrite: bool, progress: Progress | None = None
-) -> None:
+def execute(plan: Plan, *, strict: bool, overwrite: bool, progress: Progress | None = None) -> None:
     """Write, read back, put in place. Fills in each move's sha256 and the plan's warnings."""
     container, place = plan.container, _place_of(plan.destination, plan.container)
     advance = _progress(plan, progress)
@@ -158,7 +154,7 @@ def execute(
         with atomic.workplace(place) as temporary:
             _write(plan, temporary, strict, advance)
             with atomic.flushing(container.files(temporary)):
-                source.check()
+                plan.checkpoint.source.check()
                 _read_back(plan, temporary, advance)
             try:
                 plan.warnings += atomic.put(temporary, place, container.place, container.orphans, overwrite)

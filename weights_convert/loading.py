@@ -28,6 +28,7 @@ from weights_convert.formats import open_reader
 from weights_convert.formats.base import Reader
 from weights_convert.limits import Limits
 from weights_convert.recognise import spec_values
+from weights_convert.source import Source
 from weights_convert.spec import COUNTS, AttentionSpec, ResNetSpec, Spec, make_spec, parameters
 
 _KINDS: dict[str, type[ResNetSpec] | type[AttentionSpec]] = {"resnet": ResNetSpec, "attention": AttentionSpec}
@@ -60,16 +61,22 @@ def load(
         MismatchError: its tensors are not those of the model; all of them are listed.
         SpecError: `model` or `settings` name what does not exist.
     """
+    source = Source(path)
     reader = open_reader(path, key, limits)
     try:
-        return _load(reader, model, dict(settings or {}), family, scope)
+        return _load(reader, source, model, dict(settings or {}), family, scope)
     except BaseException:
         reader.close()
         raise
 
 
 def _load(
-    reader: Reader, model: str | None, settings: dict[str, Any], family: str | None, scope: str | None
+    reader: Reader,
+    source: Source,
+    model: str | None,
+    settings: dict[str, Any],
+    family: str | None,
+    scope: str | None,
 ) -> Checkpoint:
     if not reader.tensors:
         raise SourceError(f"{reader.path}: holds no tensors, expected the weights of a network")
@@ -105,6 +112,7 @@ def _load(
         feeds=next((f.feeds for f in families if f.feeds is not None), None),
         left_out={**reader.left_out, **reading.left_out},
         notes=[*reader.notes, *_notes(found)],
+        source=source,
     )
 
 

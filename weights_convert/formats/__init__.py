@@ -97,6 +97,8 @@ def _format_of(path: Path, limits: Limits) -> str:
             raise SourceError(
                 f"{path}: a directory without a TF1 checkpoint in it, expected a checkpoint file"
             )
+        if path.exists() and not path.is_file():
+            raise SourceError(f"{path}: is a device or a pipe, expected a file")
         with path.open("rb") as file:
             head = file.read(64)
     except FileNotFoundError:

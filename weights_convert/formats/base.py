@@ -36,6 +36,11 @@ class TensorInfo(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
 
+def is_number(dtype: np.dtype) -> bool:
+    """Whether it is one of NumPy's own that every container holds alike: no complex, no long double."""
+    return dtype.kind in "fiub" and dtype.itemsize <= 8
+
+
 class Reader(ABC):
     """One open file. `read` returns a fresh, C-contiguous array in native byte order.
 

@@ -142,14 +142,18 @@ def _check_chunks(dataset: h5py.Dataset) -> None:
 # The process
 
 
-def _bound_memory(nbytes: int) -> None:
+def _bound(nbytes: int) -> None:
+    """Memory for a file of `nbytes`, and processor time: who asked keeps a shorter one, but may be killed."""
     try:
         import resource
-    except ImportError:  # Windows; who asked still keeps the time
+    except ImportError:  # Windows
         return
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with suppress(ValueError):  # macOS, where a process begins with more addresses than that
-        resource.setrlimit(resource.RLIMIT_AS, (nbytes, nbytes))
+    memory, seconds = 2 * nbytes + 2**31, 60 + nbytes // 2**20
+    limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: seconds}
+    for limit, value in limits.items():
+        value = min(value, 2**62)
+        with suppress(ValueError):  # a lower one is set already; of memory, macOS takes none
+            resource.setrlimit(limit, (value, value))
 
 
 def _give_up_files() -> None:
@@ -186,13 +190,14 @@ def _serve(reader: Reader, requests: BinaryIO, answers: BinaryIO) -> None:
 
 def _main(request: dict[str, Any]) -> None:
     limits, path = Limits(**request["limits"]), Path(request["path"])
-    _bound_memory(2 * limits.bytes_of(path.stat().st_size) + 2**31)
+    _bound(limits.bytes_of(path.stat().st_size))
+    answers = open(1, "wb", closefd=False)  # noqa: SIM115  (sys.stdout may be unbuffered: partial writes)
     try:
         reader = KerasReader(path, limits, LibraryFile)
     except WeightsConvertError as error:
-        _refuse(sys.stdout.buffer, error)
+        _refuse(answers, error)
     else:
-        _serve(reader, sys.stdin.buffer, sys.stdout.buffer)
+        _serve(reader, sys.stdin.buffer, answers)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ from weights_convert.limits import LimitReached, Limits
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 STEPS_PER_TENSOR = 8  # groups on the way to it
+_TEXT_PER_TENSOR = 8  # times what other lists of tensors take: headers, groups, names; 3 in honest files
+_READ = 64  # bytes that a short read counts as
 _NOWHERE = 2**64 - 1
 
 # Header messages; those that are not here are without meaning for what is read.
@@ -65,7 +67,7 @@ class PlainFile:
 
     def __init__(self, file: BinaryIO, start: int, length: int, limits: Limits):
         self._file, self._start, self._length, self._limits = file, start, length, limits
-        self._steps = 0
+        self._steps = self._described = 0
         head = self._at(0, 96)
         version, offsets, lengths = head[8], head[13], head[14]
         if version != 0 or (offsets, lengths) != (8, 8) or head[24:32] != bytes(8):
@@ -96,8 +98,10 @@ class PlainFile:
         return np.asarray(array, dtype=dataset.dtype, order="C")
 
     def _at(self, address: int, size: int) -> bytes:
+        """What describes the data; the same place may be described, and read, any number of times."""
         if address + size > self._length:
             raise Damaged(f"{size} bytes at {address} of {self._length}")
+        self._describe(max(size, _READ))
         self._file.seek(self._start + address)
         data = self._file.read(size)
         if len(data) != size:
@@ -135,6 +139,7 @@ class PlainFile:
         for name, address in self._members(group):
             self._step()
             path = prefix + name
+            self._describe(len(path))
             if address is None:
                 yield Dataset(path, "link to elsewhere, never followed")
                 continue
@@ -151,6 +156,12 @@ class PlainFile:
         most = self._limits.max_tensors * STEPS_PER_TENSOR
         if self._steps > most:
             raise LimitReached("or more groups and datasets", self._steps, "max_tensors", most)
+
+    def _describe(self, size: int) -> None:
+        self._described += size
+        most = self._limits.text * _TEXT_PER_TENSOR
+        if self._described > most:
+            raise LimitReached("bytes or more of groups and headers", self._described, "max_tensors", most)
 
     def _members(self, group: list[tuple[int, bytes]]) -> Iterator[tuple[str, int | None]]:
         """The names in a group, and where each one's header is; None for a soft link."""

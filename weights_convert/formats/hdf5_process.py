@@ -11,12 +11,13 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weights_convert.errors import SourceError
+from weights_convert.errors import SourceError, WeightsConvertError
 from weights_convert.formats.base import Reader, TensorInfo, fill, one_line
 from weights_convert.formats.hdf5_plain import BFLOAT16
 from weights_convert.limits import LimitError, Limits
@@ -74,16 +75,22 @@ class ProcessReader(Reader):
 
     def read(self, name: str) -> np.ndarray:
         info = self.tensors[name]
-        self._ask(name)
         raw = np.empty(info.nbytes, np.uint8)
-        self._answer(info.nbytes, raw)
+        try:
+            self._ask(name)
+            self._answer(info.nbytes, raw)
+        except WeightsConvertError:
+            raise
+        except BaseException:  # interrupted: what comes next would be taken for the next tensor
+            self._process.kill()
+            raise
         if info.dtype == bool:
             raw = (raw != 0).view(np.uint8)
         return raw.view(info.dtype).reshape(info.shape)
 
     def close(self) -> None:
         self._process.kill()
-        with self._process:  # closes its pipes and waits for it
+        with suppress(OSError), self._process:  # closes its pipes, maybe with a question left, and waits
             pass
 
     def _ask(self, name: str) -> None:
@@ -97,7 +104,8 @@ class ProcessReader(Reader):
     def _answer(self, nbytes: int, buffer: np.ndarray | None = None) -> dict[str, Any]:
         """What the process says, in the time for `nbytes`; the data that follow come into `buffer`."""
         assert self._process.stdout
-        seconds, late = _SECONDS + nbytes // _BYTES_PER_SECOND, threading.Event()
+        seconds = min(_SECONDS + nbytes // _BYTES_PER_SECOND, threading.TIMEOUT_MAX)
+        late = threading.Event()
 
         def stop() -> None:
             late.set()

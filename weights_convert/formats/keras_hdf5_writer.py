@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from weights_convert.errors import DestinationError
-from weights_convert.formats.base import METADATA_NAME, TensorInfo, as_announced, dump_metadata
+from weights_convert.formats.base import METADATA_NAME, TensorInfo, as_announced, dump_metadata, is_number
 from weights_convert.formats.hdf5_plain import BFLOAT16
 from weights_convert.memory import slabs
 
@@ -88,7 +88,7 @@ def write_keras(
                 # Keras's own way: opaque bytes and an attribute
                 dataset = _put(group(folder), leaf, read(name).view("V2"))
                 dataset.attrs["dtype"] = "bfloat16"
-            elif dtype.kind in "fiub":
+            elif is_number(dtype):
                 _put(group(folder), leaf, read(name))
             else:
                 raise DestinationError(f"{path}: {name} is {dtype}, which HDF5 cannot hold")

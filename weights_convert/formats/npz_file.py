@@ -5,6 +5,7 @@ Format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 
 from __future__ import annotations
 
+import io
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ from weights_convert.formats.base import (
     TensorInfo,
     as_announced,
     dump_metadata,
+    is_number,
     one_line,
     parse_metadata,
 )
@@ -30,7 +32,11 @@ from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import write
 
 _SUFFIX = ".npy"
-_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_HEADERS = {  # version -> bytes of the header's length, and what reads both
+    (1, 0): (2, np.lib.format.read_array_header_1_0),
+    (2, 0): (4, np.lib.format.read_array_header_2_0),
+}
+_LONGEST_HEADER = 10_000  # bytes, as in NumPy, which looks only once it has read them
 
 
 class NpzReader(Reader):
@@ -64,7 +70,7 @@ class NpzReader(Reader):
             self.metadata = parse_metadata(self._text(entry.filename), self.path, self.limits)
         elif dtype.hasobject:
             self.leave_out(name, "array of Python objects (a pickle, never loaded)")
-        elif dtype.kind not in "fiub":
+        elif not is_number(dtype):
             self.leave_out(name, f"array of dtype {one_line(dtype)}")
         else:
             self.add(name, info)
@@ -76,7 +82,12 @@ class NpzReader(Reader):
                 version = np.lib.format.read_magic(file)
                 if version not in _HEADERS:
                     raise ValueError(f".npy version {version}")
-                shape, _, dtype = _HEADERS[version](file)
+                digits, parse = _HEADERS[version]
+                size = file.read(digits)
+                length = int.from_bytes(size, "little")
+                if length > _LONGEST_HEADER:
+                    raise ValueError(f"a header of {length} bytes")
+                shape, _, dtype = parse(io.BytesIO(size + file.read(length)))
                 if len(shape) > MAX_NDIM or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
                     raise ValueError(f"an impossible shape, {shape}")
                 info = TensorInfo(shape, dtype.newbyteorder("="))
@@ -139,7 +150,7 @@ def write_npz(
 ) -> None:
     """Write an .npz that `np.load` reads, uncompressed, one tensor in memory at a time."""
     for name, info in tensors.items():
-        if info.dtype.kind not in "fiub":
+        if not is_number(info.dtype):
             raise DestinationError(
                 f"{path}: {name} is {info.dtype}, which .npz cannot hold; "
                 "use another container, or --dtype float32"

@@ -85,6 +85,8 @@ def _replace(temporary: Path, prefix: Path) -> list[str]:
         second_name(data, aside)
         flush_folder(prefix.parent)
         other_index.replace(new_index)  # from now on this is the new checkpoint
+    except FileExistsError:  # somebody else's, made meanwhile
+        raise
     except OSError:
         aside.unlink(missing_ok=True)
         raise
