@@ -187,7 +187,10 @@ def test_a_layer_that_is_not_called_is_a_difference():
     divergence = report.first_divergence()
     assert divergence is not None
     assert (divergence.point, divergence.error) == ("1", float("inf"))
-    with pytest.raises(MismatchError, match="names=: no layers for 'fcc'"):
+    with pytest.raises(
+        MismatchError,
+        match="names=: no layers for 'fcc'; the reference has 0, 1, output; the candidate 0, 1, output",
+    ):
         compare_models(model, model, np.ones((2, 3)), names={"fcc": "0"})
     with pytest.raises(SpecError, match=r"the torch model does not run on inputs \(2, 4\)"):
         compare_models(model, model, np.ones((2, 4)))

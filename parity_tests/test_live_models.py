@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import keras
@@ -23,7 +24,18 @@ from parity_tests.live import (
     without_counts,
 )
 from parity_tests.synthetic import ATTENTION_SPECS, images, position_coded, tiny, weights
-from weights_convert import Checkpoint, MismatchError, SpecError, load, load_into, load_model, save, state_of
+from weights_convert import (
+    Checkpoint,
+    MismatchError,
+    SourceError,
+    SpecError,
+    load,
+    load_into,
+    load_model,
+    save,
+    state_of,
+)
+from weights_convert.frameworks import FRAMEWORKS
 from weights_convert.spec import Spec
 
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
@@ -219,3 +231,36 @@ def test_other_models_and_frameworks_are_refused(tmp_path, session):
         load_into(session, source)
     load_into(session, source, scope="two")
     assert_same(without_counts(state_of(session, scope="two")), without_counts(source))
+
+
+# --------------------------------------------------------------------------------------------------
+# What is not to be had
+
+
+def test_a_closed_checkpoint_says_so(tmp_path):
+    """And not that the file is damaged."""
+    for suffix in CONTAINERS:
+        path = save(weights(tiny()), tmp_path / f"x{suffix}").destination
+        with load(path) as checkpoint:
+            assert checkpoint["conv1.weight"].any()
+        with pytest.raises(SourceError, match=r"is closed; read conv1\.weight before that"):
+            checkpoint["conv1.weight"]
+
+
+def test_a_model_is_no_checkpoint(tmp_path):
+    model = torch_impl.se_resnet20()
+    with pytest.raises(SpecError, match=r"cannot save a ResNet; `state_of\(model\)` gives"):
+        save(model, tmp_path / "x.pth")
+    save(state_of(model), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize(("framework", "package"), [("keras", "keras"), ("tf1", "tensorflow")])
+def test_a_framework_that_is_not_installed(tmp_path, monkeypatch, framework: str, package: str):
+    path = save(weights(tiny()), tmp_path / "x.pth").destination
+    monkeypatch.delitem(sys.modules, f"weights_convert.frameworks.{FRAMEWORKS[framework]}", raising=False)
+    for module in (package, f"{package}.compat", f"{package}.compat.v1"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(SpecError, match=rf"^{framework}: .* is not installed; pip install samenet\["):
+        load_model(path, framework)
+    with pytest.raises(SpecError, match="there is no framework 'None'"):
+        load_model(path, None)

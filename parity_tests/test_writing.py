@@ -270,7 +270,10 @@ def test_a_destination_that_comes_into_being_meanwhile(folder, run, monkeypatch,
         file.unlink(missing_ok=True)
         while_reading(monkeypatch, lambda file=file: file.write_text("somebody's"))
         ran = run("convert", "good.npz", f"x{suffix}")
-        assert (ran.code, ran.err) == (2, f"x{suffix}: exists already (--overwrite replaces it)\n")
+        assert (ran.code, ran.err) == (
+            2,
+            f"x{suffix}: exists already; --overwrite (in Python overwrite=True) replaces it\n",
+        )
         assert [f.name for f in folder.glob("x*")] == [file.name]
         assert file.read_text() == "somebody's"
         assert not list(folder.glob(".*"))

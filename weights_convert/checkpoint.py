@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weights_convert.errors import MismatchError, nearest
+from weights_convert.errors import MismatchError, SourceError, nearest
 from weights_convert.families.base import Preprocessing
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import LAYOUTS, Layout
@@ -104,7 +104,10 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return other
 
     def __getitem__(self, name: str) -> np.ndarray:
-        array = self.tensors[name].read().view()
+        tensor = self.tensors[name]
+        if self._reader is not None and self._reader.closed:
+            raise SourceError(f"{self.path}: is closed; read {name} before that, inside the `with` block")
+        array = tensor.read().view()
         array.flags.writeable = False
         return array
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from weights_convert import atomic, changes
 from weights_convert.checkpoint import Checkpoint
-from weights_convert.errors import DestinationError, MismatchError, WeightsConvertError, WriteError
+from weights_convert.errors import DestinationError, MismatchError, SpecError, WeightsConvertError, WriteError
 from weights_convert.formats.base import Format
 from weights_convert.limits import Limits
 from weights_convert.loading import load
@@ -100,6 +100,11 @@ def save(
     overwrite: bool = False,
 ) -> Plan:
     """Write a checkpoint (of a file or a live model); arguments and errors as in `convert`."""
+    if not isinstance(checkpoint, Checkpoint):
+        kind = type(checkpoint).__name__
+        raise SpecError(
+            f"{path}: cannot save a {kind}; `state_of(model)` gives the checkpoint of a live model"
+        )
     plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope)
     execute(plan, strict=strict, overwrite=overwrite)
     return plan
@@ -136,7 +141,7 @@ def check_destination(path: Path, container: Format, overwrite: bool) -> None:
 
 
 def _exists(file: Path) -> DestinationError:
-    return DestinationError(f"{file}: exists already (--overwrite replaces it)")
+    return DestinationError(f"{file}: exists already; --overwrite (in Python overwrite=True) replaces it")
 
 
 def _place_of(path: Path, container: Format) -> Path:

@@ -18,7 +18,7 @@ from weights_convert.checkpoint import changed, do_not_fit, misfits, title
 from weights_convert.errors import MismatchError, SourceError, SpecError, nearest
 from weights_convert.families import FAMILIES
 from weights_convert.families.base import Case, Family, skeleton
-from weights_convert.formats.base import Reader, TensorInfo
+from weights_convert.formats.base import Reader, TensorInfo, one_line
 from weights_convert.layouts import Layout
 from weights_convert.recognise import infer
 from weights_convert.spec import ResNetSpec, Spec, model_spec, variant_of
@@ -197,8 +197,11 @@ def read_as(
 
 
 def _no_scope(reader: Reader, scope: str) -> SourceError:
-    names = list(reader.tensors)[:1]
-    return SourceError(f"{reader.path}: has no scope {scope!r}; its names are like {names}")
+    first = dict.fromkeys(name.partition("/")[0] for name in reader.tensors)
+    known = one_line(", ".join(itertools.islice(first, 6)))
+    return SourceError(
+        f"{reader.path}: has no scope {scope!r}{nearest(scope, first)}; its names begin with {known}"
+    )
 
 
 def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | None, list[str]]:

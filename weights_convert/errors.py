@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
+_MOST_TIED = 8
 _LONGEST_HINTED, _MOST_HINTS = 200, 2_000  # letters of a name, names: the search is slow, 15 us for each
 
 
@@ -63,12 +64,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The hint `; did you mean 'x'?` for a mistyped name, or nothing.
+def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str:
+    """The hint `; did you mean 'x'?` for a mistyped name, or nothing; of equally near ones the first.
 
     >>> nearest("se_resnet5", ["se_resnet50", "resnet18"])
     "; did you mean 'se_resnet50'?"
     """
-    near = (other for other in names if len(other) <= _LONGEST_HINTED)
-    found = difflib.get_close_matches(name, list(islice(near, _MOST_HINTS)), n=1, cutoff=0.6)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    near = list(islice((other for other in names if len(other) <= _LONGEST_HINTED), _MOST_HINTS))
+    found = difflib.get_close_matches(name, near, n=_MOST_TIED, cutoff=likeness)
+    if not found:
+        return ""
+
+    def rank(other: str) -> tuple[float, int, int]:
+        ratio = difflib.SequenceMatcher(None, other, name).ratio()
+        return -ratio, abs(len(other) - len(name)), near.index(other)
+
+    return f"; did you mean {min(found, key=rank)!r}?"

@@ -123,7 +123,9 @@ def _notes(found: Candidate) -> list[str]:
         notes.append(f"looked through the prefix {reading.prefix!r}")
     if found.assumed:
         values = spec_values(found.spec, found.assumed)
-        notes.append(f"not to be seen in the file, defaults taken: {values} (--set KEY=VALUE)")
+        notes.append(
+            f"not to be seen in the file, defaults taken: {values} (--set KEY=VALUE, in Python settings=)"
+        )
     plain = vars(type(found.spec)())
     if unusual := tuple(k for k, value in found.implied.items() if value != plain[k]):
         notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, unusual)}")

@@ -172,7 +172,8 @@ def _lonely(
     """
     absent = [name for name in names or {} if name not in trace or name not in other]
     if absent:
-        known = f"the reference has {', '.join(trace)}; the candidate {', '.join(other)}"
+        theirs = [(names or {}).get(name, name) for name in other]
+        known = f"the reference has {', '.join(trace)}; the candidate {', '.join(theirs)}"
         raise MismatchError(f"names=: no layers for {', '.join(map(repr, absent))}; {known}")
     ours = {new: old for old, new in (names or {}).items()}
     weighted = {ours.get(name, name) for name in candidate.weighted()}

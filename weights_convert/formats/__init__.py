@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weights_convert.errors import DestinationError, SourceError
+from weights_convert.errors import DestinationError, SourceError, nearest
 from weights_convert.formats.archive import open_zip
 from weights_convert.formats.base import Format, Reader, TensorInfo
 from weights_convert.formats.keras_hdf5 import open_keras
@@ -34,6 +35,8 @@ def _write_keras(
 
     write_keras(path, tensors, read, metadata)
 
+
+_OF_TF1 = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})$")
 
 FORMATS = {
     "torch": Format("torch", (".pth", ".pt"), "PyTorch zip or stream", "torch", open_torch, write_torch),
@@ -133,10 +136,11 @@ def _zip_format(path: Path, limits: Limits) -> str:
 
 
 def _neighbour(path: Path) -> str:
-    """A hint at a file of nearly that name in the same folder."""
-    from weights_convert.errors import nearest
-
+    """A hint at a file of nearly that name in the same folder; of a TF1 checkpoint, at its prefix."""
     try:
-        return nearest(path.name, [entry.name for entry in path.parent.iterdir()])
+        names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return ""
+    prefixes = [name.removesuffix(".index") for name in names if name.endswith(".index")]
+    others = [name for name in names if not _OF_TF1.search(name)]
+    return nearest(path.name, sorted(prefixes + others), likeness=0.8)

@@ -53,6 +53,7 @@ class Reader(ABC):
     """
 
     format: ClassVar[str]
+    closed = False
 
     def __init__(self, path: Path, limits: Limits = DEFAULT):
         self.path = path
@@ -108,8 +109,9 @@ class Reader(ABC):
             )
         return value
 
-    def close(self) -> None:  # noqa: B027  (a reader without an open file has nothing to close)
+    def close(self) -> None:
         """Close the file; reading after that is an error."""
+        self.closed = True
 
     def __enter__(self) -> Reader:
         return self

@@ -89,6 +89,7 @@ class ProcessReader(Reader):
         return raw.view(info.dtype).reshape(info.shape)
 
     def close(self) -> None:
+        super().close()
         self._process.kill()
         with suppress(OSError), self._process:  # closes its pipes, maybe with a question left, and waits
             pass

@@ -108,6 +108,7 @@ class KerasReader(Reader):
             raise SourceError(f"{self.path}: {one_line(name)} is damaged ({one_line(error)})") from None
 
     def close(self) -> None:
+        super().close()
         self._opened.close()
 
 

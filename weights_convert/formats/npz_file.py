@@ -131,6 +131,7 @@ class NpzReader(Reader):
         return np.asarray(array, dtype=array.dtype.newbyteorder("="), order="C")
 
     def close(self) -> None:
+        super().close()
         self._file.close()
 
 

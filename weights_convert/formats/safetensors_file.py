@@ -151,6 +151,7 @@ class SafetensorsReader(Reader):
         return array if sys.byteorder == "little" else array.byteswap(inplace=True)
 
     def close(self) -> None:
+        super().close()
         self._file.close()
 
 

@@ -108,6 +108,7 @@ class TF1Reader(Reader):
         return array
 
     def close(self) -> None:
+        super().close()
         self._open_files.close()
 
     def _read_index(self, path: Path) -> None:

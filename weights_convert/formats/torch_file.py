@@ -271,6 +271,7 @@ class TorchReader(Reader):
         return array.byteswap(inplace=True) if self._container.byteswapped else array
 
     def close(self) -> None:
+        super().close()
         self._file.close()
 
     def _info(self, name: str, ref: TensorRef) -> TensorInfo:

@@ -90,6 +90,7 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
         keywords: of `load`, such as `settings={"stride_in": "conv1"}`.
     """
     if framework not in FRAMEWORKS:
+        framework = str(framework)
         known = ", ".join(FRAMEWORKS)
         raise SpecError(
             f"there is no framework {framework!r}{nearest(framework, FRAMEWORKS)}; known: {known}"
@@ -103,7 +104,13 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
 
 
 def _module(framework: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}.{FRAMEWORKS[framework]}")
+    try:
+        return importlib.import_module(f"{__name__}.{FRAMEWORKS[framework]}")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith(("weights_convert", "numpy")):
+            raise
+        what = f"{framework}: {error.name} is not installed"
+        raise SpecError(f"{what}; pip install samenet[{framework}], or the framework's own way") from None
 
 
 def _adapter(model: Any) -> ModuleType:
