@@ -137,7 +137,8 @@ def exit_code(job: Callable[[], int]) -> int:
         _discard_stdout()
         return 128 + 13  # as of others that SIGPIPE ends; 0 might be taken for a verdict
     except OSError as error:  # the disk behind a redirected stdout is full
-        print(f"{error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)  # noqa: T201
+        where = f"{error.filename or 'standard output'}: {error.strerror}"
+        print(where if error.errno else error, file=sys.stderr)  # noqa: T201
         _discard_stdout()
         return WriteError.exit_code
     except KeyboardInterrupt as error:
