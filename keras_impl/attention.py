@@ -11,22 +11,45 @@ needs nothing but Keras. The same file in `torch_impl` and `tf1_compat` reads al
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Any
 
 import keras
 from keras import ops
 
-__all__ = ["CBAM", "ECA", "BatchNormalization", "ChannelAttention", "SpatialAttention", "SqueezeExcitation"]
+__all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcitation"]
 
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
 
 
-def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise `ValueError` saying what was received and what can be."""
+def check_choice(name: str, value: Any, choices: tuple) -> Any:
+    """The one of `choices` that `value` is; `ValueError` saying what was received and what can be."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+    return choices[choices.index(value)]
+
+
+def check_int(name: str, value: Any) -> int:
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
+        return int(value)
+    raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+
+
+def check_odd(name: str, value: Any) -> int:
+    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
+        return int(value)
+    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
+
+
+def check_float(name: str, value: Any) -> float:
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0."""
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+        return float(value)
+    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
 
 def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
@@ -81,6 +104,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
     """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    reduction = check_int("reduction", reduction)
     if hidden_rule == "absolute":
         return reduction
     if hidden_rule == "multiple_of_8":
@@ -99,12 +123,13 @@ class _ChannelLayer(keras.layers.Layer):
 
     def __init__(self, channels: int | None = None, **keywords: Any):
         super().__init__(**keywords)
-        self.channels = channels
+        self.channels = None if channels is None else check_int("channels", channels)
 
     def checked_channels(self, input_shape: tuple) -> int:
         if len(input_shape) != 4 or self.channels not in (None, input_shape[-1]):
             wanted = "C" if self.channels is None else self.channels
             raise ValueError(f"{self.name}: input of shape {input_shape}, expected (N, H, W, {wanted})")
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: input_shape[-1]})  # of every later call
         return input_shape[-1]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -118,11 +143,16 @@ class _ChannelLayer(keras.layers.Layer):
 class SqueezeExcitation(_ChannelLayer):
     """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
 
+    Input and output: (N, H, W, C).
+
     Args:
         channels: C of the input; None takes it from the first input.
         reduction: r, how much narrower the hidden layer is.
         hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm); or "absolute": r is it.
         bias: whether the two layers have biases (the paper's models: yes).
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
 
     Example:
         >>> SqueezeExcitation()(keras.ops.zeros((2, 7, 7, 64))).shape
@@ -139,8 +169,9 @@ class SqueezeExcitation(_ChannelLayer):
         **keywords: Any,
     ):
         super().__init__(channels, **keywords)
-        check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
-        self.reduction, self.hidden_rule, self.bias = reduction, hidden_rule, bias
+        self.reduction = check_int("reduction", reduction)
+        self.hidden_rule = check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+        self.bias = bool(bias)
 
     def build(self, input_shape: tuple) -> None:
         channels = self.checked_channels(input_shape)
@@ -164,9 +195,18 @@ class SqueezeExcitation(_ChannelLayer):
 class ChannelAttention(SqueezeExcitation):
     """Channel gate of CBAM, arXiv 1807.06521 eq. 2: x * sigmoid(MLP(mean(x)) + MLP(max(x))).
 
+    Input and output: (N, H, W, C).
+
     Args:
         channels, reduction, hidden_rule: as in `SqueezeExcitation`.
         bias: whether the shared MLP has biases (the authors' code: yes).
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+
+    Example:
+        >>> ChannelAttention()(keras.ops.zeros((2, 7, 7, 64))).shape
+        TensorShape([2, 7, 7, 64])
     """
 
     def mlp(self, z: Any) -> Any:
@@ -181,14 +221,23 @@ class ChannelAttention(SqueezeExcitation):
 class SpatialAttention(keras.layers.Layer):
     """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, H, W, 1).
 
-    It returns the gate, not the gated input, because CBAM's variants differ in what they multiply it with.
+    Input (N, H, W, C), output (N, H, W, 1): the gate, not the gated input, because CBAM's
+    variants differ in what they multiply it with.
 
     Args:
         kernel_size: odd.
         order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
         bn: whether a batch normalisation follows the convolution (the authors' code: yes).
         bn_momentum: weight of the new batch in its running statistics (PyTorch's meaning).
+        bn_epsilon: added to the variance in that batch normalisation.
         bias: whether the convolution has a bias.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+
+    Example:
+        >>> SpatialAttention(kernel_size=3)(keras.ops.zeros((2, 7, 7, 64))).shape
+        TensorShape([2, 7, 7, 1])
     """
 
     def __init__(
@@ -203,14 +252,15 @@ class SpatialAttention(keras.layers.Layer):
         **keywords: Any,
     ):
         super().__init__(**keywords)
-        check_choice("order", order, _ORDERS)
-        self.kernel_size, self.order, self.bias = kernel_size, order, bias
-        self.bn_momentum, self.bn_epsilon = bn_momentum, bn_epsilon
+        self.order, self.bias = check_choice("order", order, _ORDERS), bool(bias)
+        self.kernel_size = size = check_odd("kernel_size", kernel_size)
+        self.bn_epsilon = check_float("bn_epsilon", bn_epsilon)
+        self.bn_momentum = check_float("bn_momentum", bn_momentum)
         self.conv = keras.layers.Conv2D(
             1,
-            kernel_size,
+            size,
             padding="same",
-            use_bias=bias,
+            use_bias=self.bias,
             data_format="channels_last",
             dtype=self.dtype_policy,
             name="conv",
@@ -218,10 +268,12 @@ class SpatialAttention(keras.layers.Layer):
         self.bn = None
         if bn:
             self.bn = BatchNormalization(
-                momentum=1 - bn_momentum, epsilon=bn_epsilon, dtype=self.dtype_policy, name="bn"
+                momentum=1 - self.bn_momentum, epsilon=self.bn_epsilon, dtype=self.dtype_policy, name="bn"
             )
 
     def build(self, input_shape: tuple) -> None:
+        if len(input_shape) != 4:
+            raise ValueError(f"{self.name}: input of shape {input_shape}, expected (N, H, W, C)")
         self.conv.build((*input_shape[:-1], 2))
         if self.bn is not None:
             self.bn.build((*input_shape[:-1], 1))
@@ -248,12 +300,17 @@ class SpatialAttention(keras.layers.Layer):
 class CBAM(_ChannelLayer):
     """Convolutional block attention module, arXiv 1807.06521 eq. 1: channel attention, then spatial.
 
+    Input and output: (N, H, W, C).
+
     Args:
         channels, reduction, hidden_rule: as in `SqueezeExcitation`.
         mlp_bias: whether the channel MLP has biases.
         order, kernel_size, bn, bn_momentum, bn_epsilon: as in `SpatialAttention`.
         spatial_bias: whether the spatial convolution has a bias.
         spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
 
     Example:
         >>> CBAM(order="mean_max")(keras.ops.zeros((2, 7, 7, 64))).shape
@@ -277,15 +334,12 @@ class CBAM(_ChannelLayer):
         **keywords: Any,
     ):
         super().__init__(channels, **keywords)
-        check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
-        self.spatial_input = spatial_input
+        self.spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
         mlp: dict[str, Any] = {"reduction": reduction, "hidden_rule": hidden_rule, "bias": mlp_bias}
         gate: dict[str, Any] = {"kernel_size": kernel_size, "order": order, "bn": bn}
         gate |= {"bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon, "bias": spatial_bias}
         self.channel = ChannelAttention(channels, **mlp, dtype=self.dtype_policy, name="channel")
         self.spatial = SpatialAttention(**gate, dtype=self.dtype_policy, name="spatial")
-        own = {"mlp_bias": mlp_bias, "spatial_bias": spatial_bias, "spatial_input": spatial_input}
-        self._config = {k: v for k, v in (mlp | gate).items() if k != "bias"} | own
 
     def build(self, input_shape: tuple) -> None:
         self.checked_channels(input_shape)
@@ -298,16 +352,26 @@ class CBAM(_ChannelLayer):
         return refined * gate
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | self._config
+        channel, spatial = self.channel, self.spatial
+        config = {name: getattr(channel, name) for name in ("reduction", "hidden_rule")}
+        names = ("order", "kernel_size", "bn_momentum", "bn_epsilon")
+        config |= {name: getattr(spatial, name) for name in names} | {"bn": spatial.bn is not None}
+        config |= {"mlp_bias": channel.bias, "spatial_bias": spatial.bias}
+        return super().get_config() | config | {"spatial_input": self.spatial_input}
 
 
 @keras.saving.register_keras_serializable("samenet")
 class ECA(_ChannelLayer):
     """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
 
+    Input and output: (N, H, W, C).
+
     Args:
         channels: C of the input, which decides the kernel size by eq. 12; None takes it from the input.
         kernel_size: odd; None for eq. 12.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
 
     Example:
         >>> eca = ECA(256)
@@ -318,10 +382,11 @@ class ECA(_ChannelLayer):
 
     def __init__(self, channels: int | None = None, kernel_size: int | None = None, **keywords: Any):
         super().__init__(channels, **keywords)
-        self.kernel_size = kernel_size
+        self.kernel_size = None if kernel_size is None else check_odd("kernel_size", kernel_size)
 
     def build(self, input_shape: tuple) -> None:
-        size = self.kernel_size or eca_kernel_size(self.checked_channels(input_shape))
+        channels = self.checked_channels(input_shape)
+        size = eca_kernel_size(channels) if self.kernel_size is None else self.kernel_size
         self.conv = keras.layers.Conv1D(
             1,
             size,
@@ -331,7 +396,7 @@ class ECA(_ChannelLayer):
             dtype=self.dtype_policy,
             name="conv",
         )
-        self.conv.build((None, input_shape[-1], 1))
+        self.conv.build((None, channels, 1))
 
     def call(self, x: Any) -> Any:
         z = mean(x, (1, 2))[:, :, None]  # (N, C, 1): the channels are the sequence

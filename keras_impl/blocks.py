@@ -106,6 +106,8 @@ def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
 
+    Input and output: (N, H, W, inputs), (N, H / stride, W / stride, planes).
+
     Args:
         inputs: channels of the input.
         planes: channels of the output.
@@ -113,6 +115,11 @@ class BasicBlock(ResidualBlock):
         norm: "bn", "bias_bn" or "bias", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
         attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
+
+    Example:
+        >>> block = BasicBlock(64, 128, 2, attention=("se", SqueezeExcitation()))
+        >>> block(ops.zeros((2, 8, 8, 64))).shape
+        TensorShape([2, 4, 4, 128])
     """
 
     expansion = 1
@@ -146,6 +153,8 @@ class BasicBlock(ResidualBlock):
 class Bottleneck(ResidualBlock):
     """1x1, 3x3 (in groups: ResNeXt), 1x1 convolutions, arXiv 1512.03385 fig. 5 right.
 
+    Input and output: (N, H, W, inputs), (N, H / stride, W / stride, 4 * planes).
+
     Args:
         inputs: channels of the input.
         planes: nominal width; the output has four times as many channels.
@@ -155,6 +164,11 @@ class Bottleneck(ResidualBlock):
         norm: "bn", "bias_bn" or "bias", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
         attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
+
+    Example:
+        >>> block = Bottleneck(256, 128, 2, groups=32, width_per_group=4)
+        >>> block(ops.zeros((2, 8, 8, 256))).shape
+        TensorShape([2, 4, 4, 512])
     """
 
     expansion = 4
@@ -217,8 +231,8 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
             dtype=dtype,
         )
     elif name == "eca":
-        kernel_size = c["eca_kernel_sizes"][stage] if c["eca_kernel_sizes"] else None
-        layer = ECA(None, kernel_size, name=name, dtype=dtype)
+        sizes = c["eca_kernel_sizes"]
+        layer = ECA(None, None if sizes is None else sizes[stage], name=name, dtype=dtype)
     else:
         return None
     return name, layer

@@ -11,14 +11,14 @@ A constructor returns a built model. Class names and attribute names are the lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import keras
 from keras import ops
 
-from .attention import check_choice, mean
+from .attention import check_choice, check_float, check_int, check_odd, mean
 from .blocks import Bottleneck, build_chain, make_norm, make_stage
 from .layers import Conv2D, max_pool
 
@@ -31,7 +31,39 @@ _CHOICES = {
     "downsample_pool": ("none", "avg"),
     "norm": ("bn", "bias_bn", "bias"),
     "attention": ("none", "se", "cbam", "eca"),
+    "se_bias": (True, False),
+    "relu_before_attention": (False, True),
+    "cbam_mlp_bias": (True, False),
+    "cbam_bn": (True, False),
+    "cbam_spatial_bias": (False, True),
 }
+_SIZES = (
+    "width",
+    "groups",
+    "width_per_group",
+    "reduce_first",
+    "stem_width",
+    "reduction",
+    "num_classes",
+    "in_channels",
+)
+_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum", "dropout")
+
+
+def check_keywords(c: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `ResNet` as plain Python values, NumPy's too; `ValueError` for what cannot be."""
+    checked = {name: check_choice(name, c[name], choices) for name, choices in _CHOICES.items()}
+    checked |= {name: check_int(name, c[name]) for name in _SIZES}
+    checked |= {name: check_float(name, c[name]) for name in _FLOATS}
+    if checked["dropout"] >= 1:
+        raise ValueError(f"dropout={c['dropout']!r}: expected a probability below 1, such as 0.2")
+    checked["depths"] = depths = tuple(check_int("depths", depth) for depth in c["depths"])
+    checked["cbam_kernel_size"] = check_odd("cbam_kernel_size", c["cbam_kernel_size"])
+    if (sizes := c["eca_kernel_sizes"]) is not None:
+        if len(sizes) != len(depths):
+            raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {len(depths)}, one per stage, or None")
+        checked["eca_kernel_sizes"] = tuple(check_odd("eca_kernel_sizes", size) for size in sizes)
+    return {**c, **checked}
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -56,10 +88,10 @@ class ResNet(keras.Model):
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
-        eca_kernel_sizes: one per stage; None for the paper's rule.
+        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
         relu_before_attention: see `ResidualBlock`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
-        dropout: probability before `fc`.
+        dropout: probability before `fc`, below 1.
         keywords: `name` and `dtype` ("float64", "mixed_float16" ...) as for every Keras model.
 
     Raises:
@@ -110,9 +142,8 @@ class ResNet(keras.Model):
     ):
         c = {name: value for name, value in locals().items() if name not in ("self", "__class__", "keywords")}
         super().__init__(**keywords)
-        self.config = c
-        for name, choices in _CHOICES.items():
-            check_choice(name, c[name], choices)
+        self.config = c = check_keywords(c)
+        width, stem_width, depths = c["width"], c["stem_width"], c["depths"]
         dtype = self.dtype_policy
         conv = partial(Conv2D, use_bias=norm != "bn", dtype=dtype)
 
@@ -130,10 +161,10 @@ class ResNet(keras.Model):
         for stage, name in enumerate(self.stage_names):
             setattr(self, name, make_stage(channels, stage, c, dtype))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
-        self.dropout = keras.layers.Dropout(dropout, dtype=dtype, name="dropout")
+        self.dropout = keras.layers.Dropout(c["dropout"], dtype=dtype, name="dropout")
         uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # PyTorch's for Linear
-        self.fc = keras.layers.Dense(num_classes, kernel_initializer=uniform, dtype=dtype, name="fc")
-        self.build((None, None, None, in_channels))
+        self.fc = keras.layers.Dense(c["num_classes"], kernel_initializer=uniform, dtype=dtype, name="fc")
+        self.build((None, None, None, c["in_channels"]))
 
     def build(self, input_shape: tuple) -> None:
         if self.built:

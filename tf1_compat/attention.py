@@ -11,7 +11,10 @@ puts its variables into the scope that is open. The same file in `torch_impl` an
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 import tensorflow.compat.v1 as tf
 
 __all__ = ["cbam", "channel_attention", "eca", "spatial_attention", "squeeze_excitation"]
@@ -21,10 +24,57 @@ _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
 
 
-def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise `ValueError` saying what was received and what can be."""
+def check_choice(name: str, value: Any, choices: tuple) -> Any:
+    """The one of `choices` that `value` is; `ValueError` saying what was received and what can be."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+    return choices[choices.index(value)]
+
+
+def check_int(name: str, value: Any) -> int:
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
+        return int(value)
+    raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+
+
+def check_odd(name: str, value: Any) -> int:
+    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
+        return int(value)
+    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
+
+
+def check_float(name: str, value: Any) -> float:
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0."""
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+        return float(value)
+    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
+
+
+def check_is_training(is_training: Any) -> None:
+    """Raise `TypeError` for what is no bool: a graph trains or does not, and no tensor can choose."""
+    if not isinstance(is_training, (bool, np.bool_)):
+        raise TypeError(f"is_training: expected a Python bool, got {is_training!r}; build one graph for each")
+
+
+def graph_input(x: Any, channels: int | None = None, name: str = "input") -> tf.Tensor:
+    """`x`, which may be a NumPy array, in the graph under construction; each public function begins with it.
+
+    Raises `RuntimeError` in eager mode, where every call would make new, random variables, and `ValueError`
+    unless `x` is (N, H, W, C) with so many channels.
+    """
+    if tf.executing_eagerly():
+        raise RuntimeError(
+            "tf1_compat builds graphs: call it inside tf.Graph().as_default() "
+            "or after tf.compat.v1.disable_eager_execution()"
+        )
+    x = tf.convert_to_tensor(x)
+    known = x.shape.as_list()[-1] if x.shape.rank == 4 else None
+    if known is None or channels not in (None, known):
+        wanted = "C" if channels is None else channels
+        raise ValueError(f"{name} of shape {x.shape}, expected (N, H, W, {wanted})")
+    return x
 
 
 def batch_norm(
@@ -35,6 +85,7 @@ def batch_norm(
     The running variance is the unbiased one, as in PyTorch, and `momentum` is PyTorch's: the weight of
     the new batch. In training the updates go to `tf.GraphKeys.UPDATE_OPS`.
     """
+    check_is_training(is_training)
     ones, zeros, shape = tf.ones_initializer(), tf.zeros_initializer(), x.shape[-1:]
     with tf.variable_scope(scope):
         gamma = tf.get_variable("gamma", shape, x.dtype, ones)
@@ -74,6 +125,7 @@ def dense(x: tf.Tensor, units: int, bias: bool = True, *, scope: str) -> tf.Tens
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
     """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    reduction = check_int("reduction", reduction)
     if hidden_rule == "absolute":
         return reduction
     if hidden_rule == "multiple_of_8":
@@ -102,12 +154,18 @@ def squeeze_excitation(
 ) -> tf.Tensor:
     """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
 
+    Input and output: (N, H, W, C).
+
     Args:
-        x: (N, H, W, C), float.
+        x: (N, H, W, C), float; a NumPy array too.
         reduction: r, how much narrower the hidden layer is.
         hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm); or "absolute": r is it.
         bias: whether the two layers have biases (the paper's models: yes).
         scope: variable scope of `fc1` and `fc2`.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+        RuntimeError: called in eager mode.
 
     Example:
         >>> with tf.Graph().as_default():
@@ -115,6 +173,7 @@ def squeeze_excitation(
         ...     [variable.name for variable in tf.trainable_variables()]
         ['se/fc1/kernel:0', 'se/fc1/bias:0', 'se/fc2/kernel:0', 'se/fc2/bias:0']
     """
+    x = graph_input(x)
     channels = int(x.shape[-1])
     hidden = hidden_channels(channels, reduction, hidden_rule)
     with open_scope(scope):
@@ -134,10 +193,22 @@ def channel_attention(
 ) -> tf.Tensor:
     """Channel gate of CBAM, arXiv 1807.06521 eq. 2: x * sigmoid(MLP(mean(x)) + MLP(max(x))).
 
+    Input and output: (N, H, W, C).
+
     Args:
         x, reduction, hidden_rule, scope: as in `squeeze_excitation`.
         bias: whether the shared MLP has biases (the authors' code: yes).
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+        RuntimeError: called in eager mode.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     channel_attention(tf.zeros((2, 7, 7, 64))).shape
+        TensorShape([2, 7, 7, 64])
     """
+    x = graph_input(x)
     channels = int(x.shape[-1])
     hidden = hidden_channels(channels, reduction, hidden_rule)
 
@@ -166,23 +237,42 @@ def spatial_attention(
 ) -> tf.Tensor:
     """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, H, W, 1).
 
-    It returns the gate, not the gated input, because CBAM's variants differ in what they multiply it with.
+    Input (N, H, W, C), output (N, H, W, 1): the gate, not the gated input, because CBAM's
+    variants differ in what they multiply it with.
 
     Args:
+        x: (N, H, W, C), float; a NumPy array too.
         kernel_size: odd.
         order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
         bn: whether a batch normalisation follows the convolution (the authors' code: yes).
         bn_momentum: weight of the new batch in its running statistics (PyTorch's meaning).
+        bn_epsilon: added to the variance in that batch normalisation.
         bias: whether the convolution has a bias.
+        is_training: a Python bool. In training the batch's own statistics are used, and the updates of the
+            running ones go to `tf.GraphKeys.UPDATE_OPS`.
+        scope: variable scope of `conv` and `bn`.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+        RuntimeError: called in eager mode.
+        TypeError: `is_training` is not a Python bool.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     spatial_attention(tf.zeros((2, 7, 7, 64)), kernel_size=3).shape
+        TensorShape([2, 7, 7, 1])
     """
+    x, size = graph_input(x), check_odd("kernel_size", kernel_size)
     check_choice("order", order, _ORDERS)
+    check_is_training(is_training)
+    bn_epsilon, bn_momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
     with open_scope(scope):
         maps = [tf.reduce_max(x, -1, keepdims=True), tf.reduce_mean(x, -1, keepdims=True)]
         if order == "mean_max":
             maps.reverse()
         gate = tf.concat(maps, -1)  # (N, H, W, 2)
         with tf.variable_scope("conv"):
-            kernel = tf.get_variable("kernel", (kernel_size, kernel_size, 2, 1), x.dtype)
+            kernel = tf.get_variable("kernel", (size, size, 2, 1), x.dtype)
             gate = tf.nn.conv2d(gate, kernel, 1, "SAME")  # (N, H, W, 1)
             if bias:
                 gate += tf.get_variable("bias", (1,), x.dtype, tf.zeros_initializer())
@@ -209,14 +299,29 @@ def cbam(
 ) -> tf.Tensor:
     """Convolutional block attention module, arXiv 1807.06521 eq. 1: channel attention, then spatial.
 
+    Input and output: (N, H, W, C).
+
     Args:
-        x, reduction, hidden_rule, scope: as in `squeeze_excitation`.
+        x, reduction, hidden_rule: as in `squeeze_excitation`.
         mlp_bias: whether the channel MLP has biases.
         order, kernel_size, bn, bn_momentum, bn_epsilon, is_training: as in `spatial_attention`.
         spatial_bias: whether the spatial convolution has a bias.
         spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+        scope: variable scope of `channel` and `spatial`.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+        RuntimeError: called in eager mode.
+        TypeError: `is_training` is not a Python bool.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     cbam(tf.zeros((2, 7, 7, 64)), order="mean_max").shape
+        TensorShape([2, 7, 7, 64])
     """
+    x = graph_input(x)
     check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+    check_is_training(is_training)  # before there is any variable
     with open_scope(scope):
         refined = channel_attention(x, reduction, hidden_rule=hidden_rule, bias=mlp_bias, scope="channel")
         gate = spatial_attention(
@@ -236,12 +341,26 @@ def cbam(
 def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = None) -> tf.Tensor:
     """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
 
+    Input and output: (N, H, W, C).
+
     Args:
-        x: (N, H, W, C), float.
+        x: (N, H, W, C), float; a NumPy array too.
         kernel_size: odd; None for eq. 12, by which C decides it.
         scope: variable scope of `conv`.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+        RuntimeError: called in eager mode.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     y = eca(tf.zeros((2, 7, 7, 256)))
+        ...     y.shape, tf.trainable_variables()[0].shape
+        (TensorShape([2, 7, 7, 256]), TensorShape([5, 1, 1]))
     """
-    size = eca_kernel_size(int(x.shape[-1])) if kernel_size is None else kernel_size
+    x = graph_input(x)
+    channels = int(x.shape[-1])
+    size = eca_kernel_size(channels) if kernel_size is None else check_odd("kernel_size", kernel_size)
     with open_scope(scope):
         z = tf.reduce_mean(x, [1, 2])[:, :, None]  # (N, C, 1): the channels are the sequence
         with tf.variable_scope("conv"):

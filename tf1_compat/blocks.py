@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from .attention import batch_norm, cbam, eca, squeeze_excitation
+from .attention import batch_norm, cbam, eca, graph_input, squeeze_excitation
 from .layers import average_pool, conv2d
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -68,15 +68,27 @@ def basic_block(
 ) -> tf.Tensor:
     """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
 
+    Input and output: (N, H, W, C), (N, H / stride, W / stride, planes).
+
     Args:
-        x: (N, H, W, C), float.
+        x: (N, H, W, C), float; a NumPy array too.
         planes: channels of the output.
         stride: of the first convolution.
         norm: batch normalisation, called with `scope`.
         bias: whether the convolutions have biases.
         keywords: of `attention_and_shortcut`.
+
+    Raises:
+        ValueError: `x` has another shape.
+        RuntimeError: called in eager mode.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     x, attention = tf.zeros((2, 8, 8, 64)), partial(squeeze_excitation, scope="se")
+        ...     basic_block(x, 128, 2, attention=attention, scope="block").shape
+        TensorShape([2, 4, 4, 128])
     """
-    conv = partial(conv2d, bias=bias)
+    x, conv = graph_input(x), partial(conv2d, bias=bias)
     with tf.variable_scope(scope):
         y = tf.nn.relu(norm(conv(x, planes, 3, stride, scope="conv1"), scope="bn1"))
         y = norm(conv(y, planes, 3, scope="conv2"), scope="bn2")
@@ -99,8 +111,10 @@ def bottleneck(
 ) -> tf.Tensor:
     """1x1, 3x3 (in groups: ResNeXt), 1x1 convolutions, arXiv 1512.03385 fig. 5 right.
 
+    Input and output: (N, H, W, C), (N, H / stride, W / stride, 4 * planes).
+
     Args:
-        x: (N, H, W, C), float.
+        x: (N, H, W, C), float; a NumPy array too.
         planes: nominal width; the output has four times as many channels.
         stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
@@ -108,10 +122,20 @@ def bottleneck(
         norm: batch normalisation, called with `scope`.
         bias: whether the convolutions have biases.
         keywords: of `attention_and_shortcut`.
+
+    Raises:
+        ValueError: `x` has another shape.
+        RuntimeError: called in eager mode.
+
+    Example:
+        >>> with tf.Graph().as_default():
+        ...     x = tf.zeros((2, 8, 8, 256))
+        ...     bottleneck(x, 128, 2, groups=32, width_per_group=4, scope="block").shape
+        TensorShape([2, 4, 4, 512])
     """
     width = int(planes * width_per_group / 64) * groups
     stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
-    conv = partial(conv2d, bias=bias)
+    x, conv = graph_input(x), partial(conv2d, bias=bias)
     with tf.variable_scope(scope):
         y = tf.nn.relu(norm(conv(x, width // reduce_first, 1, stride1, scope="conv1"), scope="bn1"))
         y = tf.nn.relu(norm(conv(y, width, 3, stride2, groups, scope="conv2"), scope="bn2"))
@@ -149,8 +173,8 @@ def make_attention(
             scope=name,
         )
     if name == "eca":
-        kernel_size = c["eca_kernel_sizes"][stage] if c["eca_kernel_sizes"] else None
-        return partial(eca, kernel_size=kernel_size, scope=name)
+        sizes = c["eca_kernel_sizes"]
+        return partial(eca, kernel_size=None if sizes is None else sizes[stage], scope=name)
     return None
 
 

@@ -12,13 +12,22 @@ reads alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from .attention import check_choice, dense, open_scope
+from .attention import (
+    check_choice,
+    check_float,
+    check_int,
+    check_is_training,
+    check_odd,
+    dense,
+    graph_input,
+    open_scope,
+)
 from .blocks import make_norm, make_stage
 from .layers import conv2d, max_pool
 
@@ -33,7 +42,39 @@ _CHOICES = {
     "downsample_pool": ("none", "avg"),
     "norm": ("bn", "bias_bn", "bias"),
     "attention": ("none", "se", "cbam", "eca"),
+    "se_bias": (True, False),
+    "relu_before_attention": (False, True),
+    "cbam_mlp_bias": (True, False),
+    "cbam_bn": (True, False),
+    "cbam_spatial_bias": (False, True),
 }
+_SIZES = (
+    "width",
+    "groups",
+    "width_per_group",
+    "reduce_first",
+    "stem_width",
+    "reduction",
+    "num_classes",
+    "in_channels",
+)
+_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum", "dropout")
+
+
+def check_keywords(c: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `resnet` as plain Python values, NumPy's too; `ValueError` for what cannot be."""
+    checked = {name: check_choice(name, c[name], choices) for name, choices in _CHOICES.items()}
+    checked |= {name: check_int(name, c[name]) for name in _SIZES}
+    checked |= {name: check_float(name, c[name]) for name in _FLOATS}
+    if checked["dropout"] >= 1:
+        raise ValueError(f"dropout={c['dropout']!r}: expected a probability below 1, such as 0.2")
+    checked["depths"] = depths = tuple(check_int("depths", depth) for depth in c["depths"])
+    checked["cbam_kernel_size"] = check_odd("cbam_kernel_size", c["cbam_kernel_size"])
+    if (sizes := c["eca_kernel_sizes"]) is not None:
+        if len(sizes) != len(depths):
+            raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {len(depths)}, one per stage, or None")
+        checked["eca_kernel_sizes"] = tuple(check_odd("eca_kernel_sizes", size) for size in sizes)
+    return {**c, **checked}
 
 
 def resnet(
@@ -77,7 +118,7 @@ def resnet(
     """A residual network with SE, CBAM, ECA or no attention.
 
     Args:
-        images: (N, H, W, C) with C known; float32 or float64, which the variables follow.
+        images: (N, H, W, C) with C known, a NumPy array too; float32 or float64, which the variables follow.
         is_training: a Python bool. In training batch statistics are used, their updates go to
             `tf.GraphKeys.UPDATE_OPS`, and dropout is on.
         scope: variable scope; None for names without a prefix.
@@ -99,16 +140,18 @@ def resnet(
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `squeeze_excitation` and `cbam`.
-        eca_kernel_sizes: one per stage; None for the paper's rule.
+        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
         relu_before_attention: see `attention_and_shortcut`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
-        dropout: probability before `fc`.
+        dropout: probability before `fc`, below 1.
 
     Returns:
         logits (N, num_classes), and the end points: `stem`, `layer1` ..., `pooled` (N, C), `logits`.
 
     Raises:
         ValueError: a keyword's value is not one of those above, or `images` has other channels.
+        RuntimeError: called in eager mode.
+        TypeError: `is_training` is not a Python bool.
 
     Example:
         >>> with tf.Graph().as_default():
@@ -121,12 +164,12 @@ def resnet(
         for name, value in locals().items()
         if name not in ("images", "is_training", "scope", "reuse")
     }
-    for name, choices in _CHOICES.items():
-        check_choice(name, c[name], choices)
+    c = check_keywords(c)
+    width, stem_width, depths = c["width"], c["stem_width"], c["depths"]
+    check_is_training(is_training)
+    images = graph_input(images, c["in_channels"], "images")
     if images.dtype not in (tf.float32, tf.float64):
         raise ValueError(f"images of dtype {images.dtype.name}, expected float32 or float64")
-    if images.shape.rank != 4 or images.shape[-1] != in_channels:
-        raise ValueError(f"images of shape {images.shape}, expected (N, H, W, {in_channels})")
     conv, bn = partial(conv2d, bias=norm != "bn"), make_norm(c, is_training)
     end_points: dict[str, tf.Tensor] = {}
 
@@ -142,9 +185,9 @@ def resnet(
         for stage in range(len(depths)):
             end_points[f"layer{stage + 1}"] = x = make_stage(x, stage, c, is_training)
         end_points["pooled"] = x = tf.reduce_mean(x, [1, 2])
-        if is_training and dropout > 0:
-            x = tf.nn.dropout(x, rate=dropout)
-        end_points["logits"] = dense(x, num_classes, scope="fc")
+        if is_training and c["dropout"] > 0:
+            x = tf.nn.dropout(x, rate=c["dropout"])
+        end_points["logits"] = dense(x, c["num_classes"], scope="fc")
     return end_points["logits"], end_points
 
 

@@ -11,6 +11,8 @@ needs nothing but torch. The same file in `keras_impl` and `tf1_compat` reads li
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,15 +25,49 @@ _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
 
 
-def check_choice(name: str, value: object, choices: tuple) -> None:
-    """Raise `ValueError` saying what was received and what can be."""
+def check_choice(name: str, value: Any, choices: tuple) -> Any:
+    """The one of `choices` that `value` is; `ValueError` saying what was received and what can be."""
     if value not in choices:
         raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+    return choices[choices.index(value)]
+
+
+def check_int(name: str, value: Any) -> int:
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
+        return int(value)
+    raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+
+
+def check_odd(name: str, value: Any) -> int:
+    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
+        return int(value)
+    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
+
+
+def check_float(name: str, value: Any) -> float:
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0."""
+    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+        return float(value)
+    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
+
+
+@torch.fx.wrap  # one step of a graph that torch.fx traces, where shapes are not known yet
+def check_input(x: Tensor, channels: int | None = None) -> None:
+    """Raise `ValueError` unless `x` is (N, C, H, W) with so many channels."""
+    if torch.jit.is_tracing():  # which would warn of the comparison
+        return
+    if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
+        wanted = "C" if channels is None else str(channels)
+        shape = ", ".join([str(size) for size in x.shape])
+        raise ValueError(f"input of shape ({shape}), expected (N, {wanted}, H, W)")
 
 
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
     """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    reduction = check_int("reduction", reduction)
     if hidden_rule == "absolute":
         return reduction
     if hidden_rule == "multiple_of_8":
@@ -48,11 +84,16 @@ def eca_kernel_size(channels: int) -> int:
 class SqueezeExcitation(nn.Module):
     """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
 
+    Input and output: (N, C, H, W).
+
     Args:
         channels: C of the input.
         reduction: r, how much narrower the hidden layer is.
         hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm); or "absolute": r is it.
         bias: whether the two layers have biases (the paper's models: yes).
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
 
     Example:
         >>> SqueezeExcitation(64)(torch.zeros(2, 64, 7, 7)).shape
@@ -61,11 +102,13 @@ class SqueezeExcitation(nn.Module):
 
     def __init__(self, channels: int, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True):
         super().__init__()
+        channels = check_int("channels", channels)
         hidden = hidden_channels(channels, reduction, hidden_rule)
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, channels, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.fc1.in_features)
         z = x.mean((2, 3))  # (N, C), eq. 2: squeeze
         s = torch.sigmoid(self.fc2(F.relu(self.fc1(z))))  # (N, C), eq. 3: excitation
         return x * s[:, :, None, None]  # (N, C, H, W), eq. 4: scale
@@ -74,13 +117,23 @@ class SqueezeExcitation(nn.Module):
 class ChannelAttention(nn.Module):
     """Channel gate of CBAM, arXiv 1807.06521 eq. 2: x * sigmoid(MLP(mean(x)) + MLP(max(x))).
 
+    Input and output: (N, C, H, W).
+
     Args:
         channels, reduction, hidden_rule: as in `SqueezeExcitation`.
         bias: whether the shared MLP has biases (the authors' code: yes).
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+
+    Example:
+        >>> ChannelAttention(64)(torch.zeros(2, 64, 7, 7)).shape
+        torch.Size([2, 64, 7, 7])
     """
 
     def __init__(self, channels: int, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True):
         super().__init__()
+        channels = check_int("channels", channels)
         hidden = hidden_channels(channels, reduction, hidden_rule)
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, channels, bias=bias)
@@ -89,6 +142,7 @@ class ChannelAttention(nn.Module):
         return self.fc2(F.relu(self.fc1(z)))
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.fc1.in_features)
         # amax, not adaptive_max_pool2d: it shares the gradient among ties, as tf.reduce_max does
         gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))  # (N, C)
         return x * gate[:, :, None, None]
@@ -97,14 +151,23 @@ class ChannelAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, 1, H, W).
 
-    It returns the gate, not the gated input, because CBAM's variants differ in what they multiply it with.
+    Input (N, C, H, W), output (N, 1, H, W): the gate, not the gated input, because CBAM's
+    variants differ in what they multiply it with.
 
     Args:
         kernel_size: odd.
         order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
         bn: whether a batch normalisation follows the convolution (the authors' code: yes).
         bn_momentum: weight of the new batch in its running statistics.
+        bn_epsilon: added to the variance in that batch normalisation.
         bias: whether the convolution has a bias.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
+
+    Example:
+        >>> SpatialAttention(kernel_size=3)(torch.zeros(2, 64, 7, 7)).shape
+        torch.Size([2, 1, 7, 7])
     """
 
     def __init__(
@@ -118,12 +181,14 @@ class SpatialAttention(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        check_choice("order", order, _ORDERS)
-        self.order = order
-        self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=bias)
-        self.bn = nn.BatchNorm2d(1, eps=bn_epsilon, momentum=bn_momentum) if bn else None
+        self.order = check_choice("order", order, _ORDERS)
+        size = check_odd("kernel_size", kernel_size)
+        self.conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=bias)
+        epsilon, momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
+        self.bn = nn.BatchNorm2d(1, eps=epsilon, momentum=momentum) if bn else None
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x)
         maps = [x.amax(1, keepdim=True), x.mean(1, keepdim=True)]
         if self.order == "mean_max":
             maps.reverse()
@@ -136,12 +201,17 @@ class SpatialAttention(nn.Module):
 class CBAM(nn.Module):
     """Convolutional block attention module, arXiv 1807.06521 eq. 1: channel attention, then spatial.
 
+    Input and output: (N, C, H, W).
+
     Args:
         channels, reduction, hidden_rule: as in `SqueezeExcitation`.
         mlp_bias: whether the channel MLP has biases.
         order, kernel_size, bn, bn_momentum, bn_epsilon: as in `SpatialAttention`.
         spatial_bias: whether the spatial convolution has a bias.
         spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
 
     Example:
         >>> CBAM(64, order="mean_max")(torch.zeros(2, 64, 7, 7)).shape
@@ -164,8 +234,7 @@ class CBAM(nn.Module):
         spatial_input: str = "refined",
     ):
         super().__init__()
-        check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
-        self.spatial_input = spatial_input
+        self.spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
         self.channel = ChannelAttention(channels, reduction, hidden_rule=hidden_rule, bias=mlp_bias)
         self.spatial = SpatialAttention(
             kernel_size, order=order, bn=bn, bn_momentum=bn_momentum, bn_epsilon=bn_epsilon, bias=spatial_bias
@@ -179,9 +248,14 @@ class CBAM(nn.Module):
 class ECA(nn.Module):
     """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
 
+    Input and output: (N, C, H, W).
+
     Args:
         channels: C of the input; it decides the kernel size by eq. 12.
         kernel_size: odd; None for eq. 12.
+
+    Raises:
+        ValueError: a keyword's value cannot be, or the input has another shape.
 
     Example:
         >>> ECA(256).conv.kernel_size
@@ -190,10 +264,12 @@ class ECA(nn.Module):
 
     def __init__(self, channels: int, kernel_size: int | None = None):
         super().__init__()
-        size = eca_kernel_size(channels) if kernel_size is None else kernel_size
+        self.channels = check_int("channels", channels)
+        size = eca_kernel_size(channels) if kernel_size is None else check_odd("kernel_size", kernel_size)
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_input(x, self.channels)
         z = x.mean((2, 3))[:, None, :]  # (N, 1, C): the channels are the sequence
         s = torch.sigmoid(self.conv(z))[:, 0, :]  # (N, C)
         return x * s[:, :, None, None]

@@ -85,6 +85,8 @@ class ResidualBlock(nn.Module):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
 
+    Input and output: (N, inputs, H, W), (N, planes, H / stride, W / stride).
+
     Args:
         inputs: channels of the input.
         planes: channels of the output.
@@ -92,6 +94,12 @@ class BasicBlock(ResidualBlock):
         norm: channels -> batch normalisation.
         bias: whether the convolutions have biases.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
+
+    Example:
+        >>> import torch
+        >>> block = BasicBlock(64, 128, 2, attention=("se", SqueezeExcitation(128)))
+        >>> block(torch.zeros(2, 64, 8, 8)).shape
+        torch.Size([2, 128, 4, 4])
     """
 
     expansion = 1
@@ -119,6 +127,8 @@ class BasicBlock(ResidualBlock):
 class Bottleneck(ResidualBlock):
     """1x1, 3x3 (in groups: ResNeXt), 1x1 convolutions, arXiv 1512.03385 fig. 5 right.
 
+    Input and output: (N, inputs, H, W), (N, 4 * planes, H / stride, W / stride).
+
     Args:
         inputs: channels of the input.
         planes: nominal width; the output has four times as many channels.
@@ -128,6 +138,12 @@ class Bottleneck(ResidualBlock):
         norm: channels -> batch normalisation.
         bias: whether the convolutions have biases.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
+
+    Example:
+        >>> import torch
+        >>> block = Bottleneck(256, 128, 2, groups=32, width_per_group=4)
+        >>> block(torch.zeros(2, 256, 8, 8)).shape
+        torch.Size([2, 512, 4, 4])
     """
 
     expansion = 4
@@ -182,7 +198,8 @@ def make_attention(channels: int, stage: int, c: Mapping[str, Any]) -> tuple[str
             spatial_input=c["cbam_spatial_input"],
         )
     elif c["attention"] == "eca":
-        module = ECA(channels, c["eca_kernel_sizes"][stage] if c["eca_kernel_sizes"] else None)
+        sizes = c["eca_kernel_sizes"]
+        module = ECA(channels, None if sizes is None else sizes[stage])
     else:
         return None
     return c["attention"], module

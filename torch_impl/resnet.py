@@ -10,14 +10,14 @@ Parameter names are torchvision's. The same file in `keras_impl` and `tf1_compat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import check_choice
+from .attention import check_choice, check_float, check_int, check_odd
 from .blocks import Bottleneck, conv2d, make_norm, make_stage
 
 _CHOICES = {
@@ -29,7 +29,39 @@ _CHOICES = {
     "downsample_pool": ("none", "avg"),
     "norm": ("bn", "bias_bn", "bias"),
     "attention": ("none", "se", "cbam", "eca"),
+    "se_bias": (True, False),
+    "relu_before_attention": (False, True),
+    "cbam_mlp_bias": (True, False),
+    "cbam_bn": (True, False),
+    "cbam_spatial_bias": (False, True),
 }
+_SIZES = (
+    "width",
+    "groups",
+    "width_per_group",
+    "reduce_first",
+    "stem_width",
+    "reduction",
+    "num_classes",
+    "in_channels",
+)
+_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum", "dropout")
+
+
+def check_keywords(c: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of `ResNet` as plain Python values, NumPy's too; `ValueError` for what cannot be."""
+    checked = {name: check_choice(name, c[name], choices) for name, choices in _CHOICES.items()}
+    checked |= {name: check_int(name, c[name]) for name in _SIZES}
+    checked |= {name: check_float(name, c[name]) for name in _FLOATS}
+    if checked["dropout"] >= 1:
+        raise ValueError(f"dropout={c['dropout']!r}: expected a probability below 1, such as 0.2")
+    checked["depths"] = depths = tuple(check_int("depths", depth) for depth in c["depths"])
+    checked["cbam_kernel_size"] = check_odd("cbam_kernel_size", c["cbam_kernel_size"])
+    if (sizes := c["eca_kernel_sizes"]) is not None:
+        if len(sizes) != len(depths):
+            raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {len(depths)}, one per stage, or None")
+        checked["eca_kernel_sizes"] = tuple(check_odd("eca_kernel_sizes", size) for size in sizes)
+    return {**c, **checked}
 
 
 class MaxPoolSame(nn.Module):
@@ -69,10 +101,10 @@ class ResNet(nn.Module):
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
-        eca_kernel_sizes: one per stage; None for the paper's rule.
+        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
         relu_before_attention: see `ResidualBlock`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
-        dropout: probability before `fc`.
+        dropout: probability before `fc`, below 1.
 
     Raises:
         ValueError: a keyword's value is not one of those above.
@@ -122,14 +154,13 @@ class ResNet(nn.Module):
     ):
         c = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
-        self.config = c
-        for name, choices in _CHOICES.items():
-            check_choice(name, c[name], choices)
+        self.config = c = check_keywords(c)
+        width, stem_width, depths = c["width"], c["stem_width"], c["depths"]
         bn, bias = make_norm(c), norm != "bn"
 
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
-        self.conv1, self.bn1 = conv2d(in_channels, first, kernel_size, stride, bias=bias), bn(first)
+        self.conv1, self.bn1 = conv2d(c["in_channels"], first, kernel_size, stride, bias=bias), bn(first)
         self.deep_stem, channels = stem in ("deep", "deep_tiered"), stem_width
         if self.deep_stem:
             channels = 2 * stem_width
@@ -141,8 +172,8 @@ class ResNet(nn.Module):
         for stage, name in enumerate(self.stage_names):
             self.add_module(name, make_stage(channels, stage, c))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(channels, num_classes)
+        self.dropout = nn.Dropout(c["dropout"])
+        self.fc = nn.Linear(channels, c["num_classes"])
 
         for module in self.modules():
             # a model on the meta device waits for its weights; initialising it would import torch's compiler
