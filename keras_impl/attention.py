@@ -52,6 +52,25 @@ def check_float(name: str, value: Any) -> float:
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
 
+def kaiming_normal() -> keras.initializers.Initializer:
+    """He's initial values (https://arxiv.org/abs/1502.01852, fan-out), as in PyTorch's ResNets."""
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def uniform(fan_in: int) -> keras.initializers.Initializer:
+    """PyTorch's initial values of kernels and biases: uniform within 1 / sqrt(fan_in).
+
+    A new one for each variable: one of them gives the same numbers in every call.
+    """
+    return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+
+
+def dense(inputs: int, units: int, bias: bool = True, **keywords: Any) -> keras.layers.Dense:
+    """x @ kernel + bias, with PyTorch's initial values."""
+    initial = {"kernel_initializer": uniform(inputs), "bias_initializer": uniform(inputs)}
+    return keras.layers.Dense(units, use_bias=bias, **initial, **keywords)
+
+
 def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
     """`ops.mean`, in float64 where `x` is: Keras computes it in float32 on the JAX backend."""
     if keras.backend.backend() == "jax":
@@ -176,8 +195,8 @@ class SqueezeExcitation(_ChannelLayer):
     def build(self, input_shape: tuple) -> None:
         channels = self.checked_channels(input_shape)
         hidden = hidden_channels(channels, self.reduction, self.hidden_rule)
-        self.fc1 = keras.layers.Dense(hidden, use_bias=self.bias, dtype=self.dtype_policy, name="fc1")
-        self.fc2 = keras.layers.Dense(channels, use_bias=self.bias, dtype=self.dtype_policy, name="fc2")
+        self.fc1 = dense(channels, hidden, self.bias, dtype=self.dtype_policy, name="fc1")
+        self.fc2 = dense(hidden, channels, self.bias, dtype=self.dtype_policy, name="fc2")
         self.fc1.build((None, channels))
         self.fc2.build((None, hidden))
 
@@ -261,6 +280,8 @@ class SpatialAttention(keras.layers.Layer):
             size,
             padding="same",
             use_bias=self.bias,
+            kernel_initializer=kaiming_normal(),
+            bias_initializer=uniform(2 * size * size),
             data_format="channels_last",
             dtype=self.dtype_policy,
             name="conv",
@@ -392,6 +413,7 @@ class ECA(_ChannelLayer):
             size,
             padding="same",
             use_bias=False,
+            kernel_initializer=uniform(size),
             data_format="channels_last",
             dtype=self.dtype_policy,
             name="conv",

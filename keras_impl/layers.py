@@ -1,7 +1,7 @@
 """Convolution and pooling where stock Keras layers differ from PyTorch: padding and groups.
 
 Everything is channels_last, whatever `keras.config.image_data_format()` says. What `attention.py` needs
-too (`BatchNormalization`, `mean`) is defined there, so that `attention.py` alone can be copied.
+too (`BatchNormalization`, `mean`, initial values) is defined there, so that it alone can be copied.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-_INITIALIZER = {"scale": 2.0, "mode": "fan_out", "distribution": "untruncated_normal"}  # PyTorch's kaiming
+from .attention import kaiming_normal, uniform
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -28,11 +28,16 @@ class Conv2D(keras.layers.Conv2D):
         defaults = {
             "use_bias": False,
             "data_format": "channels_last",
-            "kernel_initializer": keras.initializers.VarianceScaling(**_INITIALIZER),
+            "kernel_initializer": kaiming_normal(),
         }
         super().__init__(filters, kernel_size, strides, groups=groups, **(defaults | keywords))
         if self.groups > 1 and _on_tensorflow_cpu():
             self.supports_jit = False  # compile(jit_compile="auto") would take the slow XLA path again
+
+    def build(self, input_shape: tuple) -> None:
+        rows, columns = self.kernel_size
+        self.bias_initializer = uniform(input_shape[-1] // self.groups * rows * columns)
+        super().build(input_shape)
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         padding = "same"  # with stride 1 and an odd kernel this is k // 2 on each side

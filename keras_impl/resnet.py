@@ -18,7 +18,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from .attention import check_choice, check_float, check_int, check_odd, mean
+from .attention import check_choice, check_float, check_int, check_odd, dense, mean
 from .blocks import Bottleneck, build_chain, make_norm, make_stage
 from .layers import Conv2D, max_pool
 
@@ -162,8 +162,7 @@ class ResNet(keras.Model):
             setattr(self, name, make_stage(channels, stage, c, dtype))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = keras.layers.Dropout(c["dropout"], dtype=dtype, name="dropout")
-        uniform = keras.initializers.VarianceScaling(1 / 3, "fan_in", "uniform")  # PyTorch's for Linear
-        self.fc = keras.layers.Dense(c["num_classes"], kernel_initializer=uniform, dtype=dtype, name="fc")
+        self.fc = dense(channels, c["num_classes"], dtype=dtype, name="fc")
         self.build((None, None, None, c["in_channels"]))
 
     def build(self, input_shape: tuple) -> None:

@@ -77,6 +77,16 @@ def graph_input(x: Any, channels: int | None = None, name: str = "input") -> tf.
     return x
 
 
+def kaiming_normal() -> Any:
+    """He's initial values (https://arxiv.org/abs/1502.01852, fan-out), as in PyTorch's ResNets."""
+    return tf.variance_scaling_initializer(2.0, "fan_out", "untruncated_normal")
+
+
+def uniform(fan_in: int) -> Any:
+    """PyTorch's initial values of kernels and biases: uniform within 1 / sqrt(fan_in)."""
+    return tf.random_uniform_initializer(-(fan_in**-0.5), fan_in**-0.5)
+
+
 def batch_norm(
     x: tf.Tensor, is_training: bool = False, *, epsilon: float = 1e-5, momentum: float = 0.1, scope: str
 ) -> tf.Tensor:
@@ -115,10 +125,10 @@ def batch_norm(
 def dense(x: tf.Tensor, units: int, bias: bool = True, *, scope: str) -> tf.Tensor:
     """x @ kernel + bias; variables `kernel` (C, units) and `bias`."""
     with tf.variable_scope(scope):
-        uniform = tf.variance_scaling_initializer(1 / 3, "fan_in", "uniform")  # PyTorch's for Linear
-        y = tf.matmul(x, tf.get_variable("kernel", (x.shape[-1], units), x.dtype, uniform))
+        inputs = int(x.shape[-1])
+        y = tf.matmul(x, tf.get_variable("kernel", (inputs, units), x.dtype, uniform(inputs)))
         if bias:
-            y += tf.get_variable("bias", (units,), x.dtype, tf.zeros_initializer())
+            y += tf.get_variable("bias", (units,), x.dtype, uniform(inputs))
         return y
 
 
@@ -272,10 +282,10 @@ def spatial_attention(
             maps.reverse()
         gate = tf.concat(maps, -1)  # (N, H, W, 2)
         with tf.variable_scope("conv"):
-            kernel = tf.get_variable("kernel", (size, size, 2, 1), x.dtype)
+            kernel = tf.get_variable("kernel", (size, size, 2, 1), x.dtype, kaiming_normal())
             gate = tf.nn.conv2d(gate, kernel, 1, "SAME")  # (N, H, W, 1)
             if bias:
-                gate += tf.get_variable("bias", (1,), x.dtype, tf.zeros_initializer())
+                gate += tf.get_variable("bias", (1,), x.dtype, uniform(2 * size * size))
         if bn:
             gate = batch_norm(gate, is_training, epsilon=bn_epsilon, momentum=bn_momentum, scope="bn")
         return tf.sigmoid(gate)
@@ -364,6 +374,6 @@ def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = Non
     with open_scope(scope):
         z = tf.reduce_mean(x, [1, 2])[:, :, None]  # (N, C, 1): the channels are the sequence
         with tf.variable_scope("conv"):
-            z = tf.nn.conv1d(z, tf.get_variable("kernel", (size, 1, 1), x.dtype), 1, "SAME")
+            z = tf.nn.conv1d(z, tf.get_variable("kernel", (size, 1, 1), x.dtype, uniform(size)), 1, "SAME")
         s = tf.sigmoid(z)[:, :, 0]  # (N, C)
         return x * s[:, None, None, :]

@@ -1,7 +1,7 @@
 """Convolution and pooling on `tf.nn` with PyTorch's numbers: padding and groups.
 
-Arrays are (N, H, W, C). What `attention.py` needs too (`batch_norm`, `dense`) is defined there, so that
-`attention.py` alone can be copied.
+Arrays are (N, H, W, C). What `attention.py` needs too (`batch_norm`, `dense`, initial values) is defined
+there, so that it alone can be copied.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import cache
 
 import tensorflow.compat.v1 as tf
+
+from .attention import kaiming_normal, uniform
 
 
 def conv2d(
@@ -26,9 +28,9 @@ def conv2d(
     SAME pads a strided convolution of an even size at the end only, which shifts it by one pixel.
     """
     with tf.variable_scope(scope):
-        shape = (kernel_size, kernel_size, x.shape[-1] // groups, filters)
-        initializer = tf.variance_scaling_initializer(2.0, "fan_out", "untruncated_normal")
-        kernel = tf.get_variable("kernel", shape, x.dtype, initializer)
+        inputs = int(x.shape[-1]) // groups
+        shape = (kernel_size, kernel_size, inputs, filters)
+        kernel = tf.get_variable("kernel", shape, x.dtype, kaiming_normal())
         padding, half = (
             "SAME",
             kernel_size // 2,
@@ -41,7 +43,8 @@ def conv2d(
         else:
             y = tf.nn.conv2d(x, kernel, stride, padding)
         if bias:
-            y += tf.get_variable("bias", (filters,), x.dtype, tf.zeros_initializer())
+            fan_in = kernel_size * kernel_size * inputs
+            y += tf.get_variable("bias", (filters,), x.dtype, uniform(fan_in))
         return y
 
 

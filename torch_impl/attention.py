@@ -64,6 +64,14 @@ def check_input(x: Tensor, channels: int | None = None) -> None:
         raise ValueError(f"input of shape ({shape}), expected (N, {wanted}, H, W)")
 
 
+def kaiming_normal(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution with He's initial values (https://arxiv.org/abs/1502.01852, fan-out) in its kernel."""
+    # a module on the meta device waits for its weights; initialising it would import torch's compiler
+    if not conv.weight.is_meta:
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
     """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
@@ -183,7 +191,7 @@ class SpatialAttention(nn.Module):
         super().__init__()
         self.order = check_choice("order", order, _ORDERS)
         size = check_odd("kernel_size", kernel_size)
-        self.conv = nn.Conv2d(2, 1, size, padding=size // 2, bias=bias)
+        self.conv = kaiming_normal(nn.Conv2d(2, 1, size, padding=size // 2, bias=bias))
         epsilon, momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
         self.bn = nn.BatchNorm2d(1, eps=epsilon, momentum=momentum) if bn else None
 

@@ -13,14 +13,15 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import CBAM, ECA, SqueezeExcitation
+from .attention import CBAM, ECA, SqueezeExcitation, kaiming_normal
 
 
 def conv2d(
     inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, *, bias: bool = False
 ) -> nn.Conv2d:
     """A convolution padded by k // 2 on each side, without bias unless asked for."""
-    return nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
+    conv = nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
+    return kaiming_normal(conv)
 
 
 class ResidualBlock(nn.Module):

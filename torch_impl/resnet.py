@@ -175,11 +175,6 @@ class ResNet(nn.Module):
         self.dropout = nn.Dropout(c["dropout"])
         self.fc = nn.Linear(channels, c["num_classes"])
 
-        for module in self.modules():
-            # a model on the meta device waits for its weights; initialising it would import torch's compiler
-            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
     def forward_stem(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.deep_stem:
