@@ -116,6 +116,18 @@ def test_compiled_torch_gives_the_same_numbers():
     assert tolerances.relative_error(logits, plain) < 4e-6
 
 
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
+def test_every_shape_of_images_is_compiled():
+    """More than the eight at which torch stops by itself, and runs the others uncompiled."""
+    spec = tiny(depths=(1,), width=1, stem_width=1, stem="3x3", block="basic")
+    fast = torch_impl.optimize_for_inference(torch_impl.ResNet(**spec.model_kwargs()))
+    torch._dynamo.utils.counters.clear()
+    for size in range(4, 14):
+        fast(torch.zeros(1, 3, size, size))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 10
+
+
 def test_what_cannot_be_optimized_is_said(session):
     with pytest.raises(TypeError, match=r"a Linear was given, expected a torch_impl\.ResNet"):
         torch_impl.optimize_for_inference(torch.nn.Linear(1, 1))
