@@ -144,6 +144,8 @@ def test_loading_it_imports_nothing_heavy():
 
 def test_it_is_registered():
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["entry-points"]["pytest11"] == {"parity": "parity_tests.compare.plugin"}
+    assert project["project"]["entry-points"]["pytest11"] == {
+        "parity_tests.compare.plugin": "parity_tests.compare.plugin"
+    }
     assert "parity_tests.compare" in project["tool"]["setuptools"]["packages"]
     assert "compare/page.css" in project["tool"]["setuptools"]["package-data"]["parity_tests"]
