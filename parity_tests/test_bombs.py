@@ -32,7 +32,9 @@ from weights_convert import (
 from weights_convert.errors import nearest
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import TensorInfo, parse_metadata
+from weights_convert.formats.crc32c import crc32c, masked
 from weights_convert.formats.keras_hdf5_writer import write_keras
+from weights_convert.formats.leveldb_table import varint
 from weights_convert.formats.npz_file import write_npz
 from weights_convert.formats.safetensors_file import write_safetensors
 from weights_convert.layouts import LAYOUTS
@@ -360,6 +362,27 @@ def test_hdf5_that_describes_little_again_and_again(tmp_path, make):
     make(tmp_path / "x")
     with pytest.raises(LimitError, match=r"bytes or more of groups and headers, and 4,096,000 are believed"):
         open_reader(tmp_path / "x", limits=Limits(max_tensors=1000))
+
+
+# --------------------------------------------------------------------------------------------------
+# TF1's index
+
+
+def test_a_block_of_an_index_that_is_meant_again_and_again(tmp_path):
+    """Two megabytes that hold no key, and whose checksum would be computed 100,000 times."""
+
+    def framed(block: bytes) -> bytes:
+        return block + b"\0" + struct.pack("<I", masked(crc32c(block + b"\0")))
+
+    empty = bytes(2**21) + struct.pack("<I", 2**19)  # restart points, and their number
+    handle = varint(0) + varint(len(empty))
+    keys = b"".join(b"\0\4" + bytes([len(handle)]) + struct.pack(">I", i) + handle for i in range(100_000))
+    index = keys + struct.pack("<II", 0, 1)
+    footer = varint(0) + varint(4) + varint(len(empty) + 5) + varint(len(index))
+    magic = bytes.fromhex("57fb808b247547db")
+    (tmp_path / "x.index").write_bytes(framed(empty) + framed(index) + footer.ljust(40, b"\0") + magic)
+    with pytest.raises(SourceError, match="the blocks of the index overlap"):
+        open_reader(tmp_path / "x")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -89,9 +89,13 @@ def _whole(path: Path, pairs: Iterable[tuple[bytes, bytes]], limits: Limits) -> 
 
 
 def _table(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
-    last_key = None
+    last_key, read = None, 0
     for _, handle in _entries(_read_block(file, size, _index_handle(file, size))):
-        for key, value in _entries(_read_block(file, size, _handle(handle, 0)[0])):
+        block = _read_block(file, size, _handle(handle, 0)[0])
+        read += len(block) + _TRAILER_SIZE
+        if read > size:  # one without keys could be read, and its checksum computed, any number of times
+            raise WireError("the blocks of the index overlap")
+        for key, value in _entries(block):
             if last_key is not None and key <= last_key:
                 raise WireError("the keys of the index are not in order")
             yield key, value
