@@ -25,6 +25,8 @@ def give_memory_back() -> Iterator[None]:
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
+    if "torch._dynamo" in sys.modules:  # it compiles a function a few times only, for all networks together
+        sys.modules["torch._dynamo"].reset()
     gc.collect()
 
 
