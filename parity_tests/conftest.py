@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from weights_convert import import_order  # noqa: F401  (before any framework)
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # for the processes that tests start, in whichever folder: the project need not be installed

@@ -11,7 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from weights_convert import Checkpoint, load_into, state_of
+from weights_convert import (
+    Checkpoint,
+    import_order,  # noqa: F401  (before any framework)
+    load_into,
+    state_of,
+)
 from weights_convert.spec import ResNetSpec, is_count
 
 Points = dict[str, np.ndarray]  # stem, layer1 ..., pooled, logits

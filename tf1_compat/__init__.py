@@ -1,5 +1,6 @@
 """SE, CBAM and ECA attention and the networks built on them, as graph functions on tensorflow.compat.v1."""
 
+from . import import_order  # noqa: F401  (before any other import)
 from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_excitation
 from .blocks import basic_block, bottleneck
 from .inference import optimize_for_inference

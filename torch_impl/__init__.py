@@ -1,5 +1,6 @@
 """SE, CBAM and ECA attention and the networks built on them, in PyTorch."""
 
+from . import import_order  # noqa: F401  (before any other import)
 from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExcitation
 from .blocks import BasicBlock, Bottleneck
 from .inference import optimize_for_inference

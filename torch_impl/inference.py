@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
 
     Raises:
         TypeError: it is not a `ResNet` of this package.
+        RuntimeError: on a GPU, where TensorFlow was imported before triton: no compiler then.
 
     Example:
         >>> from torch_impl import se_resnet20
@@ -46,6 +48,8 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
     """
     if not isinstance(model, ResNet):
         raise TypeError(f"a {type(model).__name__} was given, expected a torch_impl.ResNet")
+    if compile:
+        _check_compiler(model.fc.weight.device)
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     for name, bn in list(fast.named_modules()):
         if isinstance(bn, nn.BatchNorm2d):
@@ -56,6 +60,15 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
     fast.config |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _Compiled(fast) if compile else fast
+
+
+def _check_compiler(device: torch.device) -> None:
+    """`RuntimeError` where a GPU needs triton, which `import_order` had to hide."""
+    if device.type == "cuda" and "triton" in sys.modules and sys.modules["triton"] is None:
+        raise RuntimeError(
+            "TensorFlow was imported before triton, so that PyTorch cannot compile for a GPU in this process; "
+            "import torch_impl before TensorFlow, or pass compile=False"
+        )
 
 
 class _Compiled(nn.Module):

@@ -9,7 +9,12 @@ from typing import Any
 import numpy as np
 
 from parity_tests import tolerances
-from weights_convert import Checkpoint, SpecError, parameters
+from weights_convert import (
+    Checkpoint,
+    SpecError,
+    import_order,  # noqa: F401  (before any framework)
+    parameters,
+)
 from weights_convert.errors import nearest
 from weights_convert.layouts import LAYOUTS, role_of
 from weights_convert.spec import ResNetSpec

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from weights_convert import import_order  # noqa: F401  (before any framework)
 from weights_convert.errors import SpecError
 
 

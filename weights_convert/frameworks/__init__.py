@@ -95,6 +95,7 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
         raise SpecError(
             f"there is no framework {framework!r}{nearest(framework, FRAMEWORKS)}; known: {known}"
         )
+    importlib.import_module("weights_convert.import_order")
     checkpoint = load(path, **keywords)
     if framework == "tf1":  # its variables read when a session initialises them
         checkpoint.close_when_dropped()
