@@ -11,11 +11,12 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parity_tests.quiet_start import python_stderr_apart, start
 from weights_convert import Checkpoint, load, model_spec
 from weights_convert.commandline import (
     HTML,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 FRAMEWORKS = ("torch", "keras", "tf1")
 DTYPES = ("float64", "float32")
+_OWN_PHOTOGRAPHS = 2  # of four: the other two take a third of the time more and show nothing else
 CLOSER = 64  # pixels, for what is recorded layer by layer: at 224 the arrays of one network take gigabytes
 
 
@@ -81,7 +83,8 @@ def _positive(text: str) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the main job; its exit code."""
-    return exit_code(lambda: _run(parser().parse_args(argv)))
+    with python_stderr_apart():
+        return exit_code(lambda: _run(parser().parse_args(argv)))
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -89,7 +92,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if (arguments.dump or arguments.against) and len(arguments.what) > 1:
         raise SpecError("--dump and --against take one model or checkpoint")
     sources = [_source(what, reading(arguments)) for what in arguments.what]
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # before TensorFlow is imported
     _check_installed(arguments.frameworks, torch=arguments.against is None)
 
     from rich.console import Console
@@ -135,7 +137,7 @@ def _prove(arguments: argparse.Namespace, console: Console, sources: Sources) ->
     from parity_tests.harness import prove
 
     # meanwhile the judge and the files are made: 0.93 of the time of one after the other
-    threading.Thread(target=_import, args=(arguments.frameworks,)).start()
+    threading.Thread(target=start, args=(arguments.frameworks,)).start()
     results = []
     for what, source in sources.items():
         checkpoint = source()
@@ -170,6 +172,7 @@ def _prove(arguments: argparse.Namespace, console: Console, sources: Sources) ->
 
 def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
     """Layer by layer, gradients, training: a table, and a page if one is asked for."""
+    start(["torch", *arguments.frameworks])
     from parity_tests.compare.investigate import investigate
     from parity_tests.compare.table import show
 
@@ -230,6 +233,7 @@ def _sweep(arguments: argparse.Namespace, console: Console, sources: Sources) ->
 
 def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
     """Record torch's float64 run of one network."""
+    start(["torch"])
     from parity_tests.compare.dumps import write_dump
     from parity_tests.compare.investigate import torch_model
     from parity_tests.compare.layers import torch_noise
@@ -252,6 +256,7 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
 
 def _against(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
     """Compare one network with a recorded run."""
+    start(arguments.frameworks)
     from contextlib import ExitStack
 
     from parity_tests.compare.dumps import read_dump
@@ -298,7 +303,8 @@ def _images(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int | N
     assert isinstance(spec, ResNetSpec)  # _source takes no other
     if size is not None and spec.stem == "3x3":
         size = None
-    return photographs(arguments.images or OWN, spec, arguments.size or size)
+    most = None if arguments.images else _OWN_PHOTOGRAPHS
+    return photographs(arguments.images or OWN, spec, arguments.size or size, most)
 
 
 def _dtypes(arguments: argparse.Namespace) -> tuple[str, ...]:
@@ -307,11 +313,14 @@ def _dtypes(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 @contextmanager
 def _saying(what: str) -> Iterator[Callable[[str], None]]:
-    """A line on a terminal that says what is being done."""
+    """A line on a terminal: which step of the work is under way, and for how long the work has been."""
     from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    with Console(stderr=True).status(what) as status:
-        yield lambda step: status.update(f"{what}: {step}")
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=None)
+        yield lambda step: progress.update(task, description=f"{what}: {step}")
 
 
 def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
@@ -341,13 +350,6 @@ def _check_installed(frameworks: Sequence[str], *, torch: bool) -> None:
             raise SpecError(
                 f"{framework} is not installed: pip install .[{framework}], or choose --frameworks"
             )
-
-
-def _import(frameworks: Sequence[str]) -> None:
-    """An error is left for the import that needs it, which meets it again."""
-    for framework in frameworks:
-        with suppress(Exception):
-            importlib.import_module(_module(framework))
 
 
 def _module(framework: str) -> str:

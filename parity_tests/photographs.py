@@ -15,8 +15,10 @@ _MEAN = np.array([0.485, 0.456, 0.406])  # of ImageNet, RGB in [0, 1]
 _STD = np.array([0.229, 0.224, 0.225])
 
 
-def photographs(folder: Path, spec: ResNetSpec, size: int | None = None) -> np.ndarray:
-    """Every picture of a folder, in name order: (N, C, size, size) float32.
+def photographs(
+    folder: Path, spec: ResNetSpec, size: int | None = None, most: int | None = None
+) -> np.ndarray:
+    """The pictures of a folder, in name order, all or the first `most`: (N, C, size, size) float32.
 
     The shorter side is scaled to size * 256 / 224 and the middle cropped; size is by default 224, or 32 for
     networks with the "3x3" stem. Networks of one input channel get grey, of more than three the colours
@@ -30,6 +32,7 @@ def photographs(folder: Path, spec: ResNetSpec, size: int | None = None) -> np.n
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise SourceError(f"{folder}: no images in it ({', '.join(sorted(_SUFFIXES))})")
+    paths = paths[:most]
     size = size or (32 if spec.stem == "3x3" else 224)
     return np.stack([_photograph(path, size, spec.in_channels) for path in paths])
 

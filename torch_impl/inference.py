@@ -50,7 +50,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
         raise TypeError(f"a {type(model).__name__} was given, expected a torch_impl.ResNet")
     if compile:
         _check_compiler(model.fc.weight.device)
-    fast = copy.deepcopy(model).eval().requires_grad_(False)
+    fast: Any = copy.deepcopy(model).eval().requires_grad_(False)
     for name, bn in list(fast.named_modules()):
         if isinstance(bn, nn.BatchNorm2d):
             conv = re.sub(r"downsample\.1$", "downsample.0", re.sub(r"bn(\d?)$", r"conv\1", name))
@@ -58,7 +58,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
             fast.set_submodule(name, nn.Identity())
     spatial_bias = fast.config["cbam_spatial_bias"] or fast.config["cbam_bn"]
     fast.config |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
-    fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast.to(memory_format=torch.channels_last)
     return _Compiled(fast) if compile else fast
 
 
