@@ -1,8 +1,8 @@
 """Start frameworks from a command line without their start-up lines on stderr.
 
-TensorFlow, oneDNN, XLA and CUDA report from native code which libraries and devices they found. Some of these
-lines come before any setting is read. Only the command line calls this: in a user's program their own settings
-stay.
+TensorFlow, oneDNN, XLA and CUDA report from native code which libraries and devices they found. Some of
+these lines come before any setting is read. Only the command line calls this: a user's program keeps its own
+settings.
 """
 
 from __future__ import annotations

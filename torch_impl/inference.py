@@ -66,7 +66,7 @@ def _check_compiler(device: torch.device) -> None:
     """`RuntimeError` where a GPU needs triton, which `import_order` had to hide."""
     if device.type == "cuda" and "triton" in sys.modules and sys.modules["triton"] is None:
         raise RuntimeError(
-            "TensorFlow was imported before triton, so that PyTorch cannot compile for a GPU in this process; "
+            "TensorFlow was imported before triton, which PyTorch needs to compile for a GPU; "
             "import torch_impl before TensorFlow, or pass compile=False"
         )
 
