@@ -22,6 +22,7 @@ from weights_convert.recognise import matters_unseen
 from weights_convert.spec import ResNetSpec, is_count, make_spec, parameters
 
 FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
+PACKAGES = {"torch": "torch", "keras": "keras tensorflow", "tf1": "tensorflow"}  # what pip installs
 _BASES = {  # a class that a model is derived from -> its framework
     ("torch.nn.modules.module", "Module"): "torch",
     ("keras.src.layers.layer", "Layer"): "keras",
@@ -111,7 +112,7 @@ def _module(framework: str) -> ModuleType:
         if (error.name or "").startswith(("weights_convert", "numpy")):
             raise
         what = f"{framework}: {error.name} is not installed"
-        raise SpecError(f"{what}; pip install samenet[{framework}], or the framework's own way") from None
+        raise SpecError(f"{what}; pip install {PACKAGES[framework]}") from None
 
 
 def _adapter(model: Any) -> ModuleType:
