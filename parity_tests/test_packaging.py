@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-import tomllib
 import zipfile
 from pathlib import Path
 
@@ -13,8 +12,8 @@ import pytest
 
 from parity_tests.test_isolation import ROOT
 
+FILES = ("requirements.txt", ".ci/lowest.txt")
 REQUIREMENT = re.compile(r"([A-Za-z0-9_-]+)(>=|==)([0-9.]+)")
-TESTED = ("all", "test", "torch", "keras", "tf1", "parity")  # the extras that requirements.txt installs
 
 
 def bounds(lines) -> dict[str, str]:
@@ -23,14 +22,10 @@ def bounds(lines) -> dict[str, str]:
     return {match[1].lower(): match[3] for match in found if match}
 
 
-def test_the_lowest_versions_are_those_of_requirements_and_pyproject():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = [line for name in TESTED for line in project["optional-dependencies"][name]]
-    declared = bounds([*project["dependencies"], *extras])
-    required = bounds((ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines())
-    lowest = bounds((ROOT / ".ci" / "lowest.txt").read_text(encoding="utf-8").splitlines())
-    assert required == declared
-    assert lowest == declared
+def test_ci_tests_the_lowest_versions_of_requirements():
+    """`test_docs` holds requirements.txt to pyproject.toml."""
+    required, lowest = ((ROOT / file).read_text(encoding="utf-8").splitlines() for file in FILES)
+    assert bounds(lowest) == bounds(required) != {}
 
 
 @pytest.fixture(scope="module")
