@@ -193,13 +193,9 @@ def test_what_only_the_user_can_tell(read_shapes, listing):
 MUTATED = [
     pytest.param(name, marks=[] if few else [pytest.mark.exhaustive])
     for name, few in [
-        ("legacy_seresnet18", True),
         ("timm_seresnet18", True),
         ("timm_resnet18d", True),
-        ("timm_ecaresnet26t", True),
         ("pytorchcv_cbam_resnet18", True),
-        ("pytorchcv_seresnet20_cifar10", True),
-        ("torchvision_resnet18", True),
         ("keras_applications_resnet50", True),
         ("qubvel_seresnet50", True),
         *((name, False) for name, *_ in READ),
