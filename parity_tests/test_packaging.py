@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -30,10 +31,13 @@ def test_ci_tests_the_lowest_versions_of_requirements():
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: a build leaves folders beside its source."""
     folder = tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", ".*_cache", "docs")
+    source = shutil.copytree(ROOT, folder / "source", ignore=ignored)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     done = subprocess.run(
-        [*command, "--wheel-dir", str(folder), str(ROOT)], capture_output=True, text=True, check=False
+        [*command, "--wheel-dir", str(folder), str(source)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     return next(folder.glob("*.whl"))
