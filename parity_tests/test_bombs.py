@@ -460,9 +460,9 @@ METADATA = {
     "very deep": ("[" * 100_000, "is not JSON"),
     "long": (json.dumps({"a": "x" * 11_000_000}), "bytes of 'samenet' metadata, and 10,240,000"),
     "a list as a keyword": ('{"spec": {}, "kind": "resnet", "assumed": [["x"]]}', "do not fit"),
-    "a wide network": (json.dumps({"spec": {"width": 10**400}, "kind": "resnet"}), "expected int"),
-    "a narrow epsilon": ('{"spec": {"bn_epsilon": 1e999}, "kind": "resnet"}', "expected float"),
-    "many stages": (json.dumps({"spec": {"depths": [1] * 9}, "kind": "resnet"}), "number of blocks"),
+    "a wide network": (json.dumps({"spec": {"width": 10**400}, "kind": "resnet"}), "expected an int"),
+    "a narrow epsilon": ('{"spec": {"bn_epsilon": 1e999}, "kind": "resnet"}', "expected a finite float"),
+    "many stages": (json.dumps({"spec": {"depths": [1] * 9}, "kind": "resnet"}), "expected 1 to 8 stages"),
 }
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .live import settings
 from .resnet import ResNet
 
 # For how many pairs of image size and batch size a compiled network is kept: each has the weights once more.
@@ -36,6 +37,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
 
     Raises:
         TypeError: it is not a `ResNet` of this package.
+        ValueError: it was changed to what no keywords describe.
 
     Example:
         >>> from torch_impl import se_resnet20
@@ -46,14 +48,16 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
     """
     if not isinstance(model, ResNet):
         raise TypeError(f"a {type(model).__name__} was given, expected a torch_impl.ResNet")
+    keywords = model.live_keywords()
     fast = copy.deepcopy(model).eval().requires_grad_(False)
     for name, bn in list(fast.named_modules()):
         if isinstance(bn, nn.BatchNorm2d):
             conv = re.sub(r"downsample\.1$", "downsample.0", re.sub(r"bn(\d?)$", r"conv\1", name))
             fast.set_submodule(conv, _fused(fast.get_submodule(conv), bn))
             fast.set_submodule(name, nn.Identity())
-    spatial_bias = fast.config["cbam_spatial_bias"] or fast.config["cbam_bn"]
-    fast.config |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
+    fast.config = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    fast._made = settings(fast)
     fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return _Compiled(fast) if compile else fast
 
