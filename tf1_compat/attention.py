@@ -346,7 +346,6 @@ def cbam(
         TensorShape([2, 7, 7, 64])
     """
     x = graph_input(x)
-    order = check_choice("order", order, _ORDERS)
     spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
     bn_epsilon, bn_momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
     mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
