@@ -16,6 +16,7 @@ from weights_convert.spec import TRAINING_ONLY
 if TYPE_CHECKING:
     from weights_convert.checkpoint import Checkpoint
 
+_NO_REASON = (*TRAINING_ONLY, "channels")
 _printer: ContextVar[Callable[[str], None] | None] = ContextVar("_printer", default=None)
 
 
@@ -58,11 +59,11 @@ def caution_about(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None
 def doubts(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None) -> Iterable[str]:
     """A line on what is assumed, and what names and shapes of a family's files cannot show.
 
-    What matters in training only (momenta, dropout) is listed with the rest, but is no reason for a line:
-    the loaded network computes the same outputs whatever it is, and who trains it sets these himself.
+    What no output depends on is listed with the rest, but is no reason for a line: momenta and dropout matter
+    in training only, where people set their own, and a block refuses inputs of other `channels` by itself.
     """
     whose, unsaid = checkpoint.path or "the weights", checkpoint.assumed
-    if not all(keyword in TRAINING_ONLY for keyword in unsaid):
+    if not all(keyword in _NO_REASON for keyword in unsaid):
         if model is None:
             values, taken = spec_values(checkpoint.spec, unsaid), "defaults taken"
         else:

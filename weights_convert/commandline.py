@@ -124,18 +124,17 @@ def ends_like_ctrl_c() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)  # noqa: T201
-
-
 def exit_code(job: Callable[[], int]) -> int:
     """Do a command's work; whatever goes wrong is one line on stderr, and the exit code for it."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file's name may be beyond the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     try:
-        with ends_like_ctrl_c(), cautions_go_to(_warn):
+        cautions: list[str] = []
+        with ends_like_ctrl_c(), cautions_go_to(cautions.append):
             code = job()
+        for text in cautions:  # at the end: where nothing was done, the error is the only line
+            print(f"warning: {text}", file=sys.stderr)  # noqa: T201
         sys.stdout.flush()  # now, while what goes wrong can be said
         return code
     except WeightsConvertError as error:
