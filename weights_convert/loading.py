@@ -139,7 +139,7 @@ def _load(
         feeds=next((f.feeds for f in families if f.feeds is not None), None),
         left_out={**reader.left_out, **reading.left_out},
         notes=[*reader.notes, *_notes(found)],
-        cautions=[f"{reader.path}: {f.caution}" for f in families if f.caution and model is None],
+        cautions=[f"{reader.path}: {found.family.caution}"] if found.family.caution and model is None else (),
         source=source,
     )
 
