@@ -77,9 +77,9 @@ def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str,
     for keyword, pattern in _SHOWN_BY.items():
         shown = [name for name in changed if re.fullmatch(pattern, name)]
         values = [value for name, value in now.items() if re.fullmatch(pattern, name)]
-        if shown and values.count(values[0]) == len(values):
+        if shown and len(set(map(repr, values))) == 1:
             old_weighs = keyword.endswith("momentum")  # Keras's momentum is the weight of the old value
-            found[keyword] = 1 - values[0] if old_weighs else values[0]
+            found[keyword] = round(1 - values[0], 12) if old_weighs else values[0]
             changed = [name for name in changed if name not in shown]
     if changed:
         name = changed[0]

@@ -69,7 +69,7 @@ def live_keywords(
     for keyword, pattern in _SHOWN_BY.items():
         shown = [name for name in changed if re.fullmatch(pattern, name)]
         values = [value for name, value in now.items() if re.fullmatch(pattern, name)]
-        if shown and values.count(values[0]) == len(values):
+        if shown and len(set(map(repr, values))) == 1:
             found[keyword] = values[0]
             changed = [name for name in changed if name not in shown]
     pool = {name: value for name, value in now.items() if re.fullmatch(r"maxpool(\..*)?", name)}

@@ -114,6 +114,7 @@ def _load(
         reader.metadata = said
     family = family or reader.said("family", str)
     saved = reader.said("spec", dict)
+    unsaid = saved is None and model is None
     if saved is not None and model is None:
         spec, assumed = _saved_spec(reader, saved, settings)
         found = declared(reader, spec, assumed, family, scope)
@@ -139,7 +140,7 @@ def _load(
         feeds=next((f.feeds for f in families if f.feeds is not None), None),
         left_out={**reader.left_out, **reading.left_out},
         notes=[*reader.notes, *_notes(found)],
-        cautions=[f"{reader.path}: {found.family.caution}"] if found.family.caution and model is None else (),
+        cautions=[f"{reader.path}: {text}" for text in (found.family.caution,) if text and unsaid],
         source=source,
     )
 
