@@ -45,24 +45,24 @@ def check_bool(name: str, value: Any) -> bool:
 
 def check_int(name: str, value: Any) -> int:
     """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise ValueError(f"{name}={value!r}: expected an int of at least 1")
-    if value > _MOST:
+    if int(value) > _MOST:
         raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
     return int(value)
 
 
 def check_odd(name: str, value: Any) -> int:
     """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1 or not value % 2:
-        raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
-    return check_int(name, value)
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
+        return check_int(name, value)
+    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
     """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= value < math.inf:
-        with suppress(OverflowError):  # an int that no float holds
+    with suppress(OverflowError):  # an int that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
@@ -351,7 +351,7 @@ def cbam(
     mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
     check_is_training(is_training)  # before there is any variable
     with open_scope(scope) as opened:
-        said = {"cbam_order": order, "cbam_spatial_input": spatial_input}
+        said: dict[str, Any] = {"cbam_order": order, "cbam_spatial_input": spatial_input}
         said |= {"bn_epsilon": bn_epsilon, "cbam_bn_momentum": bn_momentum} if bn else {}
         tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": said}))
         refined = channel_attention(x, reduction, hidden_rule=hidden_rule, bias=mlp_bias, scope="channel")
