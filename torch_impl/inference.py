@@ -58,7 +58,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
     spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
     fast.config = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     fast._made = settings(fast)
-    fast.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast.to(memory_format=torch.channels_last)
     return _Compiled(fast) if compile else fast
 
 
