@@ -206,7 +206,7 @@ def test_values_that_fit_may_change_their_dtype(tmp_path, session):
     with tf.Graph().as_default():  # float32 values in a float64 file
         load_model(path, framework="tf1")(tf.zeros((1, 8, 8, 3)))
     third = {name: array / 3 if array.dtype.kind == "f" else array for name, array in exact.items()}
-    save(Checkpoint.from_arrays(third), path, overwrite=True)
+    save(Checkpoint.from_arrays(third, vars(exact.spec)), path, overwrite=True)
     with tf.Graph().as_default(), pytest.raises(MismatchError, match="would lose values"):
         load_model(path, framework="tf1")(tf.zeros((1, 8, 8, 3)))
 

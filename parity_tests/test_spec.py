@@ -202,19 +202,16 @@ BAD_VALUES = [
     ({"stem": "deep_tiered", "stem_width": 3}, "stem_width=3: expected at least 4 with stem='deep_tiered'"),
     ({"norm": "gn"}, "norm='gn': expected one of 'bn', 'bias_bn', 'bias'"),
     ({"attention": "sse"}, "attention='sse'"),
-    ({"depths": (3, 0)}, "depths=(3, 0)"),
-    ({"depths": ()}, "depths=()"),
-    ({"cbam_kernel_size": 4}, "cbam_kernel_size=4: expected odd"),
-    ({"eca_kernel_sizes": (3, 4, 5, 7)}, "eca_kernel_sizes=(3, 4, 5, 7): expected odd"),
+    ({"depths": (3, 0)}, "depths=0: expected an int of at least 1"),
+    ({"depths": ()}, "depths=(): expected 1 to 8 stages with at most 640 blocks in all"),
+    ({"cbam_kernel_size": 4}, "cbam_kernel_size=4: expected an odd int of at least 1"),
+    ({"eca_kernel_sizes": (3, 4, 5, 7)}, "eca_kernel_sizes=4: expected an odd int of at least 1"),
     ({"eca_kernel_sizes": (3, 5)}, "eca_kernel_sizes=(3, 5): expected 4"),
-    ({"num_classes": "10"}, "num_classes='10': expected int"),
-    ({"num_classes": True}, "num_classes=True: expected int"),
-    ({"se_bias": 1}, "se_bias=1: expected bool"),
-    ({"bn_epsilon": -1e-5}, "bn_epsilon=-1e-05: expected float"),
-    (
-        {"block": "basic", "groups": 32},
-        "groups, width_per_group and reduce_first belong to block='bottleneck'",
-    ),
+    ({"num_classes": "10"}, "num_classes='10': expected an int of at least 1"),
+    ({"num_classes": True}, "num_classes=True: expected an int of at least 1"),
+    ({"se_bias": 1}, "se_bias=1: expected one of True, False"),
+    ({"bn_epsilon": -1e-5}, "bn_epsilon=-1e-05: expected a finite float of at least 0"),
+    ({"block": "basic", "groups": 32}, "groups=32: expected 1 with block='basic', or block='bottleneck'"),
 ]
 
 
