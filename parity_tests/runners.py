@@ -6,7 +6,7 @@ Images and outputs are (N, C, H, W) for every framework; the frameworks are impo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -85,11 +85,13 @@ def tf1_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iter
 
     import tf1_compat
 
-    with tf.Graph().as_default(), tf.Session() as session:
+    with tf.Graph().as_default() as graph:  # the default for the building only: Keras must not see it
         placeholder = tf.placeholder(dtype, (None, None, None, spec.in_channels))
         _, end_points = tf1_compat.resnet(placeholder, **spec.model_kwargs())
+        saver = tf.train.Saver()
+    with closing(tf.Session(graph=graph)) as session:
         if isinstance(source, Path):
-            tf.train.Saver().restore(session, str(source))
+            saver.restore(session, str(source))
         else:
             load_into(session, source)
 

@@ -246,7 +246,10 @@ def test_refused(keywords, message):
 @pytest.mark.quick
 def test_inexact_values_are_fine_in_float32():
     keywords = {"learning_rate": 0.1, "momentum": 0.9, "drop": 10, "dtype": "float32"}
-    assert of(SMALL, steps=2, frameworks=("tf1",), **keywords).failures() == []
+    weights = synthetic.weights(
+        SMALL, seed=4
+    )  # seed 0 lies so near a ReLU's kink that 3e-5 depends on the CPU
+    assert of(SMALL, weights=weights, steps=2, frameworks=("tf1",), **keywords).failures() == []
 
 
 @pytest.mark.quick
