@@ -92,7 +92,11 @@ def coverage(
         if calls and not left:
             done.append(layer)
         else:
-            missing += [name for name in left if name not in missing] if calls else [layer or "the model's own weights"]
+            missing += (
+                [name for name in left if name not in missing]
+                if calls
+                else [layer or "the model's own weights"]
+            )
     statistics = list(statistics)
     missing += [name for name in statistics if name not in compared]
     sizes = [weighted[layer] for layer in done]

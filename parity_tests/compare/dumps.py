@@ -89,7 +89,9 @@ def write_dump(
     tensors = {name: _plain(call.output) for name, call in trace.items()}
     tensors[_IMAGES] = np.asarray(images, order="C")
     facts["weighted"] = sorted(weighted)
-    facts["weights"] = {name: list(weighted[name]) for name in weighted} if isinstance(weighted, Mapping) else {}
+    facts["weights"] = (
+        {name: list(weighted[name]) for name in weighted} if isinstance(weighted, Mapping) else {}
+    )
     facts["outputs"] = list(getattr(trace, "outputs", ())) or [OUTPUT]
     facts["layers"] = {name: call.layer for name, call in trace.items()}
     facts["inputs"] = {}
@@ -136,6 +138,8 @@ def read_dump(path: Path) -> Dump:
                 layer = str(layers.get(name, "" if name == OUTPUT else name.partition("#")[0]))
                 calls[name] = Call(file.get_tensor(inputs[name]), file.get_tensor(name), layer)
             calls.outputs = [name for name in facts.get("outputs", [OUTPUT]) if name in calls]
+            weights = {name: Weights(*map(int, size)) for name, size in facts.get("weights", {}).items()}
+            facts["weights"] = weights
             images = file.get_tensor(_IMAGES)
             noise = {
                 dtype: {str(name): float(value) for name, value in found.items()}
@@ -143,8 +147,6 @@ def read_dump(path: Path) -> Dump:
             }
     except FileNotFoundError:
         raise SourceError(f"{path}: there is no such file") from None
-            weights = {name: Weights(*map(int, size)) for name, size in facts.get("weights", {}).items()}
-            facts["weights"] = weights
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(
             f"{path}: not a dump of a run, as `python -m parity_tests MODEL --dump FILE` writes it "

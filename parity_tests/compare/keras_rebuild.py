@@ -23,7 +23,16 @@ from weights_convert.errors import SpecError
 _OTHER = {"float64": "float32", "float32": "float64"}
 _ALWAYS = ("trainable", "autocast")  # of the attributes that every layer has, those that change numbers
 _OF_TRAINING = frozenset(  # what `fit`, `evaluate` and `predict` leave in a model
-    ["stop_training", "history", "train_function", "test_function", "predict_function", "_epoch_iterator"]
+    [
+        "stop_training",
+        "stop_evaluating",
+        "stop_predicting",
+        "history",
+        "train_function",
+        "test_function",
+        "predict_function",
+        "_epoch_iterator",
+    ]
     + ["_eval_epoch_iterator", "optimizer", "name"]
 )
 MOVED = "weight "  # begins the name of a weight that training has moved
@@ -100,33 +109,33 @@ def check_copies(model: keras.Layer, run: Run, copies: Mapping[str, keras.Layer]
         SpecError: a copy is another model; the message says where.
     """
     own, wide = copies["own"], copies["wide"]
-    for copied in (own, wide):
-        if found := lost(model, copied, dtypes=copied is own):
-            raise _another(found)
+    if found := lost(model, own):
+        raise _another(model, found)
     first, second, third = run(model, images), run(model, images), run(own, images)
     random = not same(first, second)
     if random == same(third, run(own, images)) or not (random or same(first, third)):
-        raise _another("its outputs")
+        raise _another(model, "something, for its outputs are others")
     if not random and model.compute_dtype == "float32":
-        check_rounding("the Keras model", lambda x: _only(run(model, x)), lambda x: _only(run(wide, x)), images)
+        check_rounding(
+            "the Keras model", lambda x: _only(run(model, x)), lambda x: _only(run(wide, x)), images
+        )
 
 
 def _only(outcome: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {path: array for path, array in outcome.items() if not path.startswith(MOVED)}
 
 
-def _another(what: str) -> SpecError:
+def _another(model: keras.Layer, what: str) -> SpecError:
+    own = model.compute_dtype
+    as_it_is = f", or compare it as it is with dtype={own!r}" if own in _OTHER else ""
     return SpecError(
-        f"the Keras model is another one when it is built again from its config, which loses {what}: build it "
-        "in the dtype that is asked for, or compare it as it is, in its own"
+        "the Keras model is another one in the dtype that is asked for: built again from its config, it loses "
+        f"{what}; build it in that dtype{as_it_is}"
     )
 
 
-def lost(model: keras.Layer, other: keras.Layer, *, dtypes: bool) -> str | None:
-    """The first setting or weight in which a copy of a model differs, None if it has all.
-
-    `dtypes`: whether the dtypes count too.
-    """
+def lost(model: keras.Layer, other: keras.Layer) -> str | None:
+    """The first setting or weight in which a copy of a model differs, None if it has all."""
     ours, theirs = [("", model), *named_layers(model)], [("", other), *named_layers(other)]
     if len(ours) != len(theirs):
         return f"layers: it has {len(ours) - 1}, the copy {len(theirs) - 1}"
@@ -134,22 +143,20 @@ def lost(model: keras.Layer, other: keras.Layer, *, dtypes: bool) -> str | None:
         place = name or "the model"
         if type(layer) is not type(copied):
             return f"{place}, which is a {type(layer).__name__} and in the copy a {type(copied).__name__}"
-        wanted, found = settings(layer, dtypes=dtypes), settings(copied, dtypes=dtypes)
+        wanted, found = settings(layer), settings(copied)
         for key in dict.fromkeys((*wanted, *found)):
             if wanted.get(key) != found.get(key):
                 values = f"{_short(wanted.get(key))} and in the copy {_short(found.get(key))}"
                 return f"{place}.{key}, which is {values}" if name else f"{key}, which is {values}"
         pairs = zip(layer.weights, copied.weights, strict=False)
-        if dtypes and any(not np.array_equal(_array(a), _array(b), equal_nan=True) for a, b in pairs):
+        if any(not np.array_equal(_array(a), _array(b), equal_nan=True) for a, b in pairs):
             return f"the weights of {place}"
     return None
 
 
-def settings(layer: keras.Layer, *, dtypes: bool) -> dict[str, Any]:
+def settings(layer: keras.Layer) -> dict[str, Any]:
     """What a layer holds beside weights and layers, as plain values that can be compared."""
-    found = {name: getattr(layer, name) for name in _ALWAYS}
-    if dtypes:
-        found["dtype"] = layer.dtype_policy.name
+    found = {name: getattr(layer, name) for name in _ALWAYS} | {"dtype": layer.dtype_policy.name}
     skipped = _attributes_of_keras()
     found |= {key: _plain(value) for key, value in vars(layer).items() if key not in skipped}
     return found

@@ -12,7 +12,7 @@ import numpy as np
 
 from parity_tests.compare.keras_layers import named_layers, own_weights
 from parity_tests.compare.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
-from parity_tests.compare.structure import arrays
+from parity_tests.compare.structure import arrays, tensors
 from parity_tests.compare.trace import (
     Call,
     Trace,
@@ -53,6 +53,7 @@ class KerasTracer:
         half = {layer.compute_dtype for _, layer in named_layers(self.model)} & {"float16", "bfloat16"}
         self.notes = [f"keras computes in {', '.join(sorted(half))} and is judged so"] if half else []
         self._prepared = False
+        self._asked = True  # whether the next run is told that it is none of training: every second one is
         self._layers: dict[str, keras.Layer] = {}
         self._before: list[tuple[keras.Variable, np.ndarray]] = []  # the weights, before anything moves them
         self._several: set[str] = set()  # layers that take more than one tensor, so not alone
@@ -63,17 +64,23 @@ class KerasTracer:
             self._prepare(images, train)
         calls = Trace()
         with _recording(self._layers, calls, self._several), _without_dropout(self._layers.values(), train):
-            output = self._run(self.model, images, train)
+            output = self._run(self.model, images, train, asked=self._asked)
+        self._asked = not self._asked
         self._calls = {}
         for call in calls.values():
             self._calls.setdefault(call.layer, []).append(call.input.shape)
-        return calls.finish(
-            np.array(images, self.dtype), *arrays(output, keras.ops.is_tensor, _array)
-        )
+        return calls.finish(np.array(images, self.dtype), *arrays(output, keras.ops.is_tensor, _array))
 
-    def _run(self, model: keras.Layer, images: np.ndarray, train: bool) -> Any:
+    def _run(self, model: keras.Layer, images: np.ndarray, train: bool, *, asked: bool = False) -> Any:
+        """`asked`: with training=False, as `predict` runs a model; else as `model(images)` does.
+
+        They differ where a layer is called with training=True.
+        """
         dtype = model.compute_dtype if model.compute_dtype in ("float32", "float64") else self.dtype
-        return model(channels_last(images.astype(dtype)), training=train)
+        parameter = inspect.signature(model.call).parameters.get("training")
+        needed = parameter is not None and parameter.default is inspect.Parameter.empty
+        keywords = {"training": train} if train or asked else {"training": None} if needed else {}
+        return model(channels_last(images.astype(dtype)), **keywords)
 
     def _prepare(self, images: np.ndarray, train: bool) -> None:
         """Build what is not built, remember the weights, and hold copies to the model that is asked about."""
@@ -88,7 +95,10 @@ class KerasTracer:
         names = [name for name, _ in named_layers(self._live)]  # those of a copy may be numbered otherwise
         seen: set[int] = set()
         for name, (_, layer) in zip(names, named_layers(self.model), strict=True):
-            if not isinstance(layer, (keras.layers.Identity, keras.layers.InputLayer)) and id(layer) not in seen:
+            if (
+                not isinstance(layer, (keras.layers.Identity, keras.layers.InputLayer))
+                and id(layer) not in seen
+            ):
                 self._layers[name] = layer
             seen.add(id(layer))
 
@@ -188,10 +198,10 @@ def _recording(layers: Mapping[str, keras.Layer], calls: Trace, several: set[str
         name = names.get(id(self))
         found = [] if name is None else arrays(output, keras.ops.is_tensor, _array)[0]
         if name is not None and found:  # nothing is found in a layer that is only being built
-            tensors, _ = arrays((args, keywords), keras.ops.is_tensor, lambda tensor: tensor)
-            if len(tensors) != 1:
+            given = tensors((args, keywords), keras.ops.is_tensor)
+            if len(given) != 1:
                 several.add(name)
-            entered = _array(tensors[0][1]) if tensors else np.empty(0)
+            entered = _array(given[0]) if given else np.empty(0)
             number = numbered(name, seen)
             for path, array in found:
                 calls[joined(number, path)] = Call(entered, array, name)

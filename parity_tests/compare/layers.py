@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests import tolerances
-from parity_tests.compare.coverage import Ignored, Renamed, covers_call, coverage
+from parity_tests.compare.coverage import Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
 from parity_tests.compare.noise import capped, limit_at, torch_noise
 from parity_tests.compare.repeat import Watched, refuse_random, watch
@@ -177,8 +177,8 @@ def _lonely(first: Watched, other: Renamed, who: str, ignored: Ignored) -> list[
         MismatchError: both sides have some, so they are called otherwise.
     """
     trace = first.trace
-    missing = [n for n in trace if _has_weights(n, first.weighted) and n not in other.trace and n not in ignored]
-    extra = [n for n in other.trace if _has_weights(n, other.weighted) and n not in trace and n not in ignored]
+    missing = _alone_in(trace, first.weighted, other.trace, ignored)
+    extra = _alone_in(other.trace, other.weighted, trace, ignored)
     if not (missing and extra):
         return missing + extra
     pairs = [f"{n} {c.output.shape}" for n, c in trace.items() if n not in trace.outputs]
@@ -191,8 +191,14 @@ def _lonely(first: Watched, other: Renamed, who: str, ignored: Ignored) -> list[
     )
 
 
-def _has_weights(name: str, weighted: Iterable[str]) -> bool:
-    return any(layer and covers_call(layer, name) for layer in weighted)
+def _alone_in(trace: Trace, weighted: Iterable[str], other: Trace, ignored: Ignored) -> list[str]:
+    """The calls of layers with weights that the other side does not call at all."""
+    found = []
+    for name in trace:
+        layer = next((layer for layer in weighted if layer and covers_call(layer, name)), None)
+        if layer and name not in ignored and not any(covers_call(layer, theirs) for theirs in other):
+            found.append(name)
+    return found
 
 
 def _points(
@@ -265,7 +271,11 @@ def _isolate(
     """Run every layer alone on the reference's own input."""
     for who, tracer in candidates.items():
         run = renamed[who]
-        points = [p for p in report.layers if p.name in trace and p.name in run.trace and p.name not in trace.outputs]
+        points = [
+            p
+            for p in report.layers
+            if p.name in trace and p.name in run.trace and p.name not in trace.outputs
+        ]
         theirs = {run.own[point.name]: point for point in points}
         outputs = tracer.alone({name: trace[p.name].input for name, p in theirs.items()}, train=train)
         for name, point in theirs.items():

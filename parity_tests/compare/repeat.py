@@ -39,7 +39,7 @@ class Watched(NamedTuple):
 
 
 def watch(tracer: Tracer, inputs: np.ndarray, train: bool) -> Watched:
-    """Run a model, and again on the same input. In train mode its weights are as before afterwards."""
+    """Run a model, and again on the same input. Its weights are as before afterwards."""
     before = _randomness(tracer)
     trace = run(tracer, inputs, train)
     statistics, unbiased = (tracer.statistics(), tracer.unbiased()) if train else ({}, {})
@@ -51,8 +51,7 @@ def watch(tracer: Tracer, inputs: np.ndarray, train: bool) -> Watched:
         unstable = _differing(trace, run(tracer, inputs, train), tracer.dtype)
         if unstable:
             break
-    if train:
-        tracer.restore()
+    tracer.restore()
     return Watched(trace, statistics, unbiased, tracer.weighted(), unstable)
 
 

@@ -49,7 +49,10 @@ def statistics(
                 continue
             own = names[name]
             point.errors[who] = tolerances.relative_error(watched.statistics[own], value)
-            unbiased = (watched.unbiased.get(own, watched.statistics[own]), reference.unbiased.get(name, value))
+            unbiased = (
+                watched.unbiased.get(own, watched.statistics[own]),
+                reference.unbiased.get(name, value),
+            )
             known = own in watched.unbiased or name in reference.unbiased
             if known and biased_variance == "note" and who in point.failures():
                 corrected = tolerances.relative_error(*unbiased)

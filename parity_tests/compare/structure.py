@@ -54,6 +54,11 @@ def arrays(
     return found, opaque
 
 
+def tensors(value: Any, is_tensor: Callable[[Any], bool]) -> list[Any]:
+    """The tensors in nested inputs or outputs; numbers are none."""
+    return [leaf for _, leaf in leaves(value) if is_tensor(leaf)]
+
+
 def paired(reference: Sequence[str], candidate: Sequence[str]) -> dict[str, str]:
     """Candidate's output -> the reference's: by name; else by place, if one side has only places.
 

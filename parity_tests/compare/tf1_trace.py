@@ -70,7 +70,9 @@ class TF1Tracer:
         values, outputs, _ = self.model.session.run([layers, list(self._outputs.values()), updates], feed)
         calls = Trace()
         for name, value in values.items():
-            calls[name] = Call(channels_first(value.input), channels_first(value.output), self._layers[name].layer)
+            calls[name] = Call(
+                channels_first(value.input), channels_first(value.output), self._layers[name].layer
+            )
         found = zip(self._outputs, map(channels_first, outputs), strict=True)
         return calls.finish(np.array(images, self.dtype), found)
 
@@ -78,7 +80,9 @@ class TF1Tracer:
         found = dict(leaves(self.model.outputs))
         for path, leaf in found.items():
             if not isinstance(leaf, tf.Tensor):
-                raise SpecError(f"outputs {path}: {type(leaf).__name__}, expected tensors of the session's graph")
+                raise SpecError(
+                    f"outputs {path}: {type(leaf).__name__}, expected tensors of the session's graph"
+                )
         if not found:
             raise SpecError("outputs: there are none, expected at least one tensor")
         return found
@@ -91,7 +95,9 @@ class TF1Tracer:
     ) -> dict[str, np.ndarray]:
         outputs: dict[str, np.ndarray] = {}
         for names in self._runs({name: x for name, x in inputs.items() if name in self._layers}):
-            feed = {self._layers[n].boundary.input: channels_last(inputs[n].astype(self.dtype)) for n in names}
+            feed = {
+                self._layers[n].boundary.input: channels_last(inputs[n].astype(self.dtype)) for n in names
+            }
             values = self.model.session.run({n: self._layers[n].boundary.output for n in names}, feed)
             outputs |= {n: channels_first(value) for n, value in values.items()}
         return outputs
@@ -190,7 +196,10 @@ class TF1Tracer:
             if len(outputs) == 1 and len(inputs) == 1:
                 found.append((order[outputs[0].op], -scope.count("/"), module, inputs[0].deref(), outputs[0]))
         seen: dict[str, int] = {}
-        return {numbered(m, seen): _Layer(_Boundary(i, o), m) for *_, m, i, o in sorted(found, key=lambda f: f[:2])}
+        return {
+            numbered(m, seen): _Layer(_Boundary(i, o), m)
+            for *_, m, i, o in sorted(found, key=lambda f: f[:2])
+        }
 
     def _leaves(self, tensor: tf.Tensor, own: set[tf.Operation], on_path: set[tf.Operation]) -> bool:
         """Whether a tensor leaves a scope: somebody outside uses it, or it is the network's output."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from parity_tests.compare.rounding import check_rounding
-from parity_tests.compare.structure import arrays, leaves
+from parity_tests.compare.structure import arrays, tensors
 from parity_tests.compare.trace import Call, Trace, Weights, joined, numbered
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
@@ -34,8 +34,7 @@ class TorchTracer:
         self.notes = ["torch.compile was left out: judged is the module that it compiles"] * (
             "OptimizedModule" in {type(layer).__name__ for layer in module.modules()}
         )
-        tensors = [*self.module.parameters(), *self.module.buffers()]
-        floats = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+        floats = {tensor.dtype for _, tensor in self._state() if tensor.is_floating_point()}
         # a module in half precision that is judged as it is takes half precision
         half = as_it_is and floats and not floats & {*_WIDE}
         self._input = next(iter(floats)) if half else getattr(torch, dtype)
@@ -67,11 +66,11 @@ class TorchTracer:
         before: dict[str, list[np.ndarray]] = {}
 
         def note(name: str, inputs: tuple, keywords: dict[str, Any]) -> None:
-            tensors, _ = arrays((inputs, keywords), torch.is_tensor, _array)
-            if len(inputs) != 1 or len(tensors) != 1:
+            given = tensors((inputs, keywords), torch.is_tensor)
+            if len(inputs) != 1 or len(given) != 1:
                 self._several.add(name)
             # copies: a layer that works in place changes what was recorded
-            before.setdefault(name, []).append(tensors[0][1] if tensors else np.empty(0))
+            before.setdefault(name, []).append(_array(given[0]) if given else np.empty(0))
 
         def record(name: str, output: Any) -> None:
             entered, number = before[name].pop(), numbered(name, seen)
@@ -241,8 +240,8 @@ def _eager(module: torch.nn.Module) -> torch.nn.Module:
 
 def _graph(output: Any) -> set[int]:
     """The parameters in the graph of an output, each by its id."""
-    tensors = [leaf for _, leaf in leaves(output) if torch.is_tensor(leaf)]
-    waiting = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    found_in = tensors(output, torch.is_tensor)
+    waiting = [tensor.grad_fn for tensor in found_in if tensor.grad_fn is not None]
     seen, found = set(waiting), set()
     while waiting:
         node = waiting.pop()
