@@ -15,6 +15,8 @@ from parity_tests.compare.structure import paired
 from parity_tests.compare.trace import Trace, Weights, covers
 from weights_convert.errors import MismatchError, SpecError
 
+OWN = "the model's own weights"  # what is in no layer, where the model has no output
+
 
 class Ignored:
     """What the caller allows to stay uncompared: layers, outputs, statistics, each with what is inside."""
@@ -91,12 +93,10 @@ def coverage(
         left = [name for name in calls if name not in compared]
         if calls and not left:
             done.append(layer)
+        elif calls:
+            missing += [name for name in left if name not in missing]
         else:
-            missing += (
-                [name for name in left if name not in missing]
-                if calls
-                else [layer or "the model's own weights"]
-            )
+            missing.append(layer or OWN)
     statistics = list(statistics)
     missing += [name for name in statistics if name not in compared]
     sizes = [weighted[layer] for layer in done]

@@ -89,9 +89,8 @@ def write_dump(
     tensors = {name: _plain(call.output) for name, call in trace.items()}
     tensors[_IMAGES] = np.asarray(images, order="C")
     facts["weighted"] = sorted(weighted)
-    facts["weights"] = (
-        {name: list(weighted[name]) for name in weighted} if isinstance(weighted, Mapping) else {}
-    )
+    if isinstance(weighted, Mapping):
+        facts["weights"] = {name: list(size) for name, size in weighted.items()}
     facts["outputs"] = list(getattr(trace, "outputs", ())) or [OUTPUT]
     facts["layers"] = {name: call.layer for name, call in trace.items()}
     facts["inputs"] = {}

@@ -22,18 +22,20 @@ from weights_convert.errors import SpecError
 
 _OTHER = {"float64": "float32", "float32": "float64"}
 _ALWAYS = ("trainable", "autocast")  # of the attributes that every layer has, those that change numbers
-_OF_TRAINING = frozenset(  # what `fit`, `evaluate` and `predict` leave in a model
+_OF_TRAINING = frozenset(  # what `compile`, `fit`, `evaluate` and `predict` leave in a model
     [
+        "name",
+        "optimizer",
+        "history",
         "stop_training",
         "stop_evaluating",
         "stop_predicting",
-        "history",
         "train_function",
         "test_function",
         "predict_function",
         "_epoch_iterator",
+        "_eval_epoch_iterator",
     ]
-    + ["_eval_epoch_iterator", "optimizer", "name"]
 )
 MOVED = "weight "  # begins the name of a weight that training has moved
 Layers = Mapping[str, keras.Layer]
@@ -116,21 +118,19 @@ def check_copies(model: keras.Layer, run: Run, copies: Mapping[str, keras.Layer]
     if random == same(third, run(own, images)) or not (random or same(first, third)):
         raise _another(model, "something, for its outputs are others")
     if not random and model.compute_dtype == "float32":
-        check_rounding(
-            "the Keras model", lambda x: _only(run(model, x)), lambda x: _only(run(wide, x)), images
-        )
 
+        def outputs(model: keras.Layer) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+            return lambda x: {k: v for k, v in run(model, x).items() if not k.startswith(MOVED)}
 
-def _only(outcome: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {path: array for path, array in outcome.items() if not path.startswith(MOVED)}
+        check_rounding("the Keras model", outputs(model), outputs(wide), images)
 
 
 def _another(model: keras.Layer, what: str) -> SpecError:
     own = model.compute_dtype
     as_it_is = f", or compare it as it is with dtype={own!r}" if own in _OTHER else ""
     return SpecError(
-        "the Keras model is another one in the dtype that is asked for: built again from its config, it loses "
-        f"{what}; build it in that dtype{as_it_is}"
+        "the Keras model is another one in the dtype that is asked for: built again from its config, it "
+        f"loses {what}; build it in that dtype{as_it_is}"
     )
 
 

@@ -2,8 +2,8 @@
 
 Every layer's output, the model's own outputs and, in train mode, the running statistics are compared, each
 with a limit from the rounding noise there (`noise`). A model is run twice (`repeat`); what was compared is
-counted (`coverage`). Every layer is then run alone on the reference's own input, so that a wrong layer is told
-from its followers.
+counted (`coverage`). Every layer is then run alone on the reference's own input, so that a wrong layer is
+told from its followers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests import tolerances
-from parity_tests.compare.coverage import Ignored, Renamed, coverage, covers_call
+from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
 from parity_tests.compare.noise import capped, limit_at, torch_noise
 from parity_tests.compare.repeat import Watched, refuse_random, watch
@@ -164,10 +164,12 @@ def _check_names(
         if absent:
             known = f"the reference has {', '.join(first.trace)}; the candidate {', '.join(run.own.values())}"
             raise MismatchError(f"names=: no layers for {', '.join(map(repr, absent))}; {known}")
-    runs = (first, *watched.values(), *renamed.values())
-    of_weights = [name or "the model's own weights" for run in runs for name in run.weighted]
-    calls = [name for run in runs for name in (*run.trace, *run.trace.opaque)]
-    ignored.check([*of_weights, *calls, *(name for run in runs for name in run.statistics)])
+    known_names = [OWN]
+    for one in (first, *watched.values()):
+        known_names += [*one.weighted, *one.trace, *one.trace.opaque, *one.statistics]
+    for other in renamed.values():
+        known_names += [*other.weighted, *other.trace, *other.statistics]
+    ignored.check(known_names)
 
 
 def _lonely(first: Watched, other: Renamed, who: str, ignored: Ignored) -> list[str]:
@@ -271,11 +273,8 @@ def _isolate(
     """Run every layer alone on the reference's own input."""
     for who, tracer in candidates.items():
         run = renamed[who]
-        points = [
-            p
-            for p in report.layers
-            if p.name in trace and p.name in run.trace and p.name not in trace.outputs
-        ]
+        layers = [name for name in trace if name in run.trace and name not in trace.outputs]
+        points = [point for point in report.layers if point.name in layers]
         theirs = {run.own[point.name]: point for point in points}
         outputs = tracer.alone({name: trace[p.name].input for name, p in theirs.items()}, train=train)
         for name, point in theirs.items():

@@ -59,8 +59,9 @@ def refuse_random(reference: Tracer, watched: Watched) -> None:
     """`SpecError` for a reference that gives two outputs for one input."""
     for name, error in watched.unstable.items():
         raise SpecError(
-            f"the reference ({reference.framework}) gives two outputs for one input: {name} differs by {error:.1e} "
-            "from one run to the next; switch its dropout or noise off, or reset what it keeps between calls"
+            f"the reference ({reference.framework}) gives two outputs for one input: {name} differs by "
+            f"{error:.1e} from one run to the next; switch its dropout or noise off, or reset what it keeps "
+            "between calls"
         )
 
 
@@ -80,7 +81,7 @@ def run(tracer: Tracer, inputs: np.ndarray, train: bool) -> Trace:
 
 def _randomness(tracer: Tracer) -> Any:
     """What changes when a model draws random numbers."""
-    state = np.random.get_state(legacy=False)
+    state = np.random.get_state(legacy=False)  # noqa: NPY002  (somebody's model may draw from it)
     return tracer.randomness(), random.getstate(), repr(state)
 
 

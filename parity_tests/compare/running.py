@@ -1,4 +1,4 @@
-"""The running statistics after a step in train mode, and the variance that Keras stores without n / (n - 1)."""
+"""The running statistics after a step in train mode, and the variance that Keras stores without n/(n-1)."""
 
 from __future__ import annotations
 
@@ -39,9 +39,10 @@ def statistics(
         reference: its run.
         candidates: runs, and of each the reference's name of a statistic -> its own.
         dtype: of the candidates.
-        biased_variance: "note": a running variance that is exactly as far off as n / (n - 1) explains is right.
+        biased_variance: "note" accepts a running variance that is as far off as n / (n - 1) explains.
     """
-    points, biased = [], {}
+    points: list[Point] = []
+    biased: dict[str, list[str]] = {}
     for name, value in reference.statistics.items():
         point = Point(name, value.shape, {}, limit_at(None, dtype))
         for who, (watched, names) in candidates.items():
@@ -67,6 +68,6 @@ def statistics(
 def _note(who: str, names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f"{who}: Keras's running variance is biased, by n / (n - 1) against torch's: {', '.join(names[:3])}{more} "
-        "were compared without that factor; biased_variance='fail' counts it as a difference"
+        f"{who}: Keras's running variance is biased, by n/(n-1) against torch's: {', '.join(names[:3])}{more} "
+        "compared without that factor; biased_variance='fail' counts it as a difference"
     )

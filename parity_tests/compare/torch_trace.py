@@ -108,15 +108,15 @@ class TorchTracer:
             )
 
     def _lenders(self, images: np.ndarray, called: Mapping[str, int]) -> dict[str, str]:
-        """The layers that are not called themselves -> the called layer around each that uses all its weights.
+        """The layers that are not called themselves -> the called layer around each that uses its weights.
 
         As `torch.nn.MultiheadAttention` uses its `out_proj`: its weights are in the graph of the output.
         """
         around: dict[str, str] = {}
         for name, layer in self._layers.items():
-            if name not in called and _own(layer):
-                parents = [name.rsplit(".", depth)[0] for depth in range(1, name.count(".") + 1)]
-                around |= {name: parent for parent in parents[:1] if parent in called}
+            parent = name.rpartition(".")[0]
+            if name not in called and _own(layer) and parent in called:
+                around[name] = parent
         if not around:
             return {}
         reached: dict[str, set[int]] = {}
