@@ -67,7 +67,7 @@ def float64_limit(noise: float) -> float:
 
 def is_comparable(reference: np.ndarray) -> bool:
     """Whether there is a finite value in it; without one a comparison compares nothing."""
-    return bool(np.isfinite(_wide(reference)).any())
+    return bool(np.isfinite(widened(reference)).any())
 
 
 def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
@@ -80,7 +80,7 @@ def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
         return float("inf")
     if actual.dtype.kind in "biu" and reference.dtype.kind in "biu":  # float64 has not all of them
         return 0.0 if np.array_equal(actual, reference) else float("inf")
-    actual, reference = _wide(actual), _wide(reference)
+    actual, reference = widened(actual), widened(reference)
     finite = np.isfinite(reference)
     if not np.array_equal(actual[~finite], reference[~finite], equal_nan=True):
         return float("inf")
@@ -94,5 +94,6 @@ def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
     return error / scale if scale else float("inf")
 
 
-def _wide(array: np.ndarray) -> np.ndarray:
+def widened(array: np.ndarray) -> np.ndarray:
+    """In float64, complex numbers in complex128."""
     return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)

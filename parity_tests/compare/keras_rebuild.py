@@ -23,20 +23,8 @@ from weights_convert.errors import SpecError
 _OTHER = {"float64": "float32", "float32": "float64"}
 _ALWAYS = ("trainable", "autocast")  # of the attributes that every layer has, those that change numbers
 _OF_TRAINING = frozenset(  # what `compile`, `fit`, `evaluate` and `predict` leave in a model
-    [
-        "name",
-        "optimizer",
-        "history",
-        "stop_training",
-        "stop_evaluating",
-        "stop_predicting",
-        "train_function",
-        "test_function",
-        "predict_function",
-        "_epoch_iterator",
-        "_eval_epoch_iterator",
-    ]
-)
+    ["name", "optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting"]
+) | {"train_function", "test_function", "predict_function", "_epoch_iterator", "_eval_epoch_iterator"}
 MOVED = "weight "  # begins the name of a weight that training has moved
 Layers = Mapping[str, keras.Layer]
 Run = Callable[[keras.Layer, np.ndarray], Mapping[str, np.ndarray]]

@@ -18,7 +18,8 @@ import numpy as np
 from parity_tests import tolerances
 from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
-from parity_tests.compare.noise import capped, limit_at, torch_noise
+from parity_tests.compare.noise import limit_at, torch_noise
+from parity_tests.compare.remarks import conditions, left_over
 from parity_tests.compare.repeat import Watched, refuse_random, watch
 from parity_tests.compare.report import Histogram, Point, Report
 from parity_tests.compare.running import check_biased_variance, statistics
@@ -145,9 +146,9 @@ def compare_tracers(
     traces = {who: run.trace for who, run in renamed.items()}
     report.coverage = {who: _coverage(report, first, who, run, ignored) for who, run in renamed.items()}
     report.histogram = _histogram(report, first.trace, traces)
-    report.notes += _notes(first.trace, traces)
+    report.notes += left_over(first.trace, traces)
     report.notes += [note for tracer in (reference, *candidates.values()) for note in tracer.notes]
-    report.notes += _more_notes(renamed, noise, dtype, train)
+    report.notes += conditions(renamed, noise, dtype, train)
     return report
 
 
@@ -294,40 +295,6 @@ def _coverage(report: Report, first: Watched, who: str, run: Renamed, ignored: I
     }
 
 
-def _notes(trace: Trace, traces: Mapping[str, Trace]) -> list[str]:
-    """What was not compared, or could not be."""
-    notes = []
-    for who, other in traces.items():
-        if missing := [name for name in trace if name not in other]:
-            notes.append(f"in the reference and not in {who}: {', '.join(missing)}")
-        if extra := [name for name in other if name not in trace]:
-            notes.append(f"in {who} and not in the reference: {', '.join(extra)}")
-    if lost := [name for name, call in trace.items() if not tolerances.is_comparable(call.output)]:
-        notes.append(f"the reference has no finite value at {', '.join(lost)}: nothing was compared there")
-    return notes
-
-
-def _more_notes(
-    renamed: Mapping[str, Renamed], noise: Mapping[str, float] | None, dtype: str, train: bool
-) -> list[str]:
-    """What a reader should know of the limits and of how the models were run."""
-    notes = []
-    for who, run in renamed.items():
-        if run.unstable:
-            notes.append(f"{who} gives two outputs for one input, first at {next(iter(run.unstable))}")
-    if noise is None:
-        notes.append("no noise was measured (neither model is torch's): fixed limits")
-    elif over := capped(noise, dtype):
-        more = f" and {len(over) - 3} more" if len(over) > 3 else ""
-        notes.append(
-            f"rounding alone moves {', '.join(over[:3])}{more} by more than the ceiling of every limit, "
-            f"{tolerances.CEILING:.0e}, allows"
-        )
-    if train:
-        notes.append("dropout was off, so its rates were not compared")
-    return notes
-
-
 def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> Histogram | None:
     """The differences of the layer that fails first, or of the worst."""
     both = {who: {*trace} & {*other} for who, other in traces.items()}
@@ -336,11 +303,11 @@ def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> His
         return None
     failing = [(p, who) for p, who in points if who in p.failures()]
     point, who = failing[0] if failing else max(points, key=lambda found: found[0].errors[found[1]])
-    wanted, found = trace[point.name].output, traces[who][point.name].output
+    wanted, found = (tolerances.widened(t[point.name].output) for t in (trace, traces[who]))
     if wanted.shape != found.shape:
         return None
     scale = float(np.abs(wanted).max()) or 1.0
-    difference = np.abs(found.astype(np.float64) - wanted) / scale
+    difference = np.abs(found - wanted) / scale
     positive = difference[np.isfinite(difference) & (difference > 0)]
     edges = np.arange(-18, 3)
     counts, _ = np.histogram(np.log10(positive), edges) if positive.size else (np.zeros(20, int), edges)

@@ -68,6 +68,6 @@ def statistics(
 def _note(who: str, names: list[str]) -> str:
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return (
-        f"{who}: Keras's running variance is biased, by n/(n-1) against torch's: {', '.join(names[:3])}{more} "
+        f"{who}: Keras's running variance is biased by n/(n-1), torch's is not: {', '.join(names[:3])}{more} "
         "compared without that factor; biased_variance='fail' counts it as a difference"
     )
