@@ -190,4 +190,4 @@ def _short(value: Any) -> str:
 
 
 def _array(value: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(value))
+    return np.asarray(keras.ops.convert_to_numpy(getattr(value, "value", value)))

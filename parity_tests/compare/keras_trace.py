@@ -180,7 +180,8 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 def _plain(tensor: Any) -> np.ndarray:
-    return np.array(keras.ops.convert_to_numpy(tensor))
+    value = tensor.value if isinstance(tensor, keras.Variable) else tensor
+    return np.array(keras.ops.convert_to_numpy(value))
 
 
 @contextmanager
