@@ -120,7 +120,7 @@ def read_all(path: Path) -> dict[str, np.ndarray] | None:
         assert array.flags.writeable, name
         assert array.dtype.isnative, name
     try:
-        with load(path) as checkpoint:
+        with load(path, assume=True) as checkpoint:
             facts(checkpoint)
     except WeightsConvertError as error:
         check_error(error)

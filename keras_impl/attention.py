@@ -11,6 +11,7 @@ needs nothing but Keras. The same file in `torch_impl` and `tf1_compat` reads al
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -22,33 +23,45 @@ __all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcita
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
+_MOST = 2**31 - 1  # of any size
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value` is; `ValueError` saying what was received and what can be."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-    return choices[choices.index(value)]
+    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    for choice in choices:
+        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
+        if same_kind and given == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
-        return int(value)
-    raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    if int(value) > _MOST:
+        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
+    return int(value)
 
 
 def check_odd(name: str, value: Any) -> int:
     """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
-        return int(value)
+        return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
-        return float(value)
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
+    with suppress(OverflowError):  # an int that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
 
@@ -190,7 +203,7 @@ class SqueezeExcitation(_ChannelLayer):
         super().__init__(channels, **keywords)
         self.reduction = check_int("reduction", reduction)
         self.hidden_rule = check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
-        self.bias = bool(bias)
+        self.bias = check_bool("bias", bias)
 
     def build(self, input_shape: tuple) -> None:
         channels = self.checked_channels(input_shape)
@@ -271,7 +284,7 @@ class SpatialAttention(keras.layers.Layer):
         **keywords: Any,
     ):
         super().__init__(**keywords)
-        self.order, self.bias = check_choice("order", order, _ORDERS), bool(bias)
+        self.order, self.bias = check_choice("order", order, _ORDERS), check_bool("bias", bias)
         self.kernel_size = size = check_odd("kernel_size", kernel_size)
         self.bn_epsilon = check_float("bn_epsilon", bn_epsilon)
         self.bn_momentum = check_float("bn_momentum", bn_momentum)
@@ -287,7 +300,7 @@ class SpatialAttention(keras.layers.Layer):
             name="conv",
         )
         self.bn = None
-        if bn:
+        if check_bool("bn", bn):
             self.bn = BatchNormalization(
                 momentum=1 - self.bn_momentum, epsilon=self.bn_epsilon, dtype=self.dtype_policy, name="bn"
             )
@@ -356,6 +369,7 @@ class CBAM(_ChannelLayer):
     ):
         super().__init__(channels, **keywords)
         self.spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+        mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
         mlp: dict[str, Any] = {"reduction": reduction, "hidden_rule": hidden_rule, "bias": mlp_bias}
         gate: dict[str, Any] = {"kernel_size": kernel_size, "order": order, "bn": bn}
         gate |= {"bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon, "bias": spatial_bias}

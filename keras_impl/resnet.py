@@ -11,59 +11,23 @@ A constructor returns a built model. Class names and attribute names are the lay
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
-from .attention import check_choice, check_float, check_int, check_odd, dense, mean
+from .attention import dense, mean
 from .blocks import Bottleneck, build_chain, make_norm, make_stage
+from .keywords import check_keywords
 from .layers import Conv2D, max_pool
+from .live import live_keywords, settings
 
-_CHOICES = {
-    "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
-    "stem_pool": (None, "pad1", "ceil", "same", "none"),
-    "stride_in": ("conv2", "conv1"),
-    "downsample_kernel": (1, 3),
-    "downsample_pool": ("none", "avg"),
-    "norm": ("bn", "bias_bn", "bias"),
-    "attention": ("none", "se", "cbam", "eca"),
-    "se_bias": (True, False),
-    "relu_before_attention": (False, True),
-    "cbam_mlp_bias": (True, False),
-    "cbam_bn": (True, False),
-    "cbam_spatial_bias": (False, True),
-}
-_SIZES = (
-    "width",
-    "groups",
-    "width_per_group",
-    "reduce_first",
-    "stem_width",
-    "reduction",
-    "num_classes",
-    "in_channels",
-)
-_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum", "dropout")
-
-
-def check_keywords(c: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `ResNet` as plain Python values, NumPy's too; `ValueError` for what cannot be."""
-    checked = {name: check_choice(name, c[name], choices) for name, choices in _CHOICES.items()}
-    checked |= {name: check_int(name, c[name]) for name in _SIZES}
-    checked |= {name: check_float(name, c[name]) for name in _FLOATS}
-    if checked["dropout"] >= 1:
-        raise ValueError(f"dropout={c['dropout']!r}: expected a probability below 1, such as 0.2")
-    checked["depths"] = depths = tuple(check_int("depths", depth) for depth in c["depths"])
-    checked["cbam_kernel_size"] = check_odd("cbam_kernel_size", c["cbam_kernel_size"])
-    if (sizes := c["eca_kernel_sizes"]) is not None:
-        if len(sizes) != len(depths):
-            raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {len(depths)}, one per stage, or None")
-        checked["eca_kernel_sizes"] = tuple(check_odd("eca_kernel_sizes", size) for size in sizes)
-    return {**c, **checked}
+_SAID = "samenet"  # what the keywords are called in a file of weights
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -143,7 +107,8 @@ class ResNet(keras.Model):
         c = {name: value for name, value in locals().items() if name not in ("self", "__class__", "keywords")}
         super().__init__(**keywords)
         self.config = c = check_keywords(c)
-        width, stem_width, depths = c["width"], c["stem_width"], c["depths"]
+        names = ("block", "depths", "width", "stem", "stem_width", "stem_pool", "norm")
+        block, depths, width, stem, stem_width, stem_pool, norm = (c[name] for name in names)
         dtype = self.dtype_policy
         conv = partial(Conv2D, use_bias=norm != "bn", dtype=dtype)
 
@@ -164,6 +129,29 @@ class ResNet(keras.Model):
         self.dropout = keras.layers.Dropout(c["dropout"], dtype=dtype, name="dropout")
         self.fc = dense(channels, c["num_classes"], dtype=dtype, name="fc")
         self.build((None, None, None, c["in_channels"]))
+        self._made = settings(self)
+
+    def live_keywords(self) -> dict[str, Any]:
+        """The keywords that the network has now, with what was changed in its layers since it was made.
+
+        Raises:
+            ValueError: no keywords describe the layers as they are.
+        """
+        now = settings(self)
+        return dict(self.config) if now == self._made else live_keywords(self._made, now, self.config)
+
+    def save_own_variables(self, store: Any) -> None:
+        """As every layer; and the keywords, as a text in bytes, so that `save_weights` files say them too.
+
+        A network that no keywords describe is saved without them.
+        """
+        super().save_own_variables(store)
+        with suppress(ValueError):
+            said = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
+            store[_SAID] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables({name: store[name] for name in store.keys() if name != _SAID})  # noqa: SIM118
 
     def build(self, input_shape: tuple) -> None:
         if self.built:
@@ -207,10 +195,10 @@ class ResNet(keras.Model):
         return self.fc(self.dropout(mean(x, (1, 2)), training=training))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], self.config["num_classes"])
+        return (input_shape[0], self.fc.units)
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | self.config
+        return super().get_config() | self.live_keywords()
 
 
 def _named(name: str, **defaults: Any) -> Callable[..., ResNet]:

@@ -29,6 +29,7 @@ from weights_convert.commandline import (
     write_json,
 )
 from weights_convert.errors import SpecError, nearest
+from weights_convert.frameworks import PACKAGES
 from weights_convert.spec import MODELS, ResNetSpec
 
 if TYPE_CHECKING:
@@ -342,13 +343,13 @@ def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
 
 
 def _check_installed(frameworks: Sequence[str], *, torch: bool) -> None:
-    for module in ("PIL", "safetensors"):  # photographs, dumps
+    for module, package in {"PIL": "pillow", "safetensors": "safetensors"}.items():  # photographs, dumps
         if importlib.util.find_spec(module) is None:
-            raise SpecError(f"{module} is not installed: pip install .[parity]")
+            raise SpecError(f"{module} is not installed: pip install {package}")
     for framework in (*(["torch"] if torch else []), *frameworks):  # torch measures the float32 noise
         if importlib.util.find_spec(_module(framework)) is None:
             raise SpecError(
-                f"{framework} is not installed: pip install .[{framework}], or choose --frameworks"
+                f"{framework} is not installed: pip install {PACKAGES[framework]}, or choose --frameworks"
             )
 
 

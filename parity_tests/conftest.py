@@ -1,6 +1,7 @@
 """Shared set-up of the tests: quiet TensorFlow, nothing that depends on the machine, and the command line."""
 
 import gc
+import importlib
 import os
 import random
 import shutil
@@ -12,13 +13,17 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from weights_convert import import_order  # noqa: F401  (before any framework)
-
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# Each process of pytest-xdist takes its share of the cores: threads that wait for a core burn its time.
+_SHARE = str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+    os.environ.setdefault(_name, _SHARE)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # for the processes that tests start, in whichever folder: the project need not be installed
 _ROOT = str(Path(__file__).parent.parent)
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
+
+importlib.import_module("weights_convert.import_order")  # before a test imports a framework
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -84,7 +84,7 @@ def save_foreign(network: Foreign, folder: Path) -> Saved:
 
 def logits(path: Path, framework: str, inputs: np.ndarray, **keywords: Any) -> np.ndarray:
     """What this project makes of a file and of images (N, C, H, W) of the file's dtype."""
-    model = load_model(path, framework, **keywords)
+    model = load_model(path, framework, assume=True, **keywords)
     if framework == "torch":
         return run_torch(model, inputs)
     inputs = inputs.transpose(0, 2, 3, 1)

@@ -5,7 +5,9 @@ Images and outputs are (N, C, H, W) for every framework; the frameworks are impo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +24,13 @@ from weights_convert.spec import ResNetSpec, is_count
 Points = dict[str, np.ndarray]  # stem, layer1 ..., pooled, logits
 
 
+class Network(NamedTuple):
+    """A live network: what it makes of images, and its weights."""
+
+    points: Callable[[np.ndarray], Points]
+    state: Callable[[], Checkpoint]
+
+
 class Outcome(NamedTuple):
     """What one framework made of the images, and the weights, read back from the live model."""
 
@@ -29,7 +38,8 @@ class Outcome(NamedTuple):
     state: Checkpoint
 
 
-def run_torch(spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, dtype: str) -> Outcome:
+@contextmanager
+def torch_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
     import torch
 
     import torch_impl
@@ -41,12 +51,17 @@ def run_torch(spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, d
         model.load_state_dict(torch.load(source, weights_only=True))
     else:
         load_into(model, source)
-    with torch.inference_mode():
-        features = model.forward_features(torch.from_numpy(images.astype(dtype)))
-    return Outcome({name: feature.numpy() for name, feature in features.items()}, state_of(model))
+
+    def points(images: np.ndarray) -> Points:
+        with torch.inference_mode():
+            features = model.forward_features(torch.from_numpy(images.astype(dtype)))
+        return {name: feature.numpy() for name, feature in features.items()}
+
+    yield Network(points, partial(state_of, model))
 
 
-def run_keras(spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, dtype: str) -> Outcome:
+@contextmanager
+def keras_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
     import keras
 
     import keras_impl
@@ -56,12 +71,16 @@ def run_keras(spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, d
         model.load_weights(source)
     else:
         load_into(model, source)
-    features = model.forward_features(images.astype(dtype).transpose(0, 2, 3, 1), training=False)
-    points = {name: _channels_first(keras.ops.convert_to_numpy(f)) for name, f in features.items()}
-    return Outcome(points, state_of(model))
+
+    def points(images: np.ndarray) -> Points:
+        features = model.forward_features(images.astype(dtype).transpose(0, 2, 3, 1), training=False)
+        return {name: _channels_first(keras.ops.convert_to_numpy(f)) for name, f in features.items()}
+
+    yield Network(points, partial(state_of, model))
 
 
-def run_tf1(spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, dtype: str) -> Outcome:
+@contextmanager
+def tf1_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
     import tensorflow.compat.v1 as tf
 
     import tf1_compat
@@ -73,19 +92,31 @@ def run_tf1(spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, dty
             tf.train.Saver().restore(session, str(source))
         else:
             load_into(session, source)
-        features = session.run(end_points, {placeholder: images.astype(dtype).transpose(0, 2, 3, 1)})
-        state = state_of(session)
-    return Outcome({name: _channels_first(feature) for name, feature in features.items()}, state)
+
+        def points(images: np.ndarray) -> Points:
+            features = session.run(end_points, {placeholder: images.astype(dtype).transpose(0, 2, 3, 1)})
+            return {name: _channels_first(feature) for name, feature in features.items()}
+
+        yield Network(points, partial(state_of, session))
 
 
 def _channels_first(array: np.ndarray) -> np.ndarray:
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
 
 
+Opened = Callable[[ResNetSpec, Path | Checkpoint, str], AbstractContextManager[Network]]
+NETWORKS: dict[str, Opened] = {"torch": torch_network, "keras": keras_network, "tf1": tf1_network}
+
+
+def _run(
+    framework: str, spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, dtype: str
+) -> Outcome:
+    with NETWORKS[framework](spec, source, dtype) as network:
+        return Outcome(network.points(images), network.state())
+
+
 RUNNERS: dict[str, Callable[[ResNetSpec, Path | Checkpoint, np.ndarray, str], Outcome]] = {
-    "torch": run_torch,
-    "keras": run_keras,
-    "tf1": run_tf1,
+    framework: partial(_run, framework) for framework in NETWORKS
 }
 SUFFIXES = {"torch": ".pth", "keras": ".weights.h5", "tf1": ".ckpt"}  # each framework's own file
 

@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from weights_convert.__main__ import main as weights_convert_main
-from weights_convert.spec import CHOICES, MODELS, ResNetSpec, count_parameters, model_spec
+from weights_convert.checks import CHOICES
+from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -121,9 +122,7 @@ def test_the_table_of_keywords_is_the_spec():
         default = "None" if name == "stem_pool" else repr(fields[name].default).replace("'", '"')
         assert values.split(", ")[0] == default or values == default, name
         if name in CHOICES:
-            assert [value.strip('"') for value in values.split(", ") if value != "None"] == list(
-                map(str, CHOICES[name])
-            )
+            assert [value.strip('"') for value in values.split(", ")] == list(map(str, CHOICES[name]))
 
 
 def test_every_link_of_the_readme_leads_somewhere():

@@ -42,15 +42,11 @@ EVERYWHERE = [
 # In torch in an ordinary run, in the others with `-m exhaustive`.
 AMBIGUOUS = [
     Foreign("pytorchcv", name, "pytorchcv", f"pytorchcv:{name}")
-    for name in ("resnet50", "resnet50b", "seresnet50", "seresnet50b")
+    for name in ("seresnet50", "resnet50", "resnet50b", "seresnet50b")
 ]
 IN_TORCH = [
-    Foreign("pytorchcv", "resnet18", "pytorchcv"),
-    Foreign("pytorchcv", "seresnet18", "pytorchcv"),
-    *AMBIGUOUS,
-    Foreign("pytorchcv", "seresnext50_32x4d", "pytorchcv"),
+    AMBIGUOUS[0],
     Foreign("pytorchcv", "senet16", "pytorchcv"),  # 32 groups, deep stem, 3x3 projections
-    Foreign("pytorchcv", "cbam_resnet50", "pytorchcv"),
     Foreign("timm", "seresnet50", "timm"),
     Foreign("timm", "seresnext26d_32x4d", "timm"),
     Foreign("timm", "seresnext26t_32x4d", "timm"),
@@ -69,7 +65,14 @@ IN_TORCH = [
     Foreign("classification_models", "SEResNet50", "qubvel"),
     Foreign("classification_models", "SEResNeXt50", "qubvel"),
 ]
-EXHAUSTIVE = [Foreign("timm", "senet154", "timm")]  # with `-m exhaustive` only
+EXHAUSTIVE = [  # with `-m exhaustive` only: the kinds above once more, or large
+    *AMBIGUOUS[1:],
+    Foreign("pytorchcv", "resnet18", "pytorchcv"),
+    Foreign("pytorchcv", "seresnet18", "pytorchcv"),
+    Foreign("pytorchcv", "seresnext50_32x4d", "pytorchcv"),
+    Foreign("pytorchcv", "cbam_resnet50", "pytorchcv"),
+    Foreign("timm", "senet154", "timm"),
+]
 
 
 def _cases() -> Iterator[Any]:
@@ -111,7 +114,7 @@ def in_float64(saved: Saved) -> Path:
     """The network's file, converted to float64."""
     wide = saved.path.with_name("wide.safetensors")
     if not wide.exists():
-        convert(saved.path, wide, model=saved.network.known_as, dtype="float64")
+        convert(saved.path, wide, model=saved.network.known_as, dtype="float64", assume=True)
     return wide
 
 
@@ -119,7 +122,7 @@ def in_float64(saved: Saved) -> Path:
 @pytest.mark.parametrize(("saved", "framework"), [*_cases()], indirect=["saved"], scope="module")
 def test_their_files_give_their_outputs(saved: Saved, framework: str, record):
     network, wanted = saved.network, saved.outputs["float64"]
-    with load(saved.path, model=network.known_as) as checkpoint:
+    with load(saved.path, model=network.known_as, assume=True) as checkpoint:
         spec, variant = checkpoint.spec, checkpoint.describe()
         assert network.family in (checkpoint.family, *checkpoint.same_as)
         # torchvision's names are ours: nothing in such a file says whose it is, and the defaults are right
@@ -148,7 +151,13 @@ def test_their_files_give_their_outputs(saved: Saved, framework: str, record):
     assert errors[1] <= tolerances.float32_limit(noise)
 
 
-@pytest.mark.parametrize("saved", [pytest.param(n, id=str(n)) for n in AMBIGUOUS], indirect=True)
+def _ambiguous() -> Iterator[Any]:
+    for network in AMBIGUOUS:
+        marks = [pytest.mark.exhaustive] if network in EXHAUSTIVE else []
+        yield pytest.param(network, marks=marks, id=str(network))
+
+
+@pytest.mark.parametrize("saved", [*_ambiguous()], indirect=True)
 def test_what_only_the_user_knows_is_asked_for(saved: Saved):
     right = str(saved.network.known_as)
     with pytest.raises(MismatchError, match="2 networks that compute different numbers") as caught:
@@ -168,8 +177,6 @@ TIMM_CBAM = {"cbam_mlp_bias": False, "cbam_order": "max_mean"}  # the maps have 
 WRITTEN = [  # theirs, one of ours, and what of its keywords is theirs to choose
     (Foreign("pytorchcv", "resneta18", "pytorchcv"), "resnet18", D),
     (Foreign("pytorchcv", "seresnet20_cifar10", "pytorchcv"), "se_resnet20", {}),
-    (Foreign("pytorchcv", "seresnet50b", "pytorchcv"), "se_resnet50", {"stride_in": "conv2"}),
-    (Foreign("pytorchcv", "seresnext50_32x4d", "pytorchcv"), "se_resnext50_32x4d", {}),
     (Foreign("pytorchcv", "cbam_resnet18", "pytorchcv"), "cbam_resnet18", {"cbam_bn_momentum": 0.1}),
     (Foreign("timm", "seresnet18", "timm"), "se_resnet18", {"hidden_rule": "multiple_of_8"}),
     (Foreign("timm", "resnet18d", "timm"), "resnet18", D),
@@ -180,7 +187,9 @@ WRITTEN = [  # theirs, one of ours, and what of its keywords is theirs to choose
     (Foreign("pretrainedmodels", "se_resnext50_32x4d", "cadene"), "se_resnext50_32x4d", {}),
     (Foreign("torchvision", "resnext50_32x4d", "torchvision"), "resnext50_32x4d", {}),
 ]
-WRITTEN_LARGE = [  # with `-m exhaustive`: the other of two that look alike
+WRITTEN_LARGE = [  # with `-m exhaustive`
+    (Foreign("pytorchcv", "seresnet50b", "pytorchcv"), "se_resnet50", {"stride_in": "conv2"}),
+    (Foreign("pytorchcv", "seresnext50_32x4d", "pytorchcv"), "se_resnext50_32x4d", {}),
     (Foreign("pytorchcv", "seresnet50", "pytorchcv"), "se_resnet50", {"stride_in": "conv1"}),
 ]
 

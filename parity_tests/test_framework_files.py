@@ -146,12 +146,14 @@ def test_state_dicts_of_torch_load_here(tmp_path):
         for zipped in (True, False):
             path = tmp_path / f"{name} {zipped}.pth.tar"
             torch.save(content, path, _use_new_zipfile_serialization=zipped)
-            with load(path) as checkpoint:
+            unsaid = name == "parameters"  # a plain dict has no metadata
+            with load(path, assume=unsaid) as checkpoint:
                 assert checkpoint.family == "torch"
+                assert bool(checkpoint.assumed) == unsaid
                 assert_same(dict(checkpoint), wanted)
                 if "checkpoint" in name:
                     assert set(extras) <= set(checkpoint.left_out)
-            load_into(another, path)
+            load_into(another, path, assume=unsaid)
             assert_same(dict(state_of(another)), wanted)
 
 

@@ -11,7 +11,7 @@ from parity_tests import synthetic
 from parity_tests.synthetic import tiny
 from weights_convert import load_into, state_of
 
-SPECS = {kind: tiny(attention=kind, groups=4, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}
+SPECS = {kind: tiny(attention=kind, groups=2, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}
 
 
 @pytest.fixture(params=SPECS)

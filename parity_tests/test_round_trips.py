@@ -206,7 +206,7 @@ def test_memory_layout_does_not_matter(tmp_path, kind: str, dtype: str):
     coded = bit_coded(spec, dtype)
     given = {name: MEMORY[kind](coded[name].copy()) for name in coded}
     kept = {name: array.copy() for name, array in given.items()}
-    source = Checkpoint.from_arrays(given, {"stride_in": "conv1", "cbam_order": "mean_max"})
+    source = synthetic.checkpoint(given, spec)
     for place in PLACES:
         if dtype == "bfloat16" and place.startswith("npz"):
             continue

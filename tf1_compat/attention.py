@@ -10,7 +10,9 @@ puts its variables into the scope that is open. The same file in `torch_impl` an
 
 from __future__ import annotations
 
+import json
 import math
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -19,36 +21,49 @@ import tensorflow.compat.v1 as tf
 
 __all__ = ["cbam", "channel_attention", "eca", "spatial_attention", "squeeze_excitation"]
 
+CONFIG_COLLECTION = "cbam_config"  # one JSON text per CBAM block: its scope and its keywords
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
+_MOST = 2**31 - 1  # of any size
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value` is; `ValueError` saying what was received and what can be."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-    return choices[choices.index(value)]
+    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    for choice in choices:
+        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
+        if same_kind and given == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
-        return int(value)
-    raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    if int(value) > _MOST:
+        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
+    return int(value)
 
 
 def check_odd(name: str, value: Any) -> int:
     """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
-        return int(value)
+        return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
-        return float(value)
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
+    with suppress(OverflowError):  # an int that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
 
@@ -185,7 +200,7 @@ def squeeze_excitation(
     """
     x = graph_input(x)
     channels = int(x.shape[-1])
-    hidden = hidden_channels(channels, reduction, hidden_rule)
+    hidden, bias = hidden_channels(channels, reduction, hidden_rule), check_bool("bias", bias)
     with open_scope(scope):
         z = tf.reduce_mean(x, [1, 2])  # (N, C), eq. 2: squeeze
         z = tf.nn.relu(dense(z, hidden, bias, scope="fc1"))
@@ -220,7 +235,7 @@ def channel_attention(
     """
     x = graph_input(x)
     channels = int(x.shape[-1])
-    hidden = hidden_channels(channels, reduction, hidden_rule)
+    hidden, bias = hidden_channels(channels, reduction, hidden_rule), check_bool("bias", bias)
 
     def mlp(z: tf.Tensor) -> tf.Tensor:
         return dense(tf.nn.relu(dense(z, hidden, bias, scope="fc1")), channels, bias, scope="fc2")
@@ -274,6 +289,7 @@ def spatial_attention(
     """
     x, size = graph_input(x), check_odd("kernel_size", kernel_size)
     check_choice("order", order, _ORDERS)
+    bias, bn = check_bool("bias", bias), check_bool("bn", bn)
     check_is_training(is_training)
     bn_epsilon, bn_momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
     with open_scope(scope):
@@ -330,9 +346,14 @@ def cbam(
         TensorShape([2, 7, 7, 64])
     """
     x = graph_input(x)
-    check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+    spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+    bn_epsilon, bn_momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
+    mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
     check_is_training(is_training)  # before there is any variable
-    with open_scope(scope):
+    with open_scope(scope) as opened:
+        said: dict[str, Any] = {"cbam_order": order, "cbam_spatial_input": spatial_input}
+        said |= {"bn_epsilon": bn_epsilon, "cbam_bn_momentum": bn_momentum} if bn else {}
+        tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": said}))
         refined = channel_attention(x, reduction, hidden_rule=hidden_rule, bias=mlp_bias, scope="channel")
         gate = spatial_attention(
             refined if spatial_input == "refined" else x,

@@ -12,69 +12,23 @@ reads alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import tensorflow.compat.v1 as tf
 
 from .attention import (
-    check_choice,
-    check_float,
-    check_int,
     check_is_training,
-    check_odd,
     dense,
     graph_input,
     open_scope,
 )
 from .blocks import make_norm, make_stage
+from .keywords import check_keywords
 from .layers import conv2d, max_pool
 
 CONFIG_COLLECTION = "resnet_config"  # one JSON text per network of a graph: its scope and its keywords
-
-_CHOICES = {
-    "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
-    "stem_pool": (None, "pad1", "ceil", "same", "none"),
-    "stride_in": ("conv2", "conv1"),
-    "downsample_kernel": (1, 3),
-    "downsample_pool": ("none", "avg"),
-    "norm": ("bn", "bias_bn", "bias"),
-    "attention": ("none", "se", "cbam", "eca"),
-    "se_bias": (True, False),
-    "relu_before_attention": (False, True),
-    "cbam_mlp_bias": (True, False),
-    "cbam_bn": (True, False),
-    "cbam_spatial_bias": (False, True),
-}
-_SIZES = (
-    "width",
-    "groups",
-    "width_per_group",
-    "reduce_first",
-    "stem_width",
-    "reduction",
-    "num_classes",
-    "in_channels",
-)
-_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum", "dropout")
-
-
-def check_keywords(c: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `resnet` as plain Python values, NumPy's too; `ValueError` for what cannot be."""
-    checked = {name: check_choice(name, c[name], choices) for name, choices in _CHOICES.items()}
-    checked |= {name: check_int(name, c[name]) for name in _SIZES}
-    checked |= {name: check_float(name, c[name]) for name in _FLOATS}
-    if checked["dropout"] >= 1:
-        raise ValueError(f"dropout={c['dropout']!r}: expected a probability below 1, such as 0.2")
-    checked["depths"] = depths = tuple(check_int("depths", depth) for depth in c["depths"])
-    checked["cbam_kernel_size"] = check_odd("cbam_kernel_size", c["cbam_kernel_size"])
-    if (sizes := c["eca_kernel_sizes"]) is not None:
-        if len(sizes) != len(depths):
-            raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {len(depths)}, one per stage, or None")
-        checked["eca_kernel_sizes"] = tuple(check_odd("eca_kernel_sizes", size) for size in sizes)
-    return {**c, **checked}
 
 
 def resnet(
@@ -165,7 +119,8 @@ def resnet(
         if name not in ("images", "is_training", "scope", "reuse")
     }
     c = check_keywords(c)
-    width, stem_width, depths = c["width"], c["stem_width"], c["depths"]
+    names = ("depths", "stem", "stem_width", "stem_pool", "norm")
+    depths, stem, stem_width, stem_pool, norm = (c[name] for name in names)
     check_is_training(is_training)
     images = graph_input(images, c["in_channels"], "images")
     if images.dtype not in (tf.float32, tf.float64):

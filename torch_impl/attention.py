@@ -11,6 +11,7 @@ needs nothing but torch. The same file in `keras_impl` and `tf1_compat` reads li
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from numbers import Integral, Real
 from typing import Any
 
@@ -23,33 +24,45 @@ __all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcita
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
+_MOST = 2**31 - 1  # of any size
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value` is; `ValueError` saying what was received and what can be."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-    return choices[choices.index(value)]
+    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    for choice in choices:
+        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
+        if same_kind and given == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1:
-        return int(value)
-    raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    if int(value) > _MOST:
+        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
+    return int(value)
 
 
 def check_odd(name: str, value: Any) -> int:
     """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
-        return int(value)
+        return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0."""
-    if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
-        return float(value)
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
+    with suppress(OverflowError):  # an int that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
 
@@ -111,7 +124,7 @@ class SqueezeExcitation(nn.Module):
     def __init__(self, channels: int, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True):
         super().__init__()
         channels = check_int("channels", channels)
-        hidden = hidden_channels(channels, reduction, hidden_rule)
+        hidden, bias = hidden_channels(channels, reduction, hidden_rule), check_bool("bias", bias)
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, channels, bias=bias)
 
@@ -142,7 +155,7 @@ class ChannelAttention(nn.Module):
     def __init__(self, channels: int, reduction: int = 16, *, hidden_rule: str = "floor", bias: bool = True):
         super().__init__()
         channels = check_int("channels", channels)
-        hidden = hidden_channels(channels, reduction, hidden_rule)
+        hidden, bias = hidden_channels(channels, reduction, hidden_rule), check_bool("bias", bias)
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, channels, bias=bias)
 
@@ -190,10 +203,10 @@ class SpatialAttention(nn.Module):
     ):
         super().__init__()
         self.order = check_choice("order", order, _ORDERS)
-        size = check_odd("kernel_size", kernel_size)
+        size, bias = check_odd("kernel_size", kernel_size), check_bool("bias", bias)
         self.conv = kaiming_normal(nn.Conv2d(2, 1, size, padding=size // 2, bias=bias))
         epsilon, momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
-        self.bn = nn.BatchNorm2d(1, eps=epsilon, momentum=momentum) if bn else None
+        self.bn = nn.BatchNorm2d(1, eps=epsilon, momentum=momentum) if check_bool("bn", bn) else None
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x)
@@ -243,6 +256,7 @@ class CBAM(nn.Module):
     ):
         super().__init__()
         self.spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+        mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
         self.channel = ChannelAttention(channels, reduction, hidden_rule=hidden_rule, bias=mlp_bias)
         self.spatial = SpatialAttention(
             kernel_size, order=order, bn=bn, bn_momentum=bn_momentum, bn_epsilon=bn_epsilon, bias=spatial_bias

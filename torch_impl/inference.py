@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from .live import settings
 from .resnet import ResNet
 
 # For how many pairs of image size and batch size a compiled network is kept: each has the weights once more.
@@ -38,6 +39,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
     Raises:
         TypeError: it is not a `ResNet` of this package.
         RuntimeError: on a GPU, where TensorFlow was imported before triton: no compiler then.
+        ValueError: it was changed to what no keywords describe.
 
     Example:
         >>> from torch_impl import se_resnet20
@@ -48,6 +50,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
     """
     if not isinstance(model, ResNet):
         raise TypeError(f"a {type(model).__name__} was given, expected a torch_impl.ResNet")
+    keywords = model.live_keywords()
     if compile:
         _check_compiler(model.fc.weight.device)
     fast: Any = copy.deepcopy(model).eval().requires_grad_(False)
@@ -56,8 +59,9 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
             conv = re.sub(r"downsample\.1$", "downsample.0", re.sub(r"bn(\d?)$", r"conv\1", name))
             fast.set_submodule(conv, _fused(fast.get_submodule(conv), bn))
             fast.set_submodule(name, nn.Identity())
-    spatial_bias = fast.config["cbam_spatial_bias"] or fast.config["cbam_bn"]
-    fast.config |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
+    fast.config = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    fast._made = settings(fast)
     fast.to(memory_format=torch.channels_last)
     return _Compiled(fast) if compile else fast
 

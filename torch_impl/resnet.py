@@ -10,58 +10,18 @@ Parameter names are torchvision's. The same file in `keras_impl` and `tf1_compat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import check_choice, check_float, check_int, check_odd
 from .blocks import Bottleneck, conv2d, make_norm, make_stage
-
-_CHOICES = {
-    "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
-    "stem_pool": (None, "pad1", "ceil", "same", "none"),
-    "stride_in": ("conv2", "conv1"),
-    "downsample_kernel": (1, 3),
-    "downsample_pool": ("none", "avg"),
-    "norm": ("bn", "bias_bn", "bias"),
-    "attention": ("none", "se", "cbam", "eca"),
-    "se_bias": (True, False),
-    "relu_before_attention": (False, True),
-    "cbam_mlp_bias": (True, False),
-    "cbam_bn": (True, False),
-    "cbam_spatial_bias": (False, True),
-}
-_SIZES = (
-    "width",
-    "groups",
-    "width_per_group",
-    "reduce_first",
-    "stem_width",
-    "reduction",
-    "num_classes",
-    "in_channels",
-)
-_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum", "dropout")
-
-
-def check_keywords(c: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of `ResNet` as plain Python values, NumPy's too; `ValueError` for what cannot be."""
-    checked = {name: check_choice(name, c[name], choices) for name, choices in _CHOICES.items()}
-    checked |= {name: check_int(name, c[name]) for name in _SIZES}
-    checked |= {name: check_float(name, c[name]) for name in _FLOATS}
-    if checked["dropout"] >= 1:
-        raise ValueError(f"dropout={c['dropout']!r}: expected a probability below 1, such as 0.2")
-    checked["depths"] = depths = tuple(check_int("depths", depth) for depth in c["depths"])
-    checked["cbam_kernel_size"] = check_odd("cbam_kernel_size", c["cbam_kernel_size"])
-    if (sizes := c["eca_kernel_sizes"]) is not None:
-        if len(sizes) != len(depths):
-            raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {len(depths)}, one per stage, or None")
-        checked["eca_kernel_sizes"] = tuple(check_odd("eca_kernel_sizes", size) for size in sizes)
-    return {**c, **checked}
+from .keywords import check_keywords
+from .live import below, live_keywords, settings
 
 
 class MaxPoolSame(nn.Module):
@@ -155,7 +115,8 @@ class ResNet(nn.Module):
         c = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__()
         self.config = c = check_keywords(c)
-        width, stem_width, depths = c["width"], c["stem_width"], c["depths"]
+        names = ("block", "depths", "width", "stem", "stem_width", "stem_pool", "norm")
+        block, depths, width, stem, stem_width, stem_pool, norm = (c[name] for name in names)
         bn, bias = make_norm(c), norm != "bn"
 
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
@@ -174,6 +135,30 @@ class ResNet(nn.Module):
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = nn.Dropout(c["dropout"])
         self.fc = nn.Linear(channels, c["num_classes"])
+        self._made = settings(self)
+
+    def live_keywords(self) -> dict[str, Any]:
+        """The keywords that the network has now, with what was changed in its modules since it was made.
+
+        Raises:
+            ValueError: no keywords describe the modules as they are.
+        """
+        now = settings(self)
+        if now == self._made:
+            return dict(self.config)
+        pools = {rule: below(make(), "maxpool") for rule, make in _STEM_POOLS.items()}
+        return live_keywords(self._made, now, self.config, pools)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """As in every module; and the keywords go into the state dict's metadata, which `torch.save` keeps.
+
+        A network that no keywords describe is saved without them.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        with suppress(ValueError):
+            said = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
+            if hasattr(destination, "_metadata"):
+                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(said)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -145,8 +145,6 @@ def run_convert(arguments: argparse.Namespace) -> int:
         _say(output, f"left out: {name} ({what})")
     for note in report["notes"]:
         _say(output, f"note: {note}")
-    for warning in report["warnings"]:
-        print(f"warning: {errors.printable(warning)}", file=sys.stderr)  # noqa: T201
     checkpoint = plan.checkpoint
     verb = "would write" if arguments.dry_run else "wrote"
     source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
@@ -196,6 +194,7 @@ def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
     options["--scope"] = arguments.scope
     for option, value in options.items():
         words += [option, value] if value is not None else []
+    words += ["--assume"] if arguments.assume else []
     for key, value in arguments.settings:
         words += ["--set", f"{key}={value}"]
     return shlex.join(words)
@@ -208,7 +207,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
 
     _check_json(arguments.json, arguments.a, arguments.b)
     options = reading(arguments)
-    of_b = {name: options[name] for name in ("settings", "limits")}
+    of_b = {name: options[name] for name in ("settings", "assume", "limits")}
     with load(arguments.a, **options) as a, load(arguments.b, **of_b) as b:
         lines = diff(a, b)
         count = sum(name in b for name in a)

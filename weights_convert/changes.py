@@ -17,9 +17,8 @@ from weights_convert.checkpoint import Checkpoint, Tensor, changed
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import Family
 from weights_convert.formats.base import TensorInfo
-from weights_convert.spec import ResNetSpec, parameters
+from weights_convert.spec import TRAINING_ONLY, ResNetSpec, parameters
 
-_TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # without effect on inference
 _LETTERS_PER_CLASS = 100  # of a permutation file at most
 _BN = ("weight", "bias", "running_mean", "running_var")
 
@@ -171,7 +170,7 @@ def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:
     wanted = min(choices, key=len)
     if wanted.pop("cbam_order", None):
         source = _swap_maps(source)
-    trained = [keyword for keyword in wanted if keyword in _TRAINING_ONLY]
+    trained = [keyword for keyword in wanted if keyword in TRAINING_ONLY]
     if trained:
         values = ", ".join(f"{k}={getattr(spec, k)!r}, in {family.name} {wanted.pop(k)!r}" for k in trained)
         source = source.derived(source.tensors, spec, f"differs in training only: {values}")

@@ -16,7 +16,14 @@ from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import LAYOUTS, Layout
 from weights_convert.recognise import infer
 from weights_convert.source import Source
-from weights_convert.spec import AttentionSpec, Spec, make_spec, model_name, parameters, variant_of
+from weights_convert.spec import (
+    AttentionSpec,
+    Spec,
+    make_spec,
+    model_name,
+    parameters,
+    variant_of,
+)
 
 MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
 _MOST_HINTED, _MOST_LINES = 50, 5_000  # extra tensors with a hint, lines below a message
@@ -48,6 +55,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         metadata: what this project wrote into the file, {} for anyone else's.
         left_out: name -> description of what the source holds besides.
         notes: what a person should know about how the source was read.
+        cautions: what names and shapes of such a file cannot show, a line each.
         source: the files it comes from, as they were when they were opened.
     """
 
@@ -63,6 +71,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         feeds: Preprocessing | None = None,
         left_out: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
+        cautions: Iterable[str] = (),
         source: Source | None = None,
     ):
         self.tensors = dict(tensors)
@@ -73,6 +82,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.feeds = feeds
         self.left_out = dict(left_out or {})
         self.notes = list(notes)
+        self.cautions = list(cautions)
         self.source = source or Source(None)
         self._reader = reader
         self.path = reader.path if reader else None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from weights_convert import atomic
+from weights_convert.cautions import cautions_go_to
 from weights_convert.errors import DestinationError, SpecError, WeightsConvertError, WriteError
 from weights_convert.limits import DEFAULT, Limits, parse_size
 
@@ -71,12 +72,15 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--from", metavar="FAMILY", dest="family", help="whose file it is (list families)")
     command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
     command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
+    command.add_argument(
+        "--assume", action="store_true", help="accept the defaults for what the file does not say"
+    )
     add_limits(command)
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load` that the options of a command say."""
-    said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope")}
+    said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope", "assume")}
     return said | {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
 
 
@@ -126,8 +130,11 @@ def exit_code(job: Callable[[], int]) -> int:
         if hasattr(stream, "reconfigure"):  # a file's name may be beyond the terminal's encoding
             stream.reconfigure(errors="backslashreplace")
     try:
-        with ends_like_ctrl_c():
+        cautions: list[str] = []
+        with ends_like_ctrl_c(), cautions_go_to(cautions.append):
             code = job()
+        for text in cautions:  # at the end: where nothing was done, the error is the only line
+            print(f"warning: {text}", file=sys.stderr)  # noqa: T201
         sys.stdout.flush()  # now, while what goes wrong can be said
         return code
     except WeightsConvertError as error:

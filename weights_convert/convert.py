@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from weights_convert import atomic, changes
+from weights_convert.cautions import caution, caution_about, doubts
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, SpecError, WeightsConvertError, WriteError
 from weights_convert.formats.base import Format
 from weights_convert.limits import Limits
-from weights_convert.loading import load
+from weights_convert.loading import opened
 from weights_convert.memory import not_finite, sha256
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
 from weights_convert.spec import ResNetSpec
@@ -44,13 +45,14 @@ def convert(
     overwrite: bool = False,
     dry_run: bool = False,
     hash_source: bool = False,
+    assume: bool = False,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Plan:
     """Convert a checkpoint into another container or layout; no framework is imported.
 
     Args:
-        src, model, settings, from_family, key, limits: as in `load`.
+        src, model, settings, from_family, key, assume, limits: as in `load`.
         dst: the suffix says the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
         to_family: the layout to write, by default the container's own.
         dtype: of the floating-point tensors; by default each keeps its own.
@@ -70,9 +72,11 @@ def convert(
     Raises:
         WeightsConvertError: see its subclasses; the destination is then as it was before.
     """
-    with load(
+    with opened(
         src, model=model, settings=settings, family=from_family, key=key, scope=scope, limits=limits
     ) as checkpoint:
+        if not assume:
+            caution_about(checkpoint)  # before anything is written
         if reorder_classes is not None:
             checkpoint = _reordered(checkpoint, reorder_classes)
         if fold_bias:
@@ -80,6 +84,7 @@ def convert(
         if fold_bn:
             checkpoint = changes.fold_bn(checkpoint, DTYPES.get(dtype or ""))
         plan = make_plan(checkpoint, dst, family=to_family, dtype=dtype, scope=scope)
+        plan.warnings += [] if assume else doubts(checkpoint)
         if dry_run:
             check_destination(plan.destination, plan.container, overwrite)
         else:
@@ -150,9 +155,9 @@ def _place_of(path: Path, container: Format) -> Path:
 
 
 def execute(plan: Plan, *, strict: bool, overwrite: bool, progress: Progress | None = None) -> None:
-    """Write, read back, put in place. Fills in each move's sha256 and the plan's warnings."""
+    """Write, read back, put in place. Fills in each move's sha256, and warns as the plan's warnings say."""
     container, place = plan.container, _place_of(plan.destination, plan.container)
-    advance = _progress(plan, progress)
+    advance, known = _progress(plan, progress), len(plan.warnings)
     atomic.sweep(place, container.orphans)
     check_destination(plan.destination, container, overwrite)
     try:
@@ -171,6 +176,8 @@ def execute(plan: Plan, *, strict: bool, overwrite: bool, progress: Progress | N
                 ) from error
     except OSError as error:
         raise WriteError(f"{plan.destination}: could not be written ({error.strerror or error})") from error
+    for text in plan.warnings[known:]:
+        caution(text)
 
 
 def _progress(plan: Plan, progress: Progress | None) -> Callable[[Move], None]:
@@ -213,7 +220,7 @@ def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
         message = f"{move.source_name} has {count} values that are NaN or infinite"
         if strict:
             raise MismatchError(f"{plan.source}: {message} (--strict)")
-        plan.warnings.append(message)
+        plan.warnings.append(f"{plan.source}: {message}")
     if array.dtype != move.target.dtype:
         with np.errstate(over="ignore", invalid="ignore"):
             cast = array.astype(move.target.dtype)

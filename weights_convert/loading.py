@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from weights_convert.cautions import caution_about
 from weights_convert.checkpoint import (
     MAPPING_VERSION,
     Checkpoint,
@@ -23,11 +24,11 @@ from weights_convert.checkpoint import (
     title,
 )
 from weights_convert.detect import Candidate, Reading, declared, detect
-from weights_convert.errors import SourceError
+from weights_convert.errors import SourceError, SpecError
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import Reader
 from weights_convert.limits import Limits
-from weights_convert.recognise import spec_values
+from weights_convert.recognise import matters_unseen, spec_values
 from weights_convert.source import Source
 from weights_convert.spec import COUNTS, AttentionSpec, ResNetSpec, Spec, make_spec, parameters
 
@@ -42,9 +43,13 @@ def load(
     family: str | None = None,
     key: str | None = None,
     scope: str | None = None,
+    assume: bool = False,
     limits: Limits | None = None,
 ) -> Checkpoint:
     """Open a checkpoint of any container; tensors are read when asked for.
+
+    What changes the numbers and the file does not say (a stride, an epsilon) takes its default, with a
+    `UserWarning` that names it; `settings` or `model` say it, `assume` accepts the defaults without a word.
 
     Args:
         path: the file; for a TF1 checkpoint its prefix or directory.
@@ -54,6 +59,7 @@ def load(
         family: the naming of its tensors, where it is not to be detected.
         key: the entry of a PyTorch file that holds the weights.
         scope: the variable scope of the network in a TF1 checkpoint.
+        assume: accept the defaults for what the file does not say.
         limits: what the file is believed: bytes, tensors, depth.
 
     Raises:
@@ -61,6 +67,25 @@ def load(
         MismatchError: its tensors are not those of the model; all of them are listed.
         SpecError: `model` or `settings` name what does not exist.
     """
+    checkpoint = opened(
+        path, model=model, settings=settings, family=family, key=key, scope=scope, limits=limits
+    )
+    if not assume:
+        caution_about(checkpoint)
+    return checkpoint
+
+
+def opened(
+    path: str | Path,
+    *,
+    model: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    family: str | None = None,
+    key: str | None = None,
+    scope: str | None = None,
+    limits: Limits | None = None,
+) -> Checkpoint:
+    """As `load`, without its warnings: for those who give them in another way."""
     source = Source(path)
     reader = open_reader(path, key, limits)
     try:
@@ -85,8 +110,11 @@ def _load(
         raise SourceError(
             f"{reader.path}: written by a newer samenet, mapping version {version} (here: {MAPPING_VERSION})"
         )
+    if not reader.metadata and (said := _network_of(reader, scope)):
+        reader.metadata = said
     family = family or reader.said("family", str)
     saved = reader.said("spec", dict)
+    unsaid = saved is None and model is None
     if saved is not None and model is None:
         spec, assumed = _saved_spec(reader, saved, settings)
         found = declared(reader, spec, assumed, family, scope)
@@ -112,8 +140,21 @@ def _load(
         feeds=next((f.feeds for f in families if f.feeds is not None), None),
         left_out={**reader.left_out, **reading.left_out},
         notes=[*reader.notes, *_notes(found)],
+        cautions=[f"{reader.path}: {text}" for text in (found.family.caution,) if text and unsaid],
         source=source,
     )
+
+
+def _network_of(reader: Reader, scope: str | None) -> dict[str, Any] | None:
+    """What the file says of the network in a scope, or of the only one whose tensors it holds."""
+    if scope is not None:
+        return reader.networks.get(scope.rstrip("/"))
+    there = [
+        said
+        for name, said in reader.networks.items()
+        if not name or any(tensor.startswith(f"{name}/") for tensor in reader.tensors)
+    ]
+    return there[0] if len(there) == 1 else None
 
 
 def _notes(found: Candidate) -> list[str]:
@@ -121,11 +162,6 @@ def _notes(found: Candidate) -> list[str]:
     notes, reading = [], found.reading
     if reading.prefix:
         notes.append(f"looked through the prefix {reading.prefix!r}")
-    if found.assumed:
-        values = spec_values(found.spec, found.assumed)
-        notes.append(
-            f"not to be seen in the file, defaults taken: {values} (--set KEY=VALUE, in Python settings=)"
-        )
     plain = vars(type(found.spec)())
     if unusual := tuple(k for k, value in found.implied.items() if value != plain[k]):
         notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, unusual)}")
@@ -153,9 +189,17 @@ def _saved_spec(
     kind = _KINDS.get(str(reader.metadata.get("kind")))
     if kind is None:
         raise SourceError(f"{reader.path}: its metadata has kind {reader.metadata.get('kind')!r}")
-    fields = {field.name for field in dataclasses.fields(kind)} - set(settings)
-    assumed = tuple(name for name in reader.said("assumed", list) or () if str(name) in fields)
-    return make_spec(kind, saved | dict(settings)), assumed
+    known = {field.name for field in dataclasses.fields(kind)} - set(settings)
+    try:
+        make_spec(kind, saved)
+    except SpecError as error:
+        raise SourceError(f"{reader.path}: its metadata: {error.message}") from None
+    spec: Spec = make_spec(kind, saved | dict(settings))
+    recorded = [str(name) for name in reader.said("assumed", list) or ()]
+    unsaid = [
+        name for name in known if name not in saved and matters_unseen(name, spec)
+    ]  # an older version's
+    return spec, tuple(name for name in (*recorded, *sorted(unsaid)) if name in known)
 
 
 def _saved_counts(reader: Reader) -> dict[str, int]:

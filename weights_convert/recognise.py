@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from weights_convert.checks import MOST_STAGES
 from weights_convert.spec import (
     MODELS,
     MOST_CHANNELS,
-    MOST_STAGES,
     AttentionSpec,
     ResNetSpec,
     Spec,

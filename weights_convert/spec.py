@@ -14,26 +14,17 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
+from weights_convert import checks
 from weights_convert.errors import SpecError, nearest
 
+MOST_CHANNELS = 2**16  # of an attention that is recognised by its shapes
 COUNTS = "num_batches_tracked"  # what PyTorch's batch norms count, and other files lack
-CHOICES = {
-    "block": ("bottleneck", "basic"),
-    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
-    "stem_pool": ("pad1", "ceil", "same", "none"),
-    "stride_in": ("conv2", "conv1"),
-    "downsample_kernel": (1, 3),
-    "downsample_pool": ("none", "avg"),
-    "norm": ("bn", "bias_bn", "bias"),
-    "attention": ("none", "se", "cbam", "eca"),
-    "hidden_rule": ("floor", "multiple_of_8", "absolute"),
-    "cbam_order": ("max_mean", "mean_max"),
-    "cbam_spatial_input": ("refined", "input"),
-}
+TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # keywords without effect on inference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +47,6 @@ class AttentionOptions:
     cbam_spatial_input: str = "refined"
     bn_epsilon: float = 1e-5
 
-    def __post_init__(self) -> None:
-        check_fields(self)
-
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec(AttentionOptions):
@@ -71,6 +59,11 @@ class AttentionSpec(AttentionOptions):
     attention: str = "se"
     channels: int = 64
     eca_kernel_size: int | None = None
+
+    def __post_init__(self) -> None:
+        with _as_spec_error():
+            checked = {name: _OF_A_BLOCK[name](name, value) for name, value in vars(self).items()}
+        _set(self, checked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,25 +91,11 @@ class ResNetSpec(AttentionOptions):
     in_channels: int = 3
 
     def __post_init__(self) -> None:
-        for name in ("depths", "eca_kernel_sizes"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
-        if self.stem_pool is None:
-            object.__setattr__(self, "stem_pool", "none" if self.stem == "3x3" else "pad1")
-        super().__post_init__()
-        if self.eca_kernel_sizes is not None and len(self.eca_kernel_sizes) != len(self.depths):
-            raise SpecError(
-                f"eca_kernel_sizes={self.eca_kernel_sizes}: expected {len(self.depths)} of them or None"
-            )
-        if self.block == "basic" and (self.groups, self.width_per_group, self.reduce_first) != (1, 64, 1):
-            raise SpecError(
-                "groups, width_per_group and reduce_first belong to block='bottleneck', got 'basic'"
-            )
-        if self.stem == "deep_tiered" and self.stem_width < 4:
-            raise SpecError(
-                f"stem_width={self.stem_width}: expected at least 4 with stem='deep_tiered', "
-                "whose first convolution is 3 * (stem_width // 4) wide"
-            )
+        with _as_spec_error():
+            checked = checks.check_keywords(vars(self))
+        if checked["stem_pool"] is None:
+            checked["stem_pool"] = "none" if checked["stem"] == "3x3" else "pad1"
+        _set(self, checked)
 
     def model_kwargs(self) -> dict[str, Any]:
         """Every field as a keyword of `torch_impl.ResNet`, `keras_impl.ResNet` and `tf1_compat.resnet`."""
@@ -126,53 +105,30 @@ class ResNetSpec(AttentionOptions):
 Spec = ResNetSpec | AttentionSpec
 
 
-def _is_value(value: Any, example: Any) -> bool:
-    """Whether `value` is of the type of a field's default; an int serves as a float."""
-    if isinstance(example, bool) or isinstance(value, bool):
-        return isinstance(example, bool) and isinstance(value, bool)
-    if isinstance(example, float):
-        return isinstance(value, (int, float)) and 0 <= value <= _MOST
-    if isinstance(example, int):
-        return isinstance(value, int) and 1 <= value <= _MOST
-    return isinstance(value, type(example))
+def _odd_or_none(name: str, value: Any) -> int | None:
+    return None if value is None else checks.check_odd(name, value)
 
 
-def _is_ints(value: Any) -> bool:
-    return isinstance(value, tuple) and bool(value) and all(_is_value(item, 1) for item in value)
-
-
-# Of a network; a file that claims more is not believed. ResNet-1202 has 600 blocks in 3 stages.
-MOST_STAGES, MOST_BLOCKS, MOST_CHANNELS = 8, 640, 2**16
-_MOST = 2**31 - 1  # of any number
-
-_KERNEL_SIZES = {
-    "cbam_kernel_size": "odd kernel size, such as 7",
-    "eca_kernel_size": "odd kernel size, such as 3, or None",
-    "eca_kernel_sizes": "odd kernel sizes, one per stage, such as 3,5,5,7, or None",
+_OF_A_BLOCK = checks.CHECKS | {
+    "attention": partial(checks.check_choice, choices=("se", "cbam", "eca")),
+    "channels": checks.check_int,
+    "eca_kernel_size": _odd_or_none,
 }
 
 
-def check_fields(spec: AttentionOptions) -> None:
-    """Raise `SpecError` for the first field whose value cannot be; the message shows what can."""
-    for field in dataclasses.fields(spec):
-        name, value = field.name, getattr(spec, field.name)
-        if name in CHOICES:
-            if value not in CHOICES[name]:
-                raise SpecError(f"{name}={value!r}: expected one of {', '.join(map(repr, CHOICES[name]))}")
-        elif name == "depths" and not (
-            _is_ints(value) and sum(value) <= MOST_BLOCKS and len(value) <= MOST_STAGES
-        ):
-            raise SpecError(f"depths={value!r}: expected the number of blocks of each stage, such as 3,4,6,3")
-        elif name in _KERNEL_SIZES:
-            sizes = value if name == "eca_kernel_sizes" else (value,)
-            optional = name != "cbam_kernel_size" and value is None
-            if not optional and not (_is_ints(sizes) and all(size % 2 for size in sizes)):
-                raise SpecError(f"{name}={value!r}: expected {_KERNEL_SIZES[name]}")
-        elif name == "dropout" and not (_is_value(value, 0.0) and value < 1):
-            raise SpecError(f"dropout={value!r}: expected a probability below 1, such as 0.2")
-        elif name not in ("depths", "stem_pool") and not _is_value(value, field.default):
-            kind = type(field.default).__name__
-            raise SpecError(f"{name}={value!r}: expected {kind}, such as {field.default!r}")
+@contextmanager
+def _as_spec_error() -> Iterator[None]:
+    """The words that the models have for an invalid keyword, as this package's error."""
+    try:
+        yield
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+
+
+def _set(spec: AttentionOptions, checked: Mapping[str, Any]) -> None:
+    """Put plain Python values in place of what was given, NumPy's for example."""
+    for name, value in checked.items():
+        object.__setattr__(spec, name, value)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class Reader(ABC):
         path: the file (for a TF1 checkpoint the prefix).
         tensors: name -> `TensorInfo`, in the file's order.
         metadata: this project's own metadata, {} where the file has none.
+        networks: scope -> metadata, where a file says it of each of its networks.
         left_out: name -> description of whatever else the file holds (epoch, optimiser slots ...).
         notes: what a person should be told about how the file was read.
     """
@@ -61,6 +62,7 @@ class Reader(ABC):
         self._size = self._claimed = 0
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, Any] = {}
+        self.networks: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -176,23 +178,21 @@ def dump_metadata(metadata: Mapping[str, Any]) -> str:
     return json.dumps(metadata, sort_keys=True)
 
 
-def parse_metadata(text: Any, path: Path, limits: Limits = DEFAULT) -> dict[str, Any]:
+def parse_metadata(
+    text: Any, path: Path, limits: Limits = DEFAULT, what: str = f"{METADATA_NAME!r} metadata"
+) -> dict[str, Any]:
     """The inverse of `dump_metadata`; `SourceError` for anything that is not a JSON object."""
     if not isinstance(text, str | bytes):
-        raise SourceError(f"{path}: its {METADATA_NAME!r} metadata is {type(text).__name__}, expected text")
+        raise SourceError(f"{path}: its {what} is {type(text).__name__}, expected text")
     if len(text) > limits.text:
-        raise too_many(path, f"bytes of {METADATA_NAME!r} metadata", len(text), "max_tensors", limits.text)
+        raise too_many(path, f"bytes of {what}", len(text), "max_tensors", limits.text)
     try:
         value = json.loads(text if isinstance(text, str) else text.decode())
     except (ValueError, RecursionError) as error:
-        raise SourceError(
-            f"{path}: its {METADATA_NAME!r} metadata is not JSON ({one_line(error)})"
-        ) from error
+        raise SourceError(f"{path}: its {what} is not JSON ({one_line(error)})") from error
     check_depth(value, path, limits)
     if not isinstance(value, dict):
-        raise SourceError(
-            f"{path}: its {METADATA_NAME!r} metadata is {type(value).__name__}, expected an object"
-        )
+        raise SourceError(f"{path}: its {what} is {type(value).__name__}, expected an object")
     return value
 
 

@@ -3,7 +3,8 @@
 Layout, from Keras's `saving_lib.py`: a group per layer, in it `vars/<i>`, the layer's variables in order,
 trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`.
 The older `.h5` (`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` where a whole
-model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, neither a config nor any code.
+model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, and what this project's networks
+say of themselves: in `vars/samenet` of a file of weights, and in the config (`keras_config`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import zipfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -20,12 +21,14 @@ from weights_convert.errors import SourceError, WeightsConvertError
 from weights_convert.formats.archive import open_zip, stored, unpacked
 from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, one_line, parse_metadata
 from weights_convert.formats.hdf5_plain import Dataset, PlainFile, Unusual
-from weights_convert.limits import DEFAULT, LimitReached, Limits
+from weights_convert.formats.keras_config import agreeing, keywords_in_config
+from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
 
 if TYPE_CHECKING:
     from weights_convert.formats.hdf5_library import LibraryFile
 
-_INNER = "model.weights.h5"
+_INNER, _CONFIG = "model.weights.h5", "config.json"
+_SAID = f"vars/{METADATA_NAME}"  # what `keras_impl.ResNet` writes: a text in bytes
 
 
 def open_keras(path: Path, limits: Limits = DEFAULT) -> Reader:
@@ -55,6 +58,7 @@ class KerasReader(Reader):
         super().__init__(path, limits)
         self._opened = ExitStack()
         self._datasets: dict[str, Dataset] = {}
+        self._config: str | bytes | None = None
         try:
             self._contents = kind(*self._inner(), limits)
             self._list()
@@ -71,7 +75,7 @@ class KerasReader(Reader):
             ) from None
 
     def _inner(self) -> tuple[BinaryIO, int, int]:
-        """The HDF5 file: in which file, from which byte on, how long. Of a `.keras` only that one is read."""
+        """The HDF5 file: in which file, from which byte on, how long. The config of a `.keras` is kept."""
         file = self._opened.enter_context(self.path.open("rb"))
         size = file.seek(0, 2)
         self.has(size)
@@ -79,11 +83,18 @@ class KerasReader(Reader):
         if file.read(2) != b"PK":
             return file, 0, size
         archive = open_zip(self.path, file, self.limits)
+        if _CONFIG in archive.namelist():
+            self._config = self._text(archive, archive.getinfo(_CONFIG))
         info = archive.getinfo(_INNER)
         if info.compress_type == zipfile.ZIP_STORED:
             return file, stored(file, info), info.file_size
         self.claim(info.file_size)  # unpacked once, as HDF5 is read to and fro
         return unpacked(archive, info), 0, info.file_size
+
+    def _text(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+        if info.file_size > self.limits.text:
+            raise too_many(self.path, f"bytes of {_CONFIG}", info.file_size, "max_tensors", self.limits.text)
+        return unpacked(archive, info).getvalue()
 
     def _list(self) -> None:
         contents = self._contents
@@ -100,6 +111,21 @@ class KerasReader(Reader):
                 self.add(name, TensorInfo(dataset.shape, dataset.dtype))
         if text is not None:
             self.metadata = parse_metadata(text, self.path, self.limits)
+            return
+        if self._config is None:
+            self._config = contents.attribute("model_config")
+        self.metadata = agreeing(self.path, self._said(), self._of_config())
+
+    def _said(self) -> dict[str, Any]:
+        """What the network wrote beside its weights, which is no tensor then."""
+        info = self.tensors.get(_SAID)
+        if info is None or info.dtype != np.uint8 or len(info.shape) != 1:
+            return {}
+        del self.tensors[_SAID]
+        return parse_metadata(self.read(_SAID).tobytes(), self.path, self.limits)
+
+    def _of_config(self) -> dict[str, Any]:
+        return {} if self._config is None else keywords_in_config(self._config, self.path, self.limits)
 
     def read(self, name: str) -> np.ndarray:
         try:

@@ -28,6 +28,7 @@ from weights_convert.formats.base import (
 )
 from weights_convert.formats.crc32c import crc32c, masked
 from weights_convert.formats.leveldb_table import WireError, read_table, write_table
+from weights_convert.formats.tf1_meta import meta_path, networks_in_meta
 from weights_convert.formats.tf1_place import data_path, index_path, tf1_files
 from weights_convert.formats.tf1_proto import (
     DTYPE_NUMBERS,
@@ -159,6 +160,8 @@ class TF1Reader(Reader):
         if info and info.dtype == np.uint8 and len(info.shape) == 1:
             self.metadata = parse_metadata(self.read(METADATA_NAME).tobytes(), self.path, self.limits)
             del self.tensors[METADATA_NAME]
+        else:
+            self.networks = networks_in_meta(meta_path(self.path), self.limits)
 
 
 def write_tf1(

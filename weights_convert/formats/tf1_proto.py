@@ -18,14 +18,14 @@ from weights_convert.formats.base import TensorInfo
 from weights_convert.formats.leveldb_table import WireError, read_bytes, read_varint, varint
 
 # Wire types, and tags: 8 * the field's number in the .proto + its wire type.
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIXED_LENGTHS = {_FIXED32: 4, _FIXED64: 8}
-_NUM_SHARDS, _ENDIANNESS, _VERSION = 8 + _VARINT, 16 + _VARINT, 24 + _BYTES  # BundleHeaderProto
-_PRODUCER, _MIN_CONSUMER = 8 + _VARINT, 16 + _VARINT  # VersionDef
-_DTYPE, _SHAPE, _SHARD_ID, _OFFSET = 8 + _VARINT, 16 + _BYTES, 24 + _VARINT, 32 + _VARINT  # BundleEntryProto
-_SIZE, _CRC32C, _SLICES = 40 + _VARINT, 48 + _FIXED32, 56 + _BYTES
-_DIM, _UNKNOWN_RANK = 16 + _BYTES, 24 + _VARINT  # TensorShapeProto
-_DIM_SIZE = 8 + _VARINT  # TensorShapeProto.Dim
+VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
+FIXED_LENGTHS = {_FIXED32: 4, _FIXED64: 8}
+_NUM_SHARDS, _ENDIANNESS, _VERSION = 8 + VARINT, 16 + VARINT, 24 + BYTES  # BundleHeaderProto
+_PRODUCER, _MIN_CONSUMER = 8 + VARINT, 16 + VARINT  # VersionDef
+_DTYPE, _SHAPE, _SHARD_ID, _OFFSET = 8 + VARINT, 16 + BYTES, 24 + VARINT, 32 + VARINT  # BundleEntryProto
+_SIZE, _CRC32C, _SLICES = 40 + VARINT, 48 + _FIXED32, 56 + BYTES
+_DIM, _UNKNOWN_RANK = 16 + BYTES, 24 + VARINT  # TensorShapeProto
+_DIM_SIZE = 8 + VARINT  # TensorShapeProto.Dim
 
 _SUPPORTED_VERSION = 1
 _BYTE_ORDERS = {0: "little", 1: "big"}
@@ -71,14 +71,14 @@ class Entry(NamedTuple):
 
 
 def parse_header(message: bytes) -> Header:
-    fields = _parse(message)
-    needed = _last(_parse(_last(fields, _VERSION, b"")), _MIN_CONSUMER)
+    fields = parse(message)
+    needed = last(parse(last(fields, _VERSION, b"")), _MIN_CONSUMER)
     if needed > _SUPPORTED_VERSION:
         raise WireError(f"it needs a reader of version {needed}, and this one is {_SUPPORTED_VERSION}")
-    endianness = _last(fields, _ENDIANNESS)
+    endianness = last(fields, _ENDIANNESS)
     if endianness not in _BYTE_ORDERS:
         raise WireError(f"byte order {endianness}, expected 0 (little) or 1 (big)")
-    return Header(_last(fields, _NUM_SHARDS), _BYTE_ORDERS[endianness])
+    return Header(last(fields, _NUM_SHARDS), _BYTE_ORDERS[endianness])
 
 
 def dump_header(shards: int = 1) -> bytes:
@@ -88,18 +88,18 @@ def dump_header(shards: int = 1) -> bytes:
 
 def parse_entry(message: bytes) -> Entry | str:
     """The entry of one tensor, or the description of something that is no array in one piece."""
-    fields = _parse(message)
-    number = _last(fields, _DTYPE)
+    fields = parse(message)
+    number = last(fields, _DTYPE)
     if number not in _DTYPES:
         return _NO_ARRAYS.get(number, f"tensor of TensorFlow's dtype number {number}")
     if _SLICES in fields:
         return "slices of a partitioned variable"
-    info = TensorInfo(_parse_shape(_last(fields, _SHAPE, b"")), _DTYPES[number])
-    size = _last(fields, _SIZE)
+    info = TensorInfo(_parse_shape(last(fields, _SHAPE, b"")), _DTYPES[number])
+    size = last(fields, _SIZE)
     if math.prod(info.shape) * info.dtype.itemsize != size:
         raise WireError(f"{info.dtype} {info.shape} in {size} bytes")
-    crc = int.from_bytes(_last(fields, _CRC32C, b""), "little")
-    return Entry(info, _last(fields, _SHARD_ID), _last(fields, _OFFSET), size, crc)
+    crc = int.from_bytes(last(fields, _CRC32C, b""), "little")
+    return Entry(info, last(fields, _SHARD_ID), last(fields, _OFFSET), size, crc)
 
 
 def dump_entry(entry: Entry) -> bytes:
@@ -116,15 +116,15 @@ def dump_entry(entry: Entry) -> bytes:
 
 
 def _parse_shape(message: bytes) -> tuple[int, ...]:
-    fields = _parse(message)
-    shape = tuple(_last(_parse(dim), _DIM_SIZE) for dim in fields.get(_DIM, []))
+    fields = parse(message)
+    shape = tuple(last(parse(dim), _DIM_SIZE) for dim in fields.get(_DIM, []))
     countable = math.prod(max(size, 1) for size in shape) < 1 << 58  # NumPy refuses more, even of no elements
-    if _last(fields, _UNKNOWN_RANK) or len(shape) > _MAX_RANK or not countable:
+    if last(fields, _UNKNOWN_RANK) or len(shape) > _MAX_RANK or not countable:
         raise WireError("an impossible shape")
     return shape
 
 
-def _parse(message: bytes) -> dict[int, list[Any]]:
+def parse(message: bytes) -> dict[int, list[Any]]:
     """The fields of a message: tag -> values, an int for a varint, bytes for all others.
 
     A field with the wrong wire type has a tag nobody asks for, so no value has an unexpected type.
@@ -141,19 +141,19 @@ def _tags_and_values(message: bytes) -> Iterator[tuple[int, Any]]:
         tag, at = read_varint(message, at)
         wire_type = tag % 8
         value: int | bytes
-        if wire_type == _VARINT:
+        if wire_type == VARINT:
             value, at = read_varint(message, at)
-        elif wire_type == _BYTES:
+        elif wire_type == BYTES:
             length, at = read_varint(message, at)
             value, at = read_bytes(message, at, length)
-        elif wire_type in _FIXED_LENGTHS:
-            value, at = read_bytes(message, at, _FIXED_LENGTHS[wire_type])
+        elif wire_type in FIXED_LENGTHS:
+            value, at = read_bytes(message, at, FIXED_LENGTHS[wire_type])
         else:
             raise WireError(f"a protobuf field of type {wire_type}")
         yield tag, value
 
 
-def _last(fields: dict[int, list[Any]], tag: int, default: Any = 0) -> Any:
+def last(fields: dict[int, list[Any]], tag: int, default: Any = 0) -> Any:
     """A field that is not repeated: the last value counts, as protobuf has it."""
     return fields.get(tag, [default])[-1]
 
@@ -162,4 +162,4 @@ def _field(tag: int, value: int | bytes) -> bytes:
     """One field; an integer that is 0, the default, is left out as protobuf has it."""
     if isinstance(value, int):
         return varint(tag) + varint(value) if value else b""
-    return varint(tag) + (varint(len(value)) if tag % 8 == _BYTES else b"") + value
+    return varint(tag) + (varint(len(value)) if tag % 8 == BYTES else b"") + value

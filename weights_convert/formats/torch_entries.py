@@ -42,6 +42,7 @@ class Entry(NamedTuple):
 
     steps: tuple[str, ...]  # the keys that lead to it
     tensors: dict[str, TensorRef]
+    said: list[Any]  # what networks of this project say of themselves in its metadata
 
 
 def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
@@ -132,7 +133,8 @@ def _entries(root: dict) -> dict[str, Entry]:
                 pairs = ((name, value) for name, value in mapping.items() if isinstance(name, str))
                 inner += [((*steps, name), value) for name, value in pairs if isinstance(value, dict)]
             if tensors := seen[id(mapping)]:
-                found.setdefault(".".join(steps) or TOP, Entry(steps, tensors))
+                said = getattr(mapping, "said", [])
+                found.setdefault(".".join(steps) or TOP, Entry(steps, tensors, said))
         level = inner
     return found
 

@@ -32,7 +32,7 @@ from weights_convert.formats.base import (
     fill,
     parse_metadata,
 )
-from weights_convert.formats.torch_entries import choose, label, left_out, short
+from weights_convert.formats.torch_entries import choose, describe, label, left_out, short
 from weights_convert.formats.torch_pickle import Storage, TensorRef
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
 from weights_convert.memory import write
@@ -248,6 +248,7 @@ class TorchReader(Reader):
             self._container = _open_container(path, self._file, limits)
             root, self.metadata = self._container.root, self._container.metadata
             chosen, self.notes = choose(path, root, key)
+            self.metadata = self.metadata or _said(path, chosen.said, limits)
             self._refs = chosen.tensors
             for name, ref in self._refs.items():
                 self.add(name, self._info(name, ref), self._cost(ref))
@@ -295,6 +296,15 @@ class TorchReader(Reader):
         """Bytes that reading a tensor takes: from its first element to its last, or all up to there."""
         before = ref.start if ref.span and self._container.unpacks(ref.storage.key) else 0
         return before + ref.span * ref.dtype.itemsize
+
+
+def _said(path: Path, said: list[Any], limits: Limits) -> dict[str, Any]:
+    """What `torch_impl.ResNet` wrote into a state dict's metadata; {} where it wrote nothing."""
+    for text in said:
+        if not isinstance(text, str) or text != said[0]:
+            what = "keywords of several networks" if isinstance(text, str) else describe(text)
+            raise SourceError(f"{path}: its state dict's metadata has {what}, expected one text of keywords")
+    return parse_metadata(said[0], path, limits) if said else {}
 
 
 def open_torch(path: Path, key: str | None = None, limits: Limits = DEFAULT) -> TorchReader:

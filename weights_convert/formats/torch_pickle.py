@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, ClassVar, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from weights_convert.formats.base import MAX_NDIM, TensorInfo
+from weights_convert.formats.base import MAX_NDIM, METADATA_NAME, TensorInfo
 from weights_convert.formats.pickle_check import FRAME_SIZE, check
 from weights_convert.limits import DEFAULT, Limits
 
@@ -86,17 +86,25 @@ def _opaque(path: str) -> type[Opaque]:
 
 
 class StateDict(dict):
-    """Stands in for `OrderedDict`. Attributes (`_metadata`: versions of modules) are dropped."""
+    """Stands in for `OrderedDict`. Attributes are dropped, but for what a network of this project says.
 
-    __slots__ = ()
+    torch keeps versions of modules in `_metadata`, by their paths; `torch_impl.ResNet` adds its keywords.
+    """
+
+    __slots__ = ("said",)
+    said: list[Any]  # untrusted, and of any type
 
     def __init__(self, pairs: Any = ()):
         """Of pairs as in Python 2's pickles; only by texts, as other keys could be made to collide."""
         pairs = pairs.items() if isinstance(pairs, dict) else pairs
         super().__init__((key, value) for key, value in pairs if isinstance(key, str))
+        self.said = []
 
-    def __setstate__(*_: Any) -> None:
-        pass
+    def __setstate__(self, state: Any = None, *_: Any) -> None:
+        metadata = state.get("_metadata") if isinstance(state, dict) else None
+        if isinstance(self, StateDict) and isinstance(metadata, dict):
+            modules = [value for value in metadata.values() if isinstance(value, dict)]
+            self.said = [value[METADATA_NAME] for value in modules if METADATA_NAME in value]
 
 
 class Storage(NamedTuple):

@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from weights_convert.cautions import caution_about
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError, SpecError, nearest
 from weights_convert.limits import Limits
-from weights_convert.loading import load
+from weights_convert.loading import load, opened
 from weights_convert.recognise import matters_unseen
 from weights_convert.spec import ResNetSpec, is_count, make_spec, parameters
 
 FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
+PACKAGES = {"torch": "torch", "keras": "keras tensorflow", "tf1": "tensorflow"}  # what pip installs
 _BASES = {  # a class that a model is derived from -> its framework
     ("torch.nn.modules.module", "Module"): "torch",
     ("keras.src.layers.layer", "Layer"): "keras",
@@ -35,9 +37,14 @@ def load_into(
     *,
     prefix: str = "",
     scope: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+    assume: bool = False,
     limits: Limits | None = None,
 ) -> None:
     """Put a checkpoint's weights into a live model, all of them or none.
+
+    What a file does not say of its network (a stride, an epsilon) is taken to be as the model has it, with a
+    `UserWarning` that names it.
 
     Args:
         model: a torch module or a Keras layer or model of this project, or a session of
@@ -45,10 +52,13 @@ def load_into(
         source: a file of any container, or a `Checkpoint`.
         prefix: the part of the checkpoint that `model` is, such as "layer1.0.se".
         scope: for a session, the variable scope of the network; None where it is the only one.
+        settings: keywords of the file's network, such as {"stride_in": "conv1"}; the model must have them.
+        assume: accept without a word that the file's network is as the model.
         limits: as in `load`.
 
     Raises:
-        MismatchError: tensors, shapes, dtypes or keywords differ; nothing has been changed then.
+        MismatchError: tensors, shapes, dtypes or keywords differ, or the model was changed to what no
+            keywords describe; nothing has been changed then.
 
     Example:
         >>> import torch_impl
@@ -59,15 +69,26 @@ def load_into(
     if isinstance(source, Checkpoint):
         adapter.load_into(model, source, prefix, scope)
         return
-    with load(source, limits=limits) as checkpoint:
+    with opened(source, settings=settings, limits=limits) as checkpoint:
+        if not assume:
+            caution_about(checkpoint, _complete(adapter.keywords_of(model, scope)))
         adapter.load_into(model, checkpoint, prefix, scope)
 
 
-def state_of(model: Any, *, scope: str | None = None) -> Checkpoint:
-    """A live model's weights under canonical names, as copies that stay as they are.
+def state_of(
+    model: Any, *, scope: str | None = None, settings: Mapping[str, Any] | None = None, assume: bool = False
+) -> Checkpoint:
+    """A live model's weights under canonical names, as copies that stay as they are, and its keywords.
+
+    The keywords are those of its modules or layers as they are now: what was changed since counts.
 
     Args:
         model, scope: as in `load_into`.
+        settings: keywords that the model does not know of itself: a lone attention block of TF1, say.
+        assume: accept the defaults for those without a word.
+
+    Raises:
+        MismatchError: the model was changed to what no keywords describe.
 
     Example:
         >>> import torch_impl
@@ -76,7 +97,10 @@ def state_of(model: Any, *, scope: str | None = None) -> Checkpoint:
         ('se_resnet20', (10, 64))
     """
     arrays, config = _adapter(model).state_of(model, scope)
-    return Checkpoint.from_arrays(arrays, config)
+    state = Checkpoint.from_arrays(arrays, {**config, **(settings or {})})
+    if not assume:
+        caution_about(state)
+    return state
 
 
 def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> Any:
@@ -87,7 +111,7 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
         framework: "torch" (a module in eval mode), "keras" (a built model) or "tf1" (a function
             `network(images, is_training=False, scope=None) -> (logits, end_points)` whose variables
             initialise from the file).
-        keywords: of `load`, such as `settings={"stride_in": "conv1"}`.
+        keywords: of `load`, such as `settings={"stride_in": "conv1"}` or `assume=True`.
     """
     if framework not in FRAMEWORKS:
         framework = str(framework)
@@ -111,7 +135,7 @@ def _module(framework: str) -> ModuleType:
         if (error.name or "").startswith(("weights_convert", "numpy")):
             raise
         what = f"{framework}: {error.name} is not installed"
-        raise SpecError(f"{what}; pip install samenet[{framework}], or the framework's own way") from None
+        raise SpecError(f"{what}; pip install {PACKAGES[framework]}") from None
 
 
 def _adapter(model: Any) -> ModuleType:
@@ -135,7 +159,7 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     spec, lines = checkpoint.spec, []
     whole = isinstance(spec, ResNetSpec) and "depths" in config
     same_shapes = whole and parameters(spec) == parameters(make_spec(ResNetSpec, config))
-    wanted = dataclasses.asdict(make_spec(ResNetSpec, config)) if whole else config
+    wanted = _complete(config) if whole else config
     for keyword, value in wanted.items():
         ours = getattr(spec, keyword, value)
         harmless = same_shapes and not matters_unseen(keyword, spec)  # another way to say the same shapes
@@ -145,17 +169,32 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         raise MismatchError(f"the model is not the checkpoint's; {len(lines)} keywords differ:", lines)
 
 
+def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a network with None resolved; those of a lone block as they are."""
+    return dataclasses.asdict(make_spec(ResNetSpec, config)) if "depths" in config else dict(config)
+
+
 def config_of(model: Any) -> dict[str, Any]:
-    """The keywords that a torch module or Keras layer of this project knows of itself."""
-    config = getattr(model, "config", None)
-    if isinstance(config, Mapping) and "attention" in config:
-        return dict(config)
+    """The keywords that a torch module or Keras layer of this project has now.
+
+    Raises:
+        MismatchError: it was changed to what no keywords describe.
+    """
+    if hasattr(model, "live_keywords"):
+        try:
+            return dict(model.live_keywords())
+        except ValueError as error:
+            raise MismatchError(f"the model is not what its keywords say: {error}") from None
     spatial = getattr(model, "spatial", None)
-    if spatial is None or not hasattr(model, "spatial_input"):
-        return {}  # SE and ECA: all that counts is in the shapes
+    if spatial is None or not hasattr(model, "spatial_input"):  # SE and ECA: all that counts is in the shapes
+        channels = getattr(model, "channels", None)
+        return {} if channels is None else {"channels": channels}
     keywords = {"cbam_order": spatial.order, "cbam_spatial_input": model.spatial_input}
-    if spatial.bn is not None:
-        keywords["bn_epsilon"] = spatial.bn.eps if hasattr(spatial.bn, "eps") else spatial.bn.epsilon
+    if (bn := spatial.bn) is not None:
+        in_torch = hasattr(bn, "eps")
+        keywords["bn_epsilon"] = bn.eps if in_torch else bn.epsilon
+        # Keras's momentum is the weight of the old value
+        keywords["cbam_bn_momentum"] = bn.momentum if in_torch else round(1 - bn.momentum, 12)
     return keywords
 
 

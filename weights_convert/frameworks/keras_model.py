@@ -53,6 +53,10 @@ def _variables(layer: keras.layers.Layer) -> dict[str, keras.Variable]:
     return found
 
 
+def keywords_of(layer: keras.layers.Layer, scope: str | None) -> dict[str, Any]:
+    return config_of(layer)
+
+
 def load_into(layer: keras.layers.Layer, checkpoint: Checkpoint, prefix: str, scope: str | None) -> None:
     check_config(config_of(layer), checkpoint)
     variables = _variables(layer)

@@ -15,16 +15,38 @@ from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError
 from weights_convert.frameworks import block_config, cast, check_config, match, selected
 from weights_convert.layouts import LAYOUTS, ROLES, permuted, role_of
-from weights_convert.spec import AttentionSpec
+from weights_convert.spec import TRAINING_ONLY, AttentionSpec
 
 _LAYOUT = LAYOUTS["tf1"]
-_CONFIGS = "resnet_config"  # the collection in which tf1_compat.resnet notes its scope and keywords
+# the collections in which tf1_compat notes the scope and keywords of a network, and of a CBAM block
+_CONFIGS, _BLOCKS = "resnet_config", "cbam_config"
 
 
 def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
-    """Scope -> keywords, for every network of a graph."""
-    notes = [json.loads(text) for text in graph.get_collection(_CONFIGS)]
-    return {note["scope"]: note["keywords"] for note in notes}
+    """Scope -> keywords, for every network of a graph.
+
+    Raises:
+        MismatchError: two that share their variables compute different outputs from them.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for note in map(json.loads, graph.get_collection(_CONFIGS)):
+        scope, keywords = note["scope"], note["keywords"]
+        for name, value in found.get(scope, keywords).items():
+            if name not in TRAINING_ONLY and keywords[name] != value:
+                shown = f"{name}={value!r} and {name}={keywords[name]!r}"
+                raise MismatchError(
+                    f"two networks share the variables under {scope!r}: {shown}; expected one"
+                )
+        found[scope] = keywords
+    return found
+
+
+def keywords_of(session: tf.Session, scope: str | None) -> dict[str, Any]:
+    """The keywords of the network or the CBAM block in a scope; {} where the graph does not say."""
+    scope = _scope(session, scope)
+    notes = map(json.loads, session.graph.get_collection(_BLOCKS))
+    blocks = {note["scope"]: note["keywords"] for note in notes}
+    return _configs(session.graph).get(scope) or blocks.get(scope, {})
 
 
 def _scope(session: tf.Session, scope: str | None) -> str:
@@ -57,7 +79,7 @@ def _variables(session: tf.Session, scope: str) -> dict[str, tf.Variable]:
 
 def load_into(session: tf.Session, checkpoint: Checkpoint, prefix: str, scope: str | None) -> None:
     scope = _scope(session, scope)
-    check_config(_configs(session.graph).get(scope, {}), checkpoint)
+    check_config(keywords_of(session, scope), checkpoint)
     variables = _variables(session, scope)
     wanted = {}
     for name, variable in variables.items():
@@ -79,7 +101,7 @@ def state_of(session: tf.Session, scope: str | None) -> tuple[dict[str, np.ndarr
     for name, array in values.items():
         axes = ROLES[str(role_of(name))].to_torch
         arrays[name] = np.array(array if axes is None else array.transpose(axes), order="C")
-    return arrays, _configs(session.graph).get(scope, {})
+    return arrays, keywords_of(session, scope)
 
 
 def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:

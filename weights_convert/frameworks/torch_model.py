@@ -45,6 +45,10 @@ def _dtype(tensor: torch.Tensor) -> np.dtype:
     )
 
 
+def keywords_of(module: torch.nn.Module, scope: str | None) -> dict[str, Any]:
+    return config_of(unwrapped(module))
+
+
 def load_into(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str, scope: str | None) -> None:
     module = unwrapped(module)
     check_config(config_of(module), checkpoint)

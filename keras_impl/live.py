@@ -1,0 +1,91 @@
+"""The keywords that a network has now, read from its layers: what was changed after it was made counts.
+
+A file of weights holds no stride and no epsilon. `save` and `save_weights` therefore write the keywords too,
+and they have to be those of the layers as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+
+from .keywords import check_keywords
+
+_SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a layer and an attribute
+    "num_classes": r"fc\.units",
+    "stem_pool": r"stem_pool",
+    "dropout": r"dropout\.rate",
+    "bn_epsilon": r".*\.epsilon",
+    "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
+    "cbam_bn_momentum": r".*\.cbam\.spatial\.bn\.momentum",
+    "cbam_order": r".*\.cbam\.spatial\.order",
+    "cbam_spatial_input": r".*\.cbam\.spatial_input",
+    "relu_before_attention": r".*\.relu_before_attention",
+}
+_SETTINGS = (  # what a layer's call reads
+    *("filters", "units", "kernel_size", "strides", "groups", "padding", "dilation_rate", "data_format"),
+    *("activation", "use_bias", "axis", "momentum", "epsilon", "center", "scale", "rate", "order", "bn"),
+    *("spatial_input", "relu_before_attention", "attention", "downsample_pool", "deep_stem", "stem_pool"),
+)
+_ABSENT = "absent"
+
+
+def settings(layer: keras.layers.Layer, path: str = "") -> dict[str, Any]:
+    """The class of every layer (`layer1.0.bn1`) and its settings (`layer1.0.bn1.epsilon`).
+
+    Layers that do nothing are left out.
+    """
+    found: dict[str, Any] = {}
+    if path and not isinstance(layer, keras.layers.Identity):
+        found[path] = type(layer).__name__
+    for name in _SETTINGS:
+        value = vars(layer).get(name, _ABSENT)
+        if isinstance(value, (bool, int, float, str, tuple, type(None))) and value != _ABSENT:
+            found[f"{path}.{name}".lstrip(".")] = value
+        elif callable(value) and not isinstance(value, keras.layers.Layer):  # an activation
+            found[f"{path}.{name}".lstrip(".")] = getattr(value, "__name__", repr(value))
+    for name, inner in _inner(layer):
+        found |= settings(inner, f"{path}.{name}".lstrip("."))
+    return found
+
+
+def _inner(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]]:
+    for name, value in vars(layer).items():
+        if name.startswith("_"):
+            continue
+        if isinstance(value, keras.layers.Layer):
+            yield name, value
+        elif isinstance(value, (list, tuple)):
+            numbered = enumerate(value)
+            yield from ((f"{name}.{i}", item) for i, item in numbered if isinstance(item, keras.layers.Layer))
+
+
+def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The keywords of a network whose settings were `made` when it was made and are what they are `now`.
+
+    Args:
+        keywords: those that it was made with.
+
+    Raises:
+        ValueError: a setting was changed to what no keyword describes.
+    """
+    found = dict(keywords)
+    changed = [name for name in {**made, **now} if made.get(name, _ABSENT) != now.get(name, _ABSENT)]
+    for keyword, pattern in _SHOWN_BY.items():
+        shown = [name for name in changed if re.fullmatch(pattern, name)]
+        values = [value for name, value in now.items() if re.fullmatch(pattern, name)]
+        if shown and len(set(map(repr, values))) == 1:
+            old_weighs = keyword.endswith("momentum")  # Keras's momentum is the weight of the old value
+            found[keyword] = round(1 - values[0], 12) if old_weighs else values[0]
+            changed = [name for name in changed if name not in shown]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{name} is {now.get(name, _ABSENT)!r}, and {made.get(name, _ABSENT)!r} by the network's keywords"
+            f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
+            "make the network with the keywords that are meant"
+        )
+    return check_keywords(found)

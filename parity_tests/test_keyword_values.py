@@ -1,0 +1,206 @@
+"""Every value of every keyword, and of pairs: the spec and the implementations accept or refuse alike."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow.compat.v1 as tf
+import torch
+
+import keras_impl
+import tf1_compat
+import torch_impl
+from parity_tests.synthetic import tiny
+from weights_convert.errors import SpecError
+from weights_convert.spec import AttentionSpec, ResNetSpec
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
+
+
+def torch_network(**keywords: Any) -> None:
+    with torch.device("meta"):
+        torch_impl.ResNet(**keywords)
+
+
+def tf1_network(**keywords: Any) -> None:
+    channels = keywords["in_channels"]
+    with tf.Graph().as_default():
+        channels = channels if isinstance(channels, (int, np.integer)) and 0 < channels < 9 else 3
+        tf1_compat.resnet(tf.zeros((1, 8, 8, channels)), **keywords)
+
+
+BUILD: dict[str, Callable[..., Any]] = {
+    "spec": ResNetSpec,
+    "torch": torch_network,
+    "keras": keras_impl.ResNet,
+    "tf1": tf1_network,
+}
+
+
+def verdict(build: Callable[..., Any], keywords: dict[str, Any]) -> str:
+    """What is said of a network with these keywords: nothing, or why there is none."""
+    try:
+        build(**keywords)
+    except (ValueError, SpecError) as error:
+        return str(error)
+    return ""
+
+
+BASE = tiny(depths=(1,), attention="cbam").model_kwargs()
+NAMES = list(BASE)
+POOL = [
+    *(None, True, False, 0, 1, 2, 3, 4, 5, -1, 2**31 - 1, 2**31, 10**400, 0.0, 0.5, 1.0, 1.5, -0.5),
+    *(
+        float("nan"),
+        float("inf"),
+        1e308,
+        "",
+        "none",
+        "conv1",
+        "basic",
+        "deep_tiered",
+        "same",
+        "absolute",
+        "1",
+    ),
+    *((), (1,), (1, 1), [3], [3, 5], (2,), (0,), ("1",), (1.0,), (True,), (1,) * 9, (700,), "34", b"34"),
+    *({1: 1}, {1}, object, np.int64(1), np.float32(0.5), np.bool_(True), np.str_("avg"), np.array([1])),
+    *(np.array([[1]]), np.array(1), np.array("none"), np.array([True]), range(1, 2)),
+]
+# nothing invalid, and more than this computer has: no implementation is built with it
+SIZES = ("width", "groups", "width_per_group", "stem_width", "reduction", "num_classes", "in_channels")
+TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_value_of_a_keyword_has_one_verdict(name):
+    seen = set()
+    for value in [BASE[name], *POOL]:
+        if isinstance(value, int) and (name, value) in TOO_LARGE:
+            continue
+        said = {who: verdict(build, BASE | {name: value}) for who, build in BUILD.items()}
+        assert len(set(said.values())) == 1, (value, said)
+        seen.add(said["spec"] == "")
+    assert seen == {True, False}  # some are refused, and some are not
+
+
+def few(name: str) -> list[Any]:
+    """Values that are valid alone, and are not the default."""
+    choices = {
+        "block": ["basic"],
+        "depths": [(2, 1), (1, 1, 1)],
+        "width": [1, 3],
+        "groups": [2, 3],
+        "width_per_group": [1, 32],
+        "reduce_first": [2, 5],
+        "stem": ["deep", "deep_tiered", "3x3"],
+        "stem_width": [1, 3],
+        "eca_kernel_sizes": [(3,), (3, 5)],
+        "attention": ["none", "se", "eca"],
+        "reduction": [1, 7],
+        "hidden_rule": ["absolute"],
+        "norm": ["bias"],
+        "cbam_kernel_size": [1],
+    }
+    default = BASE[name]
+    other = [not default] if isinstance(default, bool) else [0.25] if isinstance(default, float) else []
+    return choices.get(name, other)
+
+
+def test_pairs_of_keywords_have_one_verdict():
+    """The words of all, and for PyTorch the networks themselves, which cost no memory."""
+    refused = 0
+    for first, second in itertools.combinations(NAMES, 2):
+        for one, two in itertools.product(few(first), few(second)):
+            keywords = BASE | {first: one, second: two}
+            said = {room: verdict(checked(room), keywords) for room in ROOMS}
+            said |= {who: verdict(BUILD[who], keywords) for who in ("spec", "torch")}
+            assert len(set(said.values())) == 1, (first, one, second, two, said)
+            refused += said["spec"] != ""
+    assert refused > 50
+
+
+def checked(room: str) -> Callable[..., Any]:
+    """`check_keywords` of a room, with which each of its networks begins."""
+    module = {"torch_impl": torch_impl, "keras_impl": keras_impl, "tf1_compat": tf1_compat}[room]
+    check = module.keywords.check_keywords
+    return lambda **keywords: check(keywords)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"block": "basic", "groups": 2},
+        {"block": "basic", "width_per_group": 32},
+        {"block": "basic", "reduce_first": 2},
+        {"depths": ()},
+        {"depths": (1,) * 9},
+        {"depths": (641,)},
+        {"groups": 2, "reduce_first": 5, "width_per_group": 32},
+        {"width": 1, "width_per_group": 1},
+        {"stem": "deep_tiered", "stem_width": 3},
+        {"hidden_rule": "ceil", "attention": "none"},
+        {"cbam_order": "mean", "attention": "se"},
+        {"se_bias": 1},
+        {"bn_epsilon": 10**400},
+    ],
+    ids=str,
+)
+def test_what_was_accepted_and_ignored_is_refused_by_all(keywords):
+    said = {who: verdict(build, BASE | keywords) for who, build in BUILD.items()}
+    assert len(set(said.values())) == 1, said
+    assert "expected" in said["spec"]
+
+
+@pytest.mark.quick
+def test_numpy_values_are_plain_in_the_spec():
+    spec = ResNetSpec(**BASE | {"width": np.int64(8), "depths": np.array([1]), "se_bias": np.False_})
+    assert (type(spec.width), spec.depths, spec.se_bias) == (int, (1,), False)
+    assert AttentionSpec(channels=np.int64(8)) == AttentionSpec(channels=8)
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["bias", "mlp_bias", "spatial_bias", "bn"])
+@pytest.mark.parametrize("value", ["False", 1, 0, None])
+def test_switches_of_a_block_are_bools(name, value):
+    """A text that says no would be taken for a yes."""
+    block, function = ("CBAM", "cbam") if name != "bias" else ("SqueezeExcitation", "squeeze_excitation")
+    message = f"{name}={value!r}: expected one of True, False"
+    for room in (torch_impl, keras_impl):
+        with pytest.raises(ValueError, match=message):
+            getattr(room, block)(16, **{name: value})
+    with tf.Graph().as_default(), pytest.raises(ValueError, match=message):
+        getattr(tf1_compat, function)(tf.zeros((1, 4, 4, 16)), **{name: value})
+
+
+def parts(path: Path) -> dict[str, str]:
+    """The functions, classes and constants of a file, as text without what ruff sets."""
+    found = {}
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef):
+            found[node.name] = ast.dump(node)
+        elif isinstance(node, (ast.Assign, ast.AnnAssign)):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found[ast.unparse(target)] = ast.dump(node)
+    return found
+
+
+@pytest.mark.quick
+def test_the_checks_are_one_text():
+    files = [(ROOT / room / "keywords.py").read_text(encoding="utf-8") for room in ROOMS]
+    assert files == files[:1] * 3
+    ours = parts(ROOT / "weights_convert" / "checks.py")
+    table = parts(ROOT / "torch_impl" / "keywords.py")
+    scalars = {name for name in ours if name not in table}
+    assert scalars == {"_MOST", "check_choice", "check_bool", "check_int", "check_odd", "check_float"}
+    for room in ROOMS:
+        theirs = parts(ROOT / room / "attention.py")
+        assert ours == table | {name: theirs[name] for name in scalars}

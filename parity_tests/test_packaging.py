@@ -1,0 +1,67 @@
+"""What is installed: the bounds of versions, and the wheel."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from parity_tests.test_isolation import ROOT
+
+FILES = ("requirements.txt", ".ci/lowest.txt")
+REQUIREMENT = re.compile(r"([A-Za-z0-9_-]+)(>=|==)([0-9.]+)")
+
+
+def bounds(lines) -> dict[str, str]:
+    """Package -> the lowest version that is admitted."""
+    found = [REQUIREMENT.fullmatch(line.split("#")[0].strip()) for line in lines]
+    return {match[1].lower(): match[3] for match in found if match}
+
+
+def test_ci_tests_the_lowest_versions_of_requirements():
+    """`test_docs` holds requirements.txt to pyproject.toml."""
+    required, lowest = ((ROOT / file).read_text(encoding="utf-8").splitlines() for file in FILES)
+    assert bounds(lowest) == bounds(required) != {}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy: a build leaves folders beside its source."""
+    folder = tmp_path_factory.mktemp("wheel")
+    ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", ".*_cache", "docs")
+    source = shutil.copytree(ROOT, folder / "source", ignore=ignored)
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
+    done = subprocess.run(
+        [*command, "--wheel-dir", str(folder), str(source)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_has_the_data_the_commands_and_no_tests(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)
+    assert {"parity_tests/compare/page.css", "parity_tests/images/cat.jpg"} <= set(names)
+    assert {f"{room}/py.typed" for room in ("torch_impl", "keras_impl", "tf1_compat")} <= set(names)
+    assert [name for name in names if "test_" in name or "conftest" in name or "/tests/" in name] == []
+    entry_points = next(tmp_path.glob("*.dist-info/entry_points.txt")).read_text(encoding="utf-8")
+    for command in ("weights-convert", "parity"):
+        assert f"{command} = " in entry_points
+    code = "import parity_tests.__main__ as p, weights_convert.__main__ as w; w.main(['list', 'models'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "se_resnet50" in done.stdout
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)
+def test_every_action_is_pinned(path):
+    used = re.findall(r"uses: (\S+)", path.read_text(encoding="utf-8"))
+    assert [action for action in used if not re.search(r"@[0-9a-f]{40}$", action)] == []

@@ -1,0 +1,118 @@
+"""What the keywords of a network may be.
+
+This file is the same in `torch_impl`, `keras_impl` and `tf1_compat`, and `weights_convert/checks.py` has its
+text too: a value that one refuses, all refuse in the same words. A test compares them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from .attention import check_bool, check_choice, check_float, check_int, check_odd
+
+CHOICES = {
+    "block": ("bottleneck", "basic"),
+    "stem": ("7x7", "deep", "deep_tiered", "3x3"),
+    "stem_pool": (None, "pad1", "ceil", "same", "none"),
+    "stride_in": ("conv2", "conv1"),
+    "downsample_kernel": (1, 3),
+    "downsample_pool": ("none", "avg"),
+    "norm": ("bn", "bias_bn", "bias"),
+    "attention": ("none", "se", "cbam", "eca"),
+    "hidden_rule": ("floor", "multiple_of_8", "absolute"),
+    "cbam_order": ("max_mean", "mean_max"),
+    "cbam_spatial_input": ("refined", "input"),
+}
+_BOOLS = ("se_bias", "relu_before_attention", "cbam_mlp_bias", "cbam_bn", "cbam_spatial_bias")
+_SIZES = (
+    "width",
+    "groups",
+    "width_per_group",
+    "reduce_first",
+    "stem_width",
+    "reduction",
+    "num_classes",
+    "in_channels",
+)
+_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
+MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
+_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # all that block="basic" can have
+
+
+def check_dropout(name: str, value: Any) -> float:
+    """A probability below 1 as a Python float."""
+    probability = check_float(name, value)
+    if probability >= 1:
+        raise ValueError(f"{name}={value!r}: expected a probability below 1, such as 0.2")
+    return probability
+
+
+def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> tuple[int, ...]:
+    """A sequence with one number per stage, which may be NumPy's, as a tuple of Python ints."""
+    is_text = isinstance(value, (str, bytes))
+    if is_text or not (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1):
+        raise ValueError(f"{name}={value!r}: expected a sequence of ints, one per stage")
+    return tuple(check(name, item) for item in value)
+
+
+def check_depths(name: str, value: Any) -> tuple[int, ...]:
+    """The number of blocks of each stage."""
+    depths = check_per_stage(name, value, check_int)
+    if not 1 <= len(depths) <= MOST_STAGES or sum(depths) > MOST_BLOCKS:
+        most = f"1 to {MOST_STAGES} stages with at most {MOST_BLOCKS} blocks in all"
+        raise ValueError(f"{name}={depths!r}: expected {most}, such as (3, 4, 6, 3)")
+    return depths
+
+
+def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
+    """Odd kernel sizes, one per stage, or None."""
+    return None if value is None else check_per_stage(name, value, check_odd)
+
+
+CHECKS: dict[str, Callable[[str, Any], Any]] = {
+    **{name: partial(check_choice, choices=choices) for name, choices in CHOICES.items()},
+    **dict.fromkeys(_BOOLS, check_bool),
+    **dict.fromkeys(_SIZES, check_int),
+    **dict.fromkeys(_FLOATS, check_float),
+    "dropout": check_dropout,
+    "depths": check_depths,
+    "cbam_kernel_size": check_odd,
+    "eca_kernel_sizes": check_odd_or_none,
+}
+
+
+def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
+    """The keywords of a network as plain Python values, NumPy's too.
+
+    Raises:
+        ValueError: a value is invalid, or does not go with another keyword's.
+    """
+    checked = {name: CHECKS[name](name, value) for name, value in keywords.items()}
+    check_together(checked)
+    return checked
+
+
+def check_together(c: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for keywords that are valid one by one and make no network together."""
+    stages, sizes = len(c["depths"]), c["eca_kernel_sizes"]
+    if sizes is not None and len(sizes) != stages:
+        raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {stages}, one per stage, or None")
+    if c["stem"] == "deep_tiered" and c["stem_width"] < 4:
+        raise ValueError(
+            f"stem_width={c['stem_width']}: expected at least 4 with stem='deep_tiered', "
+            "whose first convolution is 3 * (stem_width // 4) wide"
+        )
+    for name, only in _OF_BASIC.items():
+        if c["block"] == "basic" and c[name] != only:
+            raise ValueError(f"{name}={c[name]}: expected {only} with block='basic', or block='bottleneck'")
+    groups, per_group, reduce_first = (c[name] for name in _OF_BASIC)
+    for stage in range(stages):
+        first = c["width"] * 2**stage * per_group // 64 * groups // reduce_first
+        if c["block"] == "bottleneck" and (first < 1 or first % groups):
+            raise ValueError(
+                f"width={c['width']}, groups={groups}, width_per_group={per_group}, "
+                f"reduce_first={reduce_first}: the 3x3 convolutions of layer{stage + 1} would have "
+                f"{first} input channels, expected a multiple of {groups} above 0"
+            )

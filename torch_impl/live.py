@@ -1,0 +1,86 @@
+"""The keywords that a network has now, read from its modules: what was changed after it was made counts.
+
+A state dict holds no stride and no epsilon. `ResNet.state_dict()` therefore carries the keywords in its
+metadata, where `torch.save` keeps them, and they have to be those of the modules as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from torch import nn
+
+from .keywords import check_keywords
+
+_SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a module and an attribute
+    "in_channels": r"conv1\.in_channels",
+    "num_classes": r"fc\.out_features",
+    "dropout": r"dropout\.p",
+    "bn_epsilon": r".*\.eps",
+    "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
+    "cbam_bn_momentum": r".*\.cbam\.spatial\.bn\.momentum",
+    "cbam_order": r".*\.cbam\.spatial\.order",
+    "cbam_spatial_input": r".*\.cbam\.spatial_input",
+    "relu_before_attention": r".*\.relu_before_attention",
+}
+_SKIPPED = ("training", "process_group")  # attributes that change no weight's meaning
+_SAME = {"SyncBatchNorm": "BatchNorm2d"}  # classes that compute the same in inference
+_PLAIN = (bool, int, float, str, tuple, type(None))
+_ABSENT = "absent"
+
+
+def settings(module: nn.Module) -> dict[str, Any]:
+    """The class of every module (`layer1.0.bn1`) and all its plain attributes (`layer1.0.bn1.eps`).
+
+    Modules that do nothing are left out.
+    """
+    found: dict[str, Any] = {}
+    for path, part in module.named_modules():
+        if path and not isinstance(part, nn.Identity):
+            kind = type(part).__name__
+            found[path] = _SAME.get(kind, kind)
+        for name, value in vars(part).items():
+            if isinstance(value, _PLAIN) and not name.startswith("_") and name not in _SKIPPED:
+                found[f"{path}.{name}".lstrip(".")] = value
+    return found
+
+
+def below(module: nn.Module, path: str) -> dict[str, Any]:
+    """The settings of one module, as they are called in the network that has it there."""
+    kind = {} if isinstance(module, nn.Identity) else {path: type(module).__name__}
+    return kind | {f"{path}.{name}": value for name, value in settings(module).items()}
+
+
+def live_keywords(
+    made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any], pools: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """The keywords of a network whose settings were `made` when it was made and are what they are `now`.
+
+    Args:
+        keywords: those that it was made with.
+        pools: what `stem_pool` may be -> its settings.
+
+    Raises:
+        ValueError: a setting was changed to what no keyword describes.
+    """
+    found = dict(keywords)
+    changed = [name for name in made | now if made.get(name, _ABSENT) != now.get(name, _ABSENT)]
+    for keyword, pattern in _SHOWN_BY.items():
+        shown = [name for name in changed if re.fullmatch(pattern, name)]
+        values = [value for name, value in now.items() if re.fullmatch(pattern, name)]
+        if shown and len(set(map(repr, values))) == 1:
+            found[keyword] = values[0]
+            changed = [name for name in changed if name not in shown]
+    pool = {name: value for name, value in now.items() if re.fullmatch(r"maxpool(\..*)?", name)}
+    if any(name.startswith("maxpool") for name in changed) and pool in pools.values():
+        found["stem_pool"] = next(rule for rule, of_rule in pools.items() if of_rule == pool)
+        changed = [name for name in changed if not name.startswith("maxpool")]
+    if changed:
+        name = changed[0]
+        raise ValueError(
+            f"{name} is {now.get(name, _ABSENT)!r}, and {made.get(name, _ABSENT)!r} by the network's keywords"
+            f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
+            "make the network with the keywords that are meant"
+        )
+    return check_keywords(found)

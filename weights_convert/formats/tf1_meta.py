@@ -1,0 +1,94 @@
+"""The keywords of our networks in `PREFIX.meta`, the graph that `tf.train.Saver` writes beside a checkpoint.
+
+https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/meta_graph.proto
+`tf1_compat.resnet` notes its scope and keywords in a collection of the graph, and a Saver keeps collections.
+Only that collection is read. The graph itself, which can be made to do anything, is stepped over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from weights_convert.errors import SourceError
+from weights_convert.formats.base import parse_metadata
+from weights_convert.formats.leveldb_table import WireError, read_varint
+from weights_convert.formats.tf1_proto import BYTES, FIXED_LENGTHS, VARINT, last, parse
+from weights_convert.limits import Limits, too_many
+
+_COLLECTION = b"resnet_config"
+_COLLECTION_DEF = 32 + BYTES  # MetaGraphDef: a map, each entry a message of a key and a value
+_KEY, _VALUE = 8 + BYTES, 16 + BYTES
+_BYTES_LIST = 16 + BYTES  # CollectionDef
+_ITEM = 8 + BYTES  # CollectionDef.BytesList
+_VARINT_BYTES = 10
+
+
+def meta_path(prefix: Path) -> Path:
+    return Path(f"{prefix}.meta")
+
+
+def networks_in_meta(path: Path, limits: Limits) -> dict[str, dict[str, Any]]:
+    """Scope -> metadata, for each network that the file names; {} where there is no such file.
+
+    Raises:
+        SourceError: it is damaged, or (`LimitError`) has more to say than it is believed.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            notes = [note for entry in _entries(file, path, limits) for note in _notes(entry)]
+    except (OSError, WireError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise SourceError(
+            f"{path}: cannot be read ({why}); save the checkpoint again, or remove it"
+        ) from None
+    networks = {}
+    for note in notes:
+        said = parse_metadata(note, path, limits, "collection of networks")
+        scope, keywords = said.get("scope"), said.get("keywords")
+        if not isinstance(scope, str) or not isinstance(keywords, dict):
+            raise SourceError(f"{path}: names a network without a scope and keywords; remove the file")
+        networks[scope] = {"kind": "resnet", "spec": keywords, "scope": scope}
+    return networks
+
+
+def _entries(file: BinaryIO, path: Path, limits: Limits) -> Iterator[bytes]:
+    """The collections of the graph, everything else being stepped over without reading it."""
+    end = file.seek(0, 2)
+    at = fields = size = 0
+    while at < end:
+        fields += 1
+        if fields > limits.max_tensors:
+            raise too_many(path, "fields or more", fields, "max_tensors", limits.max_tensors)
+        file.seek(at)
+        head = file.read(2 * _VARINT_BYTES)
+        tag, begin = read_varint(head, 0)
+        if tag % 8 == VARINT:
+            _, begin = read_varint(head, begin)
+            length = 0
+        elif tag % 8 == BYTES:
+            length, begin = read_varint(head, begin)
+        elif tag % 8 in FIXED_LENGTHS:
+            length = FIXED_LENGTHS[tag % 8]
+        else:
+            raise WireError(f"a protobuf field of type {tag % 8}")
+        if at + begin + length > end:
+            raise WireError(f"{at + begin + length - end} bytes are missing")
+        if tag == _COLLECTION_DEF and (length <= limits.text):
+            size += length
+            if size > limits.text:
+                raise too_many(path, "bytes of collections or more", size, "max_tensors", limits.text)
+            file.seek(at + begin)
+            yield file.read(length)
+        at += begin + length
+
+
+def _notes(entry: bytes) -> list[bytes]:
+    """The texts in one collection, if it is that of our networks."""
+    if not entry.startswith(bytes([_KEY, len(_COLLECTION)]) + _COLLECTION):
+        return []  # not parsed: a collection of a large graph has thousands of items
+    value = last(parse(entry), _VALUE, b"")
+    return [item for items in parse(value).get(_BYTES_LIST, []) for item in parse(items).get(_ITEM, [])]
