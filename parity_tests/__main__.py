@@ -276,7 +276,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
                 for framework in arguments.frameworks
             }
             title = f"{what} against {arguments.against}, {dtype}"
-            report = compare_tracers(dump, tracers, dump.images, noise=dump.noise[dtype], title=title)
+            report = compare_tracers(dump, tracers, dump.images, noise=dump.noise.get(dtype), title=title)
         show(console, report)
         reports.append(report)
     if arguments.report:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from random import Random
 
-from parity_tests.compare.report import Histogram, Point, Report, Training
+from parity_tests.compare.report import Coverage, Histogram, Point, Report, Training
 
 CANDIDATES = ["torch", "keras", "tf1"]
 LIMIT = 1e-12
@@ -212,4 +212,10 @@ def small() -> Report:
         histogram=Histogram("bn1", "keras", [-7.0, -6.0, -5.0], [200, 50], 6),
         environment={"versions": {"torch": "2.13.0", "keras": "3.15.1"}},
         notes=["keras: bn1 has epsilon 0.001, the reference 1e-05."],
+        coverage={
+            "keras": {
+                "reference": Coverage((2, 4), (0, 1), (3, 5), (116, 156), (0, 0), ["output"], ["aux.fc"]),
+                "candidate": Coverage((2, 2), (1, 1), (3, 3), (116, 116), (0, 0)),
+            }
+        },
     )

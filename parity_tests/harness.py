@@ -34,9 +34,11 @@ class Row:
     shape: tuple[int, ...]
     limits: dict[str, float]
     errors: dict[tuple[str, str], float]  # (dtype, framework)
+    finite: bool = True  # whether the reference has a finite value there
 
     def failures(self) -> list[tuple[str, str]]:
-        return [key for key, error in self.errors.items() if not error <= self.limits[key[0]]]
+        """What exceeds its limit; infinity and NaN exceed every limit."""
+        return [key for key, error in self.errors.items() if not error <= self.limits[key[0]] < math.inf]
 
 
 @dataclass
@@ -53,7 +55,8 @@ class Result:
 
     @property
     def holds(self) -> bool:
-        return not self.not_equal and not any(row.failures() for row in self.rows)
+        compared = any(row.errors for row in self.rows)
+        return compared and not self.not_equal and not any(row.failures() for row in self.rows)
 
     def failing(self) -> tuple[str, str] | None:
         """(framework, dtype) of the first point that exceeds its limit."""
@@ -65,6 +68,8 @@ class Result:
         for row in self.rows:
             for dtype, framework in row.failures():
                 error, limit = row.errors[dtype, framework], row.limits[dtype]
+                if not row.finite:
+                    return f"nothing was compared at {row.point}: the reference has no finite value there"
                 return f"{framework} in {dtype} differs at {row.point}: {error:.1e}, limit {limit:.1e}"
         return None
 
@@ -121,7 +126,9 @@ def prove(
     result = Result(name, count_parameters(spec), images.shape)
     say("the NumPy judge, float64")
     reference = numpy_reference.resnet(images, checkpoint, spec)
-    result.rows = [Row(point, array.shape, {}, {}) for point, array in reference.items()]
+    result.rows = [
+        Row(point, array.shape, {}, {}, tolerances.is_comparable(array)) for point, array in reference.items()
+    ]
     with tempfile.TemporaryDirectory(prefix="parity-") as folder:
         say("writing every container")
         files = write_all(checkpoint, Path(folder), result)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.compare.report import SCHEMA, Histogram, Point, Report, Training
+from parity_tests.compare.report import SCHEMA, Coverage, Histogram, Point, Report, Training
 from parity_tests.example_reports import small
 
 pytest_plugins = ["pytester"]
@@ -30,9 +30,10 @@ def names(kind: type) -> set[str]:
 
 
 def test_the_table_has_every_field():
-    rows = re.findall(r"^\| `([\w.\[\]]+)` \| [^|]+ \| [^|]+ \|$", TEXT, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.\[\]*]+)` \| [^|]+ \| [^|]+ \|$", TEXT, re.MULTILINE)
     assert len(rows) == len(set(rows))
-    for prefix, kind in (("layers[].", Point), ("training.", Training), ("histogram.", Histogram)):
+    kinds = {"layers[].": Point, "training.": Training, "histogram.": Histogram, "coverage.*.": Coverage}
+    for prefix, kind in kinds.items():
         assert {row.removeprefix(prefix) for row in rows if row.startswith(prefix)} == names(kind)
     top = {row for row in rows if "." not in row}
     assert top == set(small().to_json())

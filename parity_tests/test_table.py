@@ -79,7 +79,7 @@ def test_long_names_are_folded():
 
 def test_everything_is_optional():
     report = Report("small", "numpy", ["torch"], "float64")
-    assert shown(report) == ["nothing was compared: small"]
+    assert shown(report) == ["NO PARITY: small: nothing was compared"]
     report.layers = example_reports.holds().layers[:2]
     for point in report.layers:
         point.isolated = {}

@@ -28,6 +28,10 @@ FLOAT64_FACTOR = 8
 # well-conditioned net (1.3e-6).
 FLOAT32_UNMEASURED = 1e-5
 
+# No limit exceeds this, whatever noise was measured: where rounding alone moves an output by more, a
+# comparison proves nothing. The chaotic net above needs 2e-3.
+CEILING = 1e-2
+
 # Gradients in float64 on damped weights, batch statistics, per tensor: at most 2e-13 with SE, ECA or no
 # attention, and 7e-14 with respect to the input of any network.
 FLOAT64_GRADIENT = 1e-12
@@ -49,23 +53,47 @@ FLOAT64_TRAINING = 1e-10
 
 def float32_limit(noise: float) -> float:
     """The largest float32 error allowed at a point with this measured noise."""
-    return FLOAT32_FACTOR * max(noise, FLOAT32_RESOLUTION)
+    if not np.isfinite(noise):  # float32 overflows there: nothing was measured
+        return FLOAT32_UNMEASURED
+    return min(CEILING, FLOAT32_FACTOR * max(noise, FLOAT32_RESOLUTION))
+
+
+def float64_limit(noise: float) -> float:
+    """The largest float64 error allowed at a point with this measured noise."""
+    if not np.isfinite(noise):
+        return FLOAT64
+    return min(CEILING, max(FLOAT64, FLOAT64_FACTOR * noise))
+
+
+def is_comparable(reference: np.ndarray) -> bool:
+    """Whether there is a finite value in it; without one a comparison compares nothing."""
+    return bool(np.isfinite(widened(reference)).any())
 
 
 def relative_error(actual: np.ndarray, reference: np.ndarray) -> float:
-    """max |actual - reference| / max |reference|; infinite for another shape or a NaN or inf out of place."""
-    if actual.shape != reference.shape:
+    """max |actual - reference| / max |reference|, over the finite values.
+
+    Infinite for another shape, a NaN or infinity out of place, integers or booleans that are not equal, and
+    a reference without any finite value.
+    """
+    if actual.shape != reference.shape or not is_comparable(reference):
         return float("inf")
-    actual, reference = actual.astype(np.float64), reference.astype(np.float64)
+    if actual.dtype.kind in "biu" and reference.dtype.kind in "biu":  # float64 has not all of them
+        return 0.0 if np.array_equal(actual, reference) else float("inf")
+    actual, reference = widened(actual), widened(reference)
     finite = np.isfinite(reference)
     if not np.array_equal(actual[~finite], reference[~finite], equal_nan=True):
         return float("inf")
     if not np.isfinite(actual[finite]).all():
         return float("inf")
-    if not finite.any():
-        return 0.0
     scale = float(np.abs(reference[finite]).max())
-    error = float(np.abs(actual[finite] - reference[finite]).max())
+    with np.errstate(over="ignore"):  # infinite then
+        error = float(np.abs(actual[finite] - reference[finite]).max())
     if error == 0:
         return 0.0
     return error / scale if scale else float("inf")
+
+
+def widened(array: np.ndarray) -> np.ndarray:
+    """In float64, complex numbers in complex128."""
+    return array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)

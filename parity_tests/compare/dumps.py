@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parity_tests.compare.environment import environment
-from parity_tests.compare.trace import Call, Trace
+from parity_tests.compare.trace import OUTPUT, Call, Trace, Weights
 from weights_convert import atomic
 from weights_convert.errors import SourceError, WriteError
 
@@ -33,11 +33,14 @@ class Dump(NamedTuple):
     facts: dict[str, Any]
     framework: str = "dump"
     dtype: str = "float64"
+    notes: tuple[str, ...] = ()
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         if train or not np.array_equal(images, self.images):
             raise SourceError(f"{self.path}: was recorded for other images, or not in training")
-        return dict(self.calls)
+        found = Trace(self.calls)
+        found.outputs = list(self.calls.outputs)
+        return found
 
     def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
         del inputs, train
@@ -46,8 +49,15 @@ class Dump(NamedTuple):
     def statistics(self) -> Mapping[str, np.ndarray]:
         return {}
 
-    def weighted(self) -> set[str]:
-        return set(self.facts["weighted"])
+    def unbiased(self) -> Mapping[str, np.ndarray]:
+        return {}
+
+    def weighted(self) -> Mapping[str, Weights]:
+        sizes = self.facts.get("weights", {})  # dumps of earlier versions have only the names
+        return {name: Weights(*sizes.get(name, (0, 0))) for name in self.facts["weighted"]}
+
+    def randomness(self) -> Any:
+        return None
 
     def restore(self) -> None:
         """Nothing has moved."""
@@ -58,7 +68,7 @@ def write_dump(
     images: np.ndarray,
     trace: Trace,
     noise: Mapping[str, Mapping[str, float]],
-    weighted: Iterable[str],
+    weighted: Iterable[str] | Mapping[str, Weights],
     title: str,
 ) -> None:
     """Record a run; `noise` is that of each dtype, `weighted` the layers that have weights.
@@ -79,6 +89,10 @@ def write_dump(
     tensors = {name: _plain(call.output) for name, call in trace.items()}
     tensors[_IMAGES] = np.asarray(images, order="C")
     facts["weighted"] = sorted(weighted)
+    if isinstance(weighted, Mapping):
+        facts["weights"] = {name: list(size) for name, size in weighted.items()}
+    facts["outputs"] = list(getattr(trace, "outputs", ())) or [OUTPUT]
+    facts["layers"] = {name: call.layer for name, call in trace.items()}
     facts["inputs"] = {}
     known: dict[bytes, str] = {}  # digest -> the tensor that has these bytes
     for name, call in trace.items():
@@ -116,7 +130,15 @@ def read_dump(path: Path) -> Dump:
         with safe_open(path, "numpy") as file:
             facts = json.loads((file.metadata() or {})[_KEY])
             inputs, _ = facts["inputs"], list(facts["weighted"])
-            calls = {n: Call(file.get_tensor(inputs[n]), file.get_tensor(n)) for n in facts["order"]}
+            # dumps of earlier versions have one output, and layers that give one tensor
+            layers = facts.get("layers", {})
+            calls = Trace()
+            for name in facts["order"]:
+                layer = str(layers.get(name, "" if name == OUTPUT else name.partition("#")[0]))
+                calls[name] = Call(file.get_tensor(inputs[name]), file.get_tensor(name), layer)
+            calls.outputs = [name for name in facts.get("outputs", [OUTPUT]) if name in calls]
+            weights = {name: Weights(*map(int, size)) for name, size in facts.get("weights", {}).items()}
+            facts["weights"] = weights
             images = file.get_tensor(_IMAGES)
             noise = {
                 dtype: {str(name): float(value) for name, value in found.items()}

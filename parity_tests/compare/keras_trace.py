@@ -10,38 +10,34 @@ from typing import Any
 import keras
 import numpy as np
 
-from parity_tests.compare.trace import OUTPUT, Call, Trace, channels_first, channels_last, numbered
+from parity_tests.compare.keras_layers import named_layers, own_weights
+from parity_tests.compare.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
+from parity_tests.compare.structure import arrays, tensors
+from parity_tests.compare.trace import (
+    Call,
+    Trace,
+    Weights,
+    channels_first,
+    channels_last,
+    joined,
+    numbered,
+)
 from weights_convert.errors import SpecError
 
-
-def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
-    """Every layer below one with its path: attribute names and places in lists, or Keras's own names."""
-    if isinstance(layer, (keras.Sequential, keras.src.models.Functional)):
-        inner = [(child.name, child) for child in layer.layers]
-    else:
-        public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
-        inner = list(_inside(public))
-        known = {id(child) for _, child in inner}
-        # what is kept under a private name has only Keras's own
-        rest = layer._flatten_layers(include_self=False, recursive=False)
-        inner += [(child.name, child) for child in rest if id(child) not in known]
-    for name, child in inner:
-        yield prefix + name, child
-        yield from named_layers(child, f"{prefix}{name}.")
-
-
-def _inside(value: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
-    """The layers in nested lists and mappings, each with its path."""
-    if isinstance(value, keras.Layer):
-        yield path, value
-    elif isinstance(value, (list, tuple, Mapping)):
-        items = value.items() if isinstance(value, Mapping) else enumerate(value)
-        for key, item in items:
-            yield from _inside(item, f"{path}.{key}" if path else str(key))
+_RANDOM = (  # in training: the layers that draw random numbers, and what 0 switches them off
+    (keras.layers.Dropout, "rate"),
+    (keras.layers.AlphaDropout, "rate"),
+    (keras.layers.GaussianDropout, "rate"),
+    (keras.layers.GaussianNoise, "stddev"),
+)
+_LEAVES = {"moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
 class KerasTracer:
-    """Watches a Keras model, or the same one built again in `dtype`. Dropout is off."""
+    """Watches a Keras model, or the same one built again in `dtype`. Dropout is off in training.
+
+    A model in half precision is watched as it is.
+    """
 
     framework = "keras"
 
@@ -49,68 +45,167 @@ class KerasTracer:
         if dtype == "float64" and keras.backend.backend() == "jax" and not _jax_has_float64():
             raise SpecError("JAX computes in float32 here: set JAX_ENABLE_X64=1 before it is imported")
         self.dtype = dtype
-        self.model = model if model.compute_dtype == dtype else _rebuilt(model, dtype)
-        self._layers = {
-            name: layer
-            for name, layer in named_layers(self.model)
-            if not isinstance(layer, (keras.layers.Identity, keras.layers.InputLayer))
-        }
-        self._before: list[np.ndarray] | None = None  # the weights, before training moves statistics
+        self._live = self.model = model
+        self._copies: dict[str, keras.Layer] = {}  # until they have been held to the live model
+        if needs_rebuild(model, dict(named_layers(model)), dtype):
+            self.model = rebuilt(model, dtype)
+            self._copies = {"own": rebuilt(model, None), "wide": self.model}
+        half = {layer.compute_dtype for _, layer in named_layers(self.model)} & {"float16", "bfloat16"}
+        self.notes = [f"keras computes in {', '.join(sorted(half))} and is judged so"] if half else []
+        self._prepared = False
+        self._asked = True  # whether the next run is told that it is none of training: every second one is
+        self._layers: dict[str, keras.Layer] = {}
+        self._before: list[tuple[keras.Variable, np.ndarray]] = []  # the weights, before anything moves them
+        self._several: set[str] = set()  # layers that take more than one tensor, so not alone
+        self._calls: dict[str, list[tuple[int, ...]]] = {}  # the shapes that each layer was given
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
-        calls: Trace = {}
-        if train and self.model.built and self._before is None:
-            self._before = self.model.get_weights()
-        with _recording(self._layers, calls), _without_dropout(self._layers.values()):
-            output = self.model(channels_last(images.astype(self.dtype)), training=train)
-        if keras.ops.is_tensor(output):
-            calls[OUTPUT] = Call(np.asarray(images, self.dtype), _array(output))
-        return calls
+        if not self._prepared:
+            self._prepare(images, train)
+        calls = Trace()
+        with _recording(self._layers, calls, self._several), _without_dropout(self._layers.values(), train):
+            output = self._run(self.model, images, train, asked=self._asked)
+        self._asked = not self._asked
+        self._calls = {}
+        for call in calls.values():
+            self._calls.setdefault(call.layer, []).append(call.input.shape)
+        return calls.finish(np.array(images, self.dtype), *arrays(output, keras.ops.is_tensor, _array))
+
+    def _run(self, model: keras.Layer, images: np.ndarray, train: bool, *, asked: bool = False) -> Any:
+        """`asked`: with training=False, as `predict` runs a model; else as `model(images)` does.
+
+        They differ where a layer is called with training=True.
+        """
+        dtype = model.compute_dtype if model.compute_dtype in ("float32", "float64") else self.dtype
+        parameter = inspect.signature(model.call).parameters.get("training")
+        needed = parameter is not None and parameter.default is inspect.Parameter.empty
+        keywords = {"training": train} if train or asked else {"training": None} if needed else {}
+        return model(channels_last(images.astype(dtype)), **keywords)
+
+    def _prepare(self, images: np.ndarray, train: bool) -> None:
+        """Build what is not built, remember the weights, and hold copies to the model that is asked about."""
+        self._prepared = True
+        if not self._live.built:
+            self._run(self._live, images, False)
+        weights = {id(weight): weight for model in (self._live, self.model) for weight in model.weights}
+        self._before = [(weight, _plain(weight)) for weight in weights.values()]
+        if self._copies:
+            copies, self._copies = self._copies, {}
+            check_copies(self._live, lambda model, x: self._outcome(model, x, train), copies, images)
+        names = [name for name, _ in named_layers(self._live)]  # those of a copy may be numbered otherwise
+        seen: set[int] = set()
+        for name, (_, layer) in zip(names, named_layers(self.model), strict=True):
+            if (
+                not isinstance(layer, (keras.layers.Identity, keras.layers.InputLayer))
+                and id(layer) not in seen
+            ):
+                self._layers[name] = layer
+            seen.add(id(layer))
+
+    def _outcome(self, model: keras.Layer, images: np.ndarray, train: bool) -> dict[str, np.ndarray]:
+        """The outputs of a model, and what the run has made of its weights; they are put back."""
+        before = [_plain(weight) for weight in model.weights]
+        layers = [layer for _, layer in named_layers(model)]
+        with _without_dropout(layers, train):
+            output = self._run(model, images, train)
+        found = dict(arrays(output, keras.ops.is_tensor, _array)[0])
+        for i, (weight, value) in enumerate(zip(model.weights, before, strict=True)):
+            after = _plain(weight)
+            if after.tobytes() != value.tobytes():
+                found[f"{MOVED}{i}"] = after
+                weight.assign(value)
+        return found
 
     def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
         layers = {name: self._layers.get(name.partition("#")[0]) for name in inputs}
-        with _without_dropout(self._layers.values()):
-            outputs = {n: self._alone(layer, inputs[n], train) for n, layer in layers.items() if layer}
+        with _without_dropout(self._layers.values(), train):
+            outputs = {
+                name: self._alone(layer, inputs[name], train)
+                for name, layer in layers.items()
+                if layer and name.partition("#")[0] not in self._several
+            }
         return {name: _array(output) for name, output in outputs.items() if keras.ops.is_tensor(output)}
 
     def _alone(self, layer: keras.Layer, x: np.ndarray, train: bool) -> Any:
         keywords = {"training": train} if "training" in inspect.signature(layer.call).parameters else {}
         return layer(channels_last(x.astype(self.dtype)), **keywords)
 
-    def weighted(self) -> set[str]:
-        parents = {name.rpartition(".")[0] for name, layer in self._layers.items() if layer.weights}
-        return {name for name, layer in self._layers.items() if layer.weights and name not in parents}
+    def weighted(self) -> Mapping[str, Weights]:
+        own = {name: own_weights(layer) for name, layer in (("", self.model), *self._layers.items())}
+        return {
+            name: Weights(len(weights), sum(int(np.prod(weight.shape)) for weight in weights))
+            for name, weights in own.items()
+            if weights
+        }
 
     def restore(self) -> None:
-        if self._before is not None:
-            self.model.set_weights(self._before)
+        for weight, value in self._before:
+            weight.assign(value)
+
+    def randomness(self) -> bytes:
+        generators = [layer for layer in self.model._flatten_layers() for layer in layer._seed_generators]
+        states = [_plain(generator.state).tobytes() for generator in generators]
+        shared = keras.src.backend.common.global_state.get_global_attribute("global_seed_generator")
+        return b"".join(states + ([_plain(shared.state).tobytes()] if shared is not None else []))
 
     def statistics(self) -> Mapping[str, np.ndarray]:
-        leaves = {"moving_mean": "running_mean", "moving_variance": "running_var"}
-        return {
-            f"{name}.{theirs}": np.array(keras.ops.convert_to_numpy(getattr(layer, ours)))
-            for name, layer in self._layers.items()
-            if isinstance(layer, keras.layers.BatchNormalization)
-            for ours, theirs in leaves.items()
-        }
+        before = {id(weight): value for weight, value in self._before}
+        found = {}
+        for name, layer in (("", self.model), *self._layers.items()):
+            for weight in own_weights(layer):
+                after, leaf = _plain(weight), weight.name
+                moved = id(weight) in before and not np.array_equal(after, before[id(weight)], equal_nan=True)
+                if leaf in _LEAVES or (moved and after.dtype.kind not in "biu"):
+                    found[f"{name}.{_LEAVES.get(leaf, leaf)}".lstrip(".")] = after
+        return found
+
+    def unbiased(self) -> Mapping[str, np.ndarray]:
+        """Of Keras's own batch norm, whose running variance is that of the batch without n / (n - 1)."""
+        before, found = {id(weight): value for weight, value in self._before}, {}
+        for name, layer in self._layers.items():
+            stock = type(layer) is keras.layers.BatchNormalization and "call" not in vars(layer)
+            shapes = set(self._calls.get(name, ()))
+            if not stock or len(shapes) != 1 or id(layer.moving_variance) not in before:
+                continue
+            after = _plain(layer.moving_variance)
+            n = int(np.prod(shapes.pop())) // after.size
+            if n > 1:
+                kept = before[id(layer.moving_variance)] * layer.momentum ** len(self._calls[name])
+                found[f"{name}.running_var"] = kept + (after - kept) * (n / (n - 1))
+        return found
 
 
 def _array(tensor: Any) -> np.ndarray:
-    return channels_first(np.array(keras.ops.convert_to_numpy(tensor)))
+    return channels_first(_plain(tensor))
+
+
+def _plain(tensor: Any) -> np.ndarray:
+    value = tensor.value if isinstance(tensor, keras.Variable) else tensor
+    return np.array(keras.ops.convert_to_numpy(value))
 
 
 @contextmanager
-def _recording(layers: Mapping[str, keras.Layer], calls: Trace) -> Iterator[None]:
-    """Record the calls of these layers; Keras looks `__call__` up on the class, so it is put there."""
+def _recording(layers: Mapping[str, keras.Layer], calls: Trace, several: set[str]) -> Iterator[None]:
+    """Record the calls of these layers; Keras looks `__call__` up on the class, so it is put there.
+
+    The layers that take more than one tensor are added to `several`.
+    """
     names = {id(layer): name for name, layer in layers.items()}
     seen: dict[str, int] = {}
     original = keras.Layer.__call__
 
     def call(self: keras.Layer, *args: Any, **keywords: Any) -> Any:
         output = original(self, *args, **keywords)
-        tensors = args and keras.ops.is_tensor(args[0]) and keras.ops.is_tensor(output)
-        if id(self) in names and tensors:
-            calls[numbered(names[id(self)], seen)] = Call(_array(args[0]), _array(output))
+        name = names.get(id(self))
+        found = [] if name is None else arrays(output, keras.ops.is_tensor, _array)[0]
+        if name is not None and found:  # nothing is found in a layer that is only being built
+            given = tensors((args, keywords), keras.ops.is_tensor)
+            if len(given) != 1:
+                several.add(name)
+            entered = _array(given[0]) if given else np.empty(0)
+            number = numbered(name, seen)
+            for path, array in found:
+                calls[joined(number, path)] = Call(entered, array, name)
         return output
 
     keras.Layer.__call__ = call
@@ -121,42 +216,24 @@ def _recording(layers: Mapping[str, keras.Layer], calls: Trace) -> Iterator[None
 
 
 @contextmanager
-def _without_dropout(layers: Iterable[keras.Layer]) -> Iterator[None]:
-    """No two frameworks draw the same mask."""
-    rates = [(layer, layer.rate) for layer in layers if isinstance(layer, keras.layers.Dropout)]
-    for layer, _ in rates:
-        layer.rate = 0
+def _without_dropout(layers: Iterable[keras.Layer], train: bool) -> Iterator[None]:
+    """No two frameworks draw the same mask. Outside training what is still random is a mistake, and stays."""
+    rates = [
+        (layer, name, getattr(layer, name))
+        for layer in (layers if train else ())
+        for kind, name in _RANDOM
+        if isinstance(layer, kind)
+    ]
+    for layer, name, _ in rates:
+        setattr(layer, name, 0)
     try:
         yield
     finally:
-        for layer, rate in rates:
-            layer.rate = rate
+        for layer, name, rate in rates:
+            setattr(layer, name, rate)
 
 
 def _jax_has_float64() -> bool:
     import jax
 
     return bool(jax.config.jax_enable_x64)
-
-
-def _rebuilt(model: keras.Layer, dtype: str) -> keras.Layer:
-    """The same model in another dtype, from its config, with its weights."""
-    try:
-        other = type(model).from_config(_with_dtype(model.get_config(), dtype))
-        other.set_weights(model.get_weights())
-    except Exception as error:
-        raise SpecError(
-            f"the Keras model computes in {model.compute_dtype} and cannot be built again in {dtype} "
-            f"({type(error).__name__}); build it with dtype={dtype!r}, or compare with "
-            f"dtype={model.compute_dtype!r}"
-        ) from error
-    return other
-
-
-def _with_dtype(config: Any, dtype: str) -> Any:
-    """A config in which every dtype and dtype policy is `dtype`."""
-    if isinstance(config, Mapping):
-        return {k: dtype if k == "dtype" else _with_dtype(v, dtype) for k, v in config.items()}
-    if isinstance(config, (list, tuple)):
-        return type(config)(_with_dtype(item, dtype) for item in config)
-    return config

@@ -1,28 +1,32 @@
 """`compare_models`: the first layer that differs, and the layer that is wrong by itself.
 
-    limit(float64) = max(1e-12, 8 noise),  limit(float32) = 8 noise
-
-where noise is what rounding alone does at that layer of torch: in float32 its float32 against its float64, in
-float64 a change of the images by one unit in the last place.
-Every layer is then run alone on the reference's own input, so that a wrong layer is told from its followers.
+Every layer's output, the model's own outputs and, in train mode, the running statistics are compared, each
+with a limit from the rounding noise there (`noise`). A model is run twice (`repeat`); what was compared is
+counted (`coverage`). Every layer is then run alone on the reference's own input, so that a wrong layer is
+told from its followers.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from parity_tests import tolerances
+from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
+from parity_tests.compare.noise import limit_at, torch_noise
+from parity_tests.compare.remarks import conditions, left_over
+from parity_tests.compare.repeat import Watched, refuse_random, watch
 from parity_tests.compare.report import Histogram, Point, Report
-from parity_tests.compare.trace import OUTPUT, Trace, Tracer, is_torch, tracer_of
-from weights_convert.errors import MismatchError, SpecError, WeightsConvertError
+from parity_tests.compare.running import check_biased_variance, statistics
+from parity_tests.compare.trace import Trace, Tracer, is_torch, tracer_of
+from weights_convert.errors import MismatchError, SpecError
 
-_CARRIED = 8  # layers: about a block
+__all__ = ["assert_parity", "compare_models", "compare_tracers", "limit_at", "torch_noise"]
 
 
 def compare_models(
@@ -34,19 +38,27 @@ def compare_models(
     dtype: str = "float64",
     train: bool = False,
     title: str = "",
+    ignore: Iterable[str] = (),
+    biased_variance: str = "note",
 ) -> Report:
     """Compare two live models layer by layer; their weights are assumed to be loaded.
 
     Args:
         reference, candidate: a torch module, a Keras model (channels last) or a `TF1Model`.
         inputs: (N, C, H, W).
-        names: layer of the reference -> the same layer of the candidate, where they are called otherwise.
+        names: layer of the reference -> the same layer of the candidate, where they are called otherwise;
+            outputs too ("output y": "output z").
         dtype: "float64" proves the logic, "float32" the rounding.
         train: batch statistics, and the running ones compared after the step.
         title: of the report.
+        ignore: layers with weights, outputs and statistics that need not be compared, each with what is
+            inside it; without a name here they make the verdict no.
+        biased_variance: "note" accepts Keras's running variance, which is biased by n / (n - 1), with a note;
+            "fail" does not.
 
     Raises:
-        SpecError: a model that is none of these, or that cannot be had in `dtype`.
+        SpecError: a model that is none of these, that cannot be had in `dtype` as it is, or a reference that
+            gives two outputs for one input.
         MismatchError: no layers can be matched.
 
     Example:
@@ -57,12 +69,12 @@ def compare_models(
         (True, ['0', '1', 'output'])
     """
     check_dtype(dtype)
-    inputs = np.asarray(inputs)
+    inputs = np.array(inputs)
     if inputs.ndim < 2 or not inputs.size or inputs.dtype.kind not in "fiu":
         raise SpecError(
             f"inputs {inputs.dtype} {inputs.shape}, expected images as (N, C, H, W), at least one"
         )
-    first, second = tracer_of(reference, wide(reference, dtype)), tracer_of(candidate, dtype)
+    first, second = tracer_of(reference, wide(reference, dtype)), tracer_of(candidate, dtype, as_it_is=True)
     return compare_tracers(
         first,
         {second.framework: second},
@@ -71,15 +83,16 @@ def compare_models(
         noise=_noise(reference, candidate, inputs, dtype, train),
         train=train,
         title=title or f"{type(reference).__name__} and {type(candidate).__name__}",
+        ignore=ignore,
+        biased_variance=biased_variance,
     )
 
 
 def assert_parity(reference: Any, candidate: Any, inputs: np.ndarray, **keywords: Any) -> Report:
-    """`compare_models`, and an AssertionError with the first divergence if there is one."""
+    """`compare_models`, and an AssertionError that says why if parity does not hold."""
     report = compare_models(reference, candidate, inputs, **keywords)
-    divergence = report.first_divergence()
-    if divergence is not None:
-        raise AssertionError(f"{report.title}: {divergence}")
+    if not report.holds:
+        raise AssertionError(f"{report.title}: {report.why_not()}")
     return report
 
 
@@ -102,170 +115,184 @@ def compare_tracers(
     noise: Mapping[str, float] | None = None,
     train: bool = False,
     title: str = "",
+    ignore: Iterable[str] = (),
+    biased_variance: str = "note",
 ) -> Report:
     """`compare_models` for models that are being watched already, several candidates at once."""
+    check_biased_variance(biased_variance)
+    ignored = Ignored(ignore)
     dtype = next(iter(candidates.values())).dtype
     pairs = [f"{b}-{a}" for a, b in itertools.combinations(candidates, 2)]  # the candidates with one another
     report = Report(title, reference.framework, [*candidates, *pairs], dtype, "train" if train else "eval")
     report.images = inputs.shape
     report.environment = environment()
     try:
-        trace = _run(reference, inputs, train)
-        traces = {}
-        lonely = {}
-        for name, tracer in candidates.items():
-            traces[name] = _renamed(_run(tracer, inputs, train), names)
-            lonely[name] = _lonely(reference, trace, tracer, traces[name], names)
-        report.layers = _points(trace, traces, lonely, noise or {}, dtype)
+        first = watch(reference, inputs, train)
+        refuse_random(reference, first)
+        watched = {who: watch(tracer, inputs, train) for who, tracer in candidates.items()}
+        renamed = {who: Renamed(first.trace, run, names) for who, run in watched.items()}
+        _check_names(first, watched, renamed, names, ignored)
+        lonely = {who: _lonely(first, run, who, ignored) for who, run in renamed.items()}
+        report.layers = _points(first.trace, renamed, lonely, noise or {}, dtype)
         if train:
-            report.layers += _statistics(reference, candidates, dtype)
-        _isolate(report, trace, traces, candidates, names, train)
+            runs = {who: (run, renamed[who].statistics) for who, run in watched.items()}
+            points, notes = statistics(first, runs, dtype, biased_variance)
+            report.layers += points
+            report.notes += notes
+        _isolate(report, first.trace, renamed, candidates, train)
     finally:
         for tracer in (*candidates.values(), reference):  # the first that ran knows how it was
             tracer.restore()
-    report.histogram = _histogram(report, trace, traces)
-    report.notes += _notes(trace, traces)
-    if noise is None:
-        report.notes.append("no noise was measured (neither model is torch's): fixed limits")
+    traces = {who: run.trace for who, run in renamed.items()}
+    report.coverage = {who: _coverage(report, first, who, run, ignored) for who, run in renamed.items()}
+    report.histogram = _histogram(report, first.trace, traces)
+    report.notes += left_over(first.trace, traces)
+    report.notes += [note for tracer in (reference, *candidates.values()) for note in tracer.notes]
+    report.notes += conditions(renamed, noise, dtype, train)
     return report
 
 
-def _run(tracer: Tracer, inputs: np.ndarray, train: bool) -> Trace:
-    """A trace; whatever a framework raises becomes one line."""
-    try:
-        return tracer.trace(inputs, train=train)
-    except WeightsConvertError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SpecError(
-            f"the {tracer.framework} model does not run on inputs {inputs.shape} (N, C, H, W): "
-            f"{type(error).__name__}: {reason}"
-        ) from error
+def _check_names(
+    first: Watched,
+    watched: Mapping[str, Watched],
+    renamed: Mapping[str, Renamed],
+    names: Mapping[str, str] | None,
+    ignored: Ignored,
+) -> None:
+    """`MismatchError` for names and exceptions that are those of nothing."""
+    for run in renamed.values():
+        absent = [name for name in names or {} if name not in first.trace or name not in run.trace]
+        if absent:
+            known = f"the reference has {', '.join(first.trace)}; the candidate {', '.join(run.own.values())}"
+            raise MismatchError(f"names=: no layers for {', '.join(map(repr, absent))}; {known}")
+    known_names = [OWN]
+    for one in (first, *watched.values()):
+        known_names += [*one.weighted, *one.trace, *one.trace.opaque, *one.statistics]
+    for other in renamed.values():
+        known_names += [*other.weighted, *other.trace, *other.statistics]
+    ignored.check(known_names)
 
 
-def _notes(trace: Trace, traces: Mapping[str, Trace]) -> list[str]:
-    """What was not compared, or could not be."""
-    notes = []
-    for who, other in traces.items():
-        if missing := [name for name in trace if name not in other]:
-            notes.append(f"in the reference and not in {who}: {', '.join(missing)}")
-        if extra := [name for name in other if name not in trace]:
-            notes.append(f"in {who} and not in the reference: {', '.join(extra)}")
-    if lost := [name for name, call in trace.items() if not np.isfinite(call.output).any()]:
-        notes.append(f"the reference has no finite value at {', '.join(lost)}: nothing was compared there")
-    return notes
-
-
-def _renamed(trace: Trace, names: Mapping[str, str] | None) -> Trace:
-    ours = {theirs: name for name, theirs in (names or {}).items()}
-    return {ours.get(name, name): call for name, call in trace.items()}
-
-
-def _lonely(
-    reference: Tracer, trace: Trace, candidate: Tracer, other: Trace, names: Mapping[str, str] | None
-) -> list[str]:
-    """The layers with weights that only one side has: mistakes, for a layer that is not called is not right.
+def _lonely(first: Watched, other: Renamed, who: str, ignored: Ignored) -> list[str]:
+    """The calls of layers with weights that only one side has: mistakes, for what is not called is not right.
 
     Raises:
-        MismatchError: both sides have some, so they are called otherwise; or `names` has what is not there.
+        MismatchError: both sides have some, so they are called otherwise.
     """
-    absent = [name for name in names or {} if name not in trace or name not in other]
-    if absent:
-        theirs = [(names or {}).get(name, name) for name in other]
-        known = f"the reference has {', '.join(trace)}; the candidate {', '.join(theirs)}"
-        raise MismatchError(f"names=: no layers for {', '.join(map(repr, absent))}; {known}")
-    ours = {new: old for old, new in (names or {}).items()}
-    weighted = {ours.get(name, name) for name in candidate.weighted()}
-    missing = [name for name in trace if name in reference.weighted() and name not in other]
-    extra = [name for name in other if name in weighted and name not in trace]
+    trace = first.trace
+    missing = _alone_in(trace, first.weighted, other.trace, ignored)
+    extra = _alone_in(other.trace, other.weighted, trace, ignored)
     if not (missing and extra):
         return missing + extra
-    pairs = [f"{n} {c.output.shape}" for n, c in trace.items() if n != OUTPUT]
-    others = [f"{n} {c.output.shape}" for n, c in other.items() if n != OUTPUT]
+    pairs = [f"{n} {c.output.shape}" for n, c in trace.items() if n not in trace.outputs]
+    others = [f"{n} {c.output.shape}" for n, c in other.trace.items() if n not in other.trace.outputs]
     lines = [f"{a:<50} {b}" for a, b in itertools.zip_longest(pairs[:40], others[:40], fillvalue="-")]
     raise MismatchError(
-        f"no counterpart for {', '.join((missing + extra)[:5])} in reference and {candidate.framework} "
+        f"no counterpart for {', '.join((missing + extra)[:5])} in reference and {who} "
         "candidate; say which layers are the same with names={reference: candidate}; in order of execution:",
         lines,
     )
 
 
-def limit_at(noise: float | None, dtype: str) -> float:
-    """What an error may be at a point with this noise; see the top of this file."""
-    if noise is not None and not np.isfinite(noise):  # float32 overflows there: nothing was measured
-        noise = None
-    if dtype == "float64":
-        return max(tolerances.FLOAT64, tolerances.FLOAT64_FACTOR * (noise or 0.0))
-    return tolerances.FLOAT32_UNMEASURED if noise is None else tolerances.float32_limit(noise)
+def _alone_in(trace: Trace, weighted: Iterable[str], other: Trace, ignored: Ignored) -> list[str]:
+    """The calls of layers with weights that the other side does not call at all."""
+    found = []
+    for name in trace:
+        layer = next((layer for layer in weighted if layer and covers_call(layer, name)), None)
+        if layer and name not in ignored and not any(covers_call(layer, theirs) for theirs in other):
+            found.append(name)
+    return found
 
 
 def _points(
     trace: Trace,
-    traces: Mapping[str, Trace],
+    renamed: Mapping[str, Renamed],
     lonely: Mapping[str, list[str]],
     noise: Mapping[str, float],
     dtype: str,
 ) -> list[Point]:
     """Outputs in execution order; before the first that fails, its input too, if that differs already.
 
-    A layer with weights that one side has not is off by infinity, in its place or at the end.
+    A call of a layer with weights that one side has not is off by infinity, in its place or at the end. What
+    gives another output at every run is off by as much. Where the reference has no finite value there is no
+    point.
     """
     points: list[Point] = []
     for name, call in trace.items():
-        others = {who: other[name] for who, other in traces.items() if name in other}
+        others = {who: run.trace[name] for who, run in renamed.items() if name in run.trace}
         limit = limit_at(noise.get(name), dtype)
         output = Point(name, call.output.shape, {}, limit, noise.get(name))
-        output.errors = {w: tolerances.relative_error(o.output, call.output) for w, o in others.items()}
-        output.errors |= {who: math.inf for who, names in lonely.items() if name in names}
-        for a, b in itertools.combinations(others, 2):
-            error = tolerances.relative_error(others[b].output, others[a].output)
-            output.errors[f"{b}-{a}"] = error
+        if tolerances.is_comparable(call.output):
+            output.errors = {w: _error(o.output, call.output) for w, o in others.items()}
+            output.errors |= {w: math.inf for w, names in lonely.items() if name in names}
+            for who in others:
+                output.errors[who] = max(output.errors[who], renamed[who].unstable.get(name, 0.0))
+            for a, b in itertools.combinations(others, 2):
+                output.errors[f"{b}-{a}"] = _error(others[b].output, others[a].output)
         if not output.errors:
             continue
-        if output.failures() and not any(point.failures() for point in points):
+        if output.failures() and not any(point.failures() for point in points) and call.input.size:
             entered = Point(f"input of {name}", call.input.shape, {}, limit)
-            entered.errors = {w: tolerances.relative_error(o.input, call.input) for w, o in others.items()}
+            entered.errors = {w: _error(o.input, call.input) for w, o in others.items()}
             if entered.failures():
                 points.append(entered)
         points.append(output)
     for who, names in lonely.items():
         for name in names:
             if name not in trace:
-                shape = traces[who][name].output.shape
+                shape = renamed[who].trace[name].output.shape
                 points.append(
                     Point(f"{name} (not in the reference)", shape, {who: math.inf}, limit_at(None, dtype))
                 )
+    for who, run in renamed.items():
+        _insert_random(points, who, run, dtype)
     return points
 
 
-def _statistics(reference: Tracer, candidates: Mapping[str, Tracer], dtype: str) -> list[Point]:
-    """The running statistics after the step, in the order of the reference."""
-    others = {name: tracer.statistics() for name, tracer in candidates.items()}
-    points = []
-    for name, value in reference.statistics().items():
-        errors = {w: tolerances.relative_error(o[name], value) for w, o in others.items() if name in o}
-        points.append(Point(name, value.shape, errors, limit_at(None, dtype)))
-    return points
+_error = tolerances.relative_error
+
+
+def _insert_random(points: list[Point], who: str, run: Renamed, dtype: str) -> None:
+    """A layer that only a candidate has and that is random, before what follows it."""
+    first = next((name for name in run.trace if name in run.unstable), None)
+    if first is None or any(point.name == first for point in points):
+        return
+    following = list(run.trace)[list(run.trace).index(first) :]
+    places = [i for i, point in enumerate(points) if point.name.removeprefix("input of ") in following]
+    shape = run.trace[first].output.shape
+    point = Point(first, shape, {who: run.unstable[first]}, limit_at(None, dtype))
+    points.insert(min(places, default=len(points)), point)
 
 
 def _isolate(
     report: Report,
     trace: Trace,
-    traces: Mapping[str, Trace],
+    renamed: Mapping[str, Renamed],
     candidates: Mapping[str, Tracer],
-    names: Mapping[str, str] | None,
     train: bool,
 ) -> None:
     """Run every layer alone on the reference's own input."""
     for who, tracer in candidates.items():
-        points = [p for p in report.layers if p.name in trace and p.name in traces[who] and p.name != OUTPUT]
-        theirs = {(names or {}).get(point.name, point.name): point for point in points}
+        run = renamed[who]
+        layers = [name for name in trace if name in run.trace and name not in trace.outputs]
+        points = [point for point in report.layers if point.name in layers]
+        theirs = {run.own[point.name]: point for point in points}
         outputs = tracer.alone({name: trace[p.name].input for name, p in theirs.items()}, train=train)
         for name, point in theirs.items():
             wanted = trace[point.name].output
             found = outputs.get(name)
             point.isolated[who] = None if found is None else tolerances.relative_error(found, wanted)
+
+
+def _coverage(report: Report, first: Watched, who: str, run: Renamed, ignored: Ignored) -> dict[str, Any]:
+    """How much of the reference and of a candidate was compared."""
+    compared = {point.name for point in report.layers if who in point.errors}
+    both = {name for name in compared if name in first.trace and name in run.trace}
+    both |= {name for name in compared if name in first.statistics and name in run.statistics}
+    return {
+        "reference": coverage(first.trace, first.weighted, first.statistics, both, ignored),
+        "candidate": coverage(run.trace, run.weighted, run.statistics, both, ignored),
+    }
 
 
 def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> Histogram | None:
@@ -276,11 +303,11 @@ def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> His
         return None
     failing = [(p, who) for p, who in points if who in p.failures()]
     point, who = failing[0] if failing else max(points, key=lambda found: found[0].errors[found[1]])
-    wanted, found = trace[point.name].output, traces[who][point.name].output
+    wanted, found = (tolerances.widened(t[point.name].output) for t in (trace, traces[who]))
     if wanted.shape != found.shape:
         return None
     scale = float(np.abs(wanted).max()) or 1.0
-    difference = np.abs(found.astype(np.float64) - wanted) / scale
+    difference = np.abs(found - wanted) / scale
     positive = difference[np.isfinite(difference) & (difference > 0)]
     edges = np.arange(-18, 3)
     counts, _ = np.histogram(np.log10(positive), edges) if positive.size else (np.zeros(20, int), edges)
@@ -295,24 +322,3 @@ def _noise(
     """What rounding does at each layer of whichever of the two is a torch module; None if neither is."""
     model = next((m for m in (reference, candidate) if is_torch(m)), None)
     return None if model is None else torch_noise(model, inputs, dtype, train)
-
-
-def torch_noise(model: Any, inputs: np.ndarray, dtype: str, train: bool = False) -> dict[str, float]:
-    """Layer -> what rounding in `dtype` does there to a torch module's output; see the top of this file."""
-    exact = _run(tracer_of(model, "float64"), inputs, train)
-    if dtype == "float32":
-        other = _run(tracer_of(model, "float32"), inputs, train)
-    else:
-        signs = np.random.default_rng(0).choice([-1.0, 1.0], inputs.shape)
-        moved = inputs.astype(np.float64) * (1 + signs * np.finfo(np.float64).eps)
-        other = _run(tracer_of(model, "float64"), moved, train)
-    return _carried({n: tolerances.relative_error(c.output, exact[n].output) for n, c in other.items()})
-
-
-def _carried(noise: dict[str, float]) -> dict[str, float]:
-    """The noise of each layer, or of one just before it where that is larger.
-
-    A layer cannot be more exact than what it is given. One of a handful of values may look so, by luck.
-    """
-    values = list(noise.values())
-    return {name: max(values[max(0, i - _CARRIED) : i + 1]) for i, name in enumerate(noise)}

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from parity_tests.compare.depth_plot import depth_plot
-from parity_tests.compare.page_parts import entry, figure, key, many, swatch
+from parity_tests.compare.page_parts import coverage, entry, figure, key, many, swatch
 from parity_tests.compare.page_training import training_cells, training_figures
 from parity_tests.compare.plot import Style, escape, histogram_plot, mark, number, shorten
 from parity_tests.compare.report import Point, Report
@@ -113,12 +113,12 @@ def _styles(reports: Iterable[Report]) -> dict[str, Style]:
 
 def _verdict(report: Report, anchor: str) -> str:
     """One line: what, whether, and where not."""
-    divergence = report.first_divergence()
-    state, word = ("differs", "✗ no parity") if divergence else ("holds", "✓ parity holds")
+    divergence, why_not = report.first_divergence(), report.why_not()
+    state, word = ("differs", "✗ no parity") if why_not else ("holds", "✓ parity holds")
     if not (report.layers or report.gradients or report.training):
-        state, word = "differs", "nothing compared"
+        word = "nothing compared"
     text = f'<a href="#{anchor}">{escape(report.title)}</a>'
-    text += f": {escape(divergence or _amount(report))}"
+    text += f": {escape(why_not or _amount(report))}"
     others = [(who, name) for who, name in report.culprits() if not divergence or who != divergence.candidate]
     if others:
         text += f"; wrong by itself: {_names(f'{who} {shorten(name, 60)}' for who, name in others)}"
@@ -196,6 +196,7 @@ def _section(report: Report, anchor: str, styles: Mapping[str, Style], *, unfold
         parts.append("<h3>Environment</h3>")
         rows = (f"<dt>{escape(key)}</dt><dd>{escape(_fact(v))}</dd>" for key, v in report.environment.items())
         parts.append(f"<dl>{''.join(rows)}</dl>")
+    parts += coverage(report)
     if report.notes:
         parts.append("<h3>Notes</h3>")
         parts.append(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in report.notes)}</ul>")

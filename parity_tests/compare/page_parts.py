@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from parity_tests.compare.plot import Style, mark
+from parity_tests.compare.plot import Style, escape, mark
+from parity_tests.compare.report import Report
 
 CURVE = '<path class="curve" d="M0 7H14"/>'  # for a legend
 
@@ -27,3 +28,14 @@ def entry(content: str) -> str:
 
 def swatch(style: Style) -> str:
     return key(f'<path class="mark" d="{mark(style.shape, 7, 7, 4.5)}"/>', style.css)
+
+
+def coverage(report: Report) -> list[str]:
+    """How much of each model was compared, and what was not."""
+    lines = []
+    for who, sides in report.coverage.items():
+        for side, found in sides.items():
+            owner = report.reference if side == "reference" else who
+            left = f"; not compared: {', '.join(found.left_out)}" if found.left_out else ""
+            lines.append(f"<li>{escape(f'{side} ({owner}): {found}{left}')}</li>")
+    return ["<h3>What was compared</h3>", f"<ul>{''.join(lines)}</ul>"] if lines else []

@@ -41,12 +41,11 @@ class Parity:
         """As `parity_tests.compare.layers.assert_parity`; the report of a failure is kept too.
 
         Raises:
-            AssertionError: with the first divergence.
+            AssertionError: with the first divergence, or what was not compared.
         """
         report = self.compare(reference, candidate, inputs, **keywords)
-        divergence = report.first_divergence()
-        if divergence:
-            raise AssertionError(str(divergence))
+        if not report.holds:
+            raise AssertionError(report.why_not())
         return report
 
 

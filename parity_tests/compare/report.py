@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA = 1  # of `Report.to_json`; documented in docs/report.md
+from parity_tests.tolerances import CEILING
+
+SCHEMA = 2  # of `Report.to_json`; documented in docs/report.md
 
 
 @dataclass
@@ -53,6 +55,35 @@ class Point:
         if worst == 0:
             return 0.0
         return worst / self.limit if self.limit > 0 else math.inf
+
+
+@dataclass
+class Coverage:
+    """How much of one model was compared, each as (compared, all there is), and what was not.
+
+    Attributes:
+        points: outputs of layers and of the model, at each call.
+        outputs: of the model.
+        tensors: the weights of the layers that were compared.
+        parameters: the numbers in them.
+        statistics: running ones after a step in train mode; (0, 0) in eval mode.
+        left_out: outputs, layers with weights and statistics that were not compared: the verdict is no.
+        ignored: the same, which the caller allows.
+    """
+
+    points: tuple[int, int]
+    outputs: tuple[int, int]
+    tensors: tuple[int, int]
+    parameters: tuple[int, int]
+    statistics: tuple[int, int]
+    left_out: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        kinds = ("points", "outputs", "tensors", "parameters", "statistics")
+        counts = [(kind, *getattr(self, kind)) for kind in kinds]
+        text = ", ".join(f"{done:,} of {total:,} {kind}" for kind, done, total in counts if total)
+        return text + (f"; ignored {', '.join(self.ignored)}" if self.ignored else "")
 
 
 @dataclass
@@ -143,6 +174,8 @@ class Report:
         histogram: of the worst layer.
         environment: versions, flags and the CPU.
         notes: what a reader should know.
+        coverage: candidate -> "reference" and "candidate" -> how much of it was compared.
+        ceiling: no limit of a layer is above it.
     """
 
     title: str
@@ -157,6 +190,8 @@ class Report:
     histogram: Histogram | None = None
     environment: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    coverage: dict[str, dict[str, Coverage]] = field(default_factory=dict)
+    ceiling: float = CEILING
 
     @property
     def pairs(self) -> list[str]:
@@ -165,9 +200,40 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        """Whether something was compared and nothing exceeds its limit."""
-        compared = self.layers or self.gradients or self.training
-        return bool(compared) and self.first_divergence() is None
+        """Whether everything was compared and nothing exceeds its limit; `why_not` says why it is not so."""
+        return self.why_not() is None
+
+    def why_not(self) -> str | None:
+        """Why parity does not hold, in one line; None where it holds."""
+        divergence = self.first_divergence()
+        if divergence is not None:
+            return str(divergence)
+        if not self.judged():
+            left = self._left_out()
+            return f"nothing was compared{': ' + left if left else ''}"
+        for point in self.layers:
+            if not math.isfinite(point.limit):
+                return f"the limit at {point.name} is {point.limit}, which every error is below"
+        if left := self._left_out():
+            return f"not everything was compared: {left}; what may stay so is named with ignore=[...]"
+        return None
+
+    def judged(self) -> bool:
+        """Whether anything was held to a limit."""
+        points = [p for p in (*self.layers, *self.gradients) if p.errors and p.limit < math.inf]
+        steps = self.training is not None and self.training.errors and self.training.limit < math.inf
+        return bool(points or steps)
+
+    def _left_out(self) -> str:
+        """What was not compared and is not allowed to stay so."""
+        parts = []
+        for who, sides in self.coverage.items():
+            for side, found in sides.items():
+                if found.left_out:
+                    more = f" and {len(found.left_out) - 5} more" if len(found.left_out) > 5 else ""
+                    owner = self.reference if side == "reference" else who
+                    parts.append(f"{', '.join(found.left_out[:5])}{more} of the {side} ({owner})")
+        return "; ".join(dict.fromkeys(parts))
 
     def culprits(self) -> list[tuple[str, str]]:
         """(candidate, layer) for every layer that is wrong by itself, the innermost ones only."""
@@ -199,6 +265,7 @@ class Report:
         facts = {
             "schema": SCHEMA,
             "holds": self.holds,
+            "why_not": self.why_not(),
             "first_divergence": str(divergence) if divergence else None,
             "culprits": self.culprits(),
             **asdict(self),

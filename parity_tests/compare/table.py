@@ -21,8 +21,8 @@ def show(console: Console, report: Report, *, rows: int = 20) -> None:
     divergence = report.first_divergence()
     if divergence:
         line(f"NO PARITY: {report.title}: {divergence}", "bold red")
-    elif not (report.layers or report.gradients or report.training):
-        line(f"nothing was compared: {report.title}", "bold red")
+    elif not report.holds:
+        line(f"NO PARITY: {report.title}: {report.why_not()}", "bold red")
     else:
         line(f"parity holds: {report.title}", "green")
     others = [(who, name) for who, name in report.culprits() if not divergence or who != divergence.candidate]
@@ -39,6 +39,9 @@ def show(console: Console, report: Report, *, rows: int = 20) -> None:
         if len(chosen) < len(report.layers):
             which = "around the first divergence" if first else "nearest to their limits"
             line(f"{len(chosen)} of {len(report.layers)} layers, {which}")
+    for who, sides in report.coverage.items():
+        for side, found in sides.items():
+            line(f"compared of the {side} ({report.reference if side == 'reference' else who}): {found}")
     if report.gradients:
         line(_gradients(report))
     if report.training:

@@ -8,12 +8,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from parity_tests.compare.trace import OUTPUT, Call, TF1Model, Trace, channels_first, channels_last, numbered
+from parity_tests.compare.structure import leaves
+from parity_tests.compare.trace import (
+    Call,
+    TF1Model,
+    Trace,
+    Weights,
+    channels_first,
+    channels_last,
+    numbered,
+)
 from weights_convert.errors import SpecError
 
 
@@ -24,10 +33,16 @@ class _Boundary(NamedTuple):
     output: tf.Tensor
 
 
+class _Layer(NamedTuple):
+    boundary: _Boundary
+    layer: str  # its name without the number of the call
+
+
 class TF1Tracer:
     """Watches the network between a placeholder and a tensor of a session's graph."""
 
     framework = "tf1"
+    notes = ()
 
     def __init__(self, model: TF1Model, dtype: str):
         if model.images.dtype.base_dtype.name != dtype:
@@ -36,7 +51,9 @@ class TF1Tracer:
                 f"build it on a {dtype} placeholder"
             )
         self.dtype, self.model = dtype, model
+        self._outputs = self._output_tensors()
         self._prefix = f"{model.scope.rstrip('/')}/" if model.scope else ""
+        self._on_path = self._path()
         self._layers = self._boundaries()
         self._moving = [
             (variable, model.session.run(variable))
@@ -49,10 +66,26 @@ class TF1Tracer:
         if train:  # a graph is built for training or not; in training the statistics move
             updates = self.model.session.graph.get_collection(tf.GraphKeys.UPDATE_OPS, self._prefix or None)
         feed = {self.model.images: channels_last(images.astype(self.dtype))}
-        fetched = [dict(self._layers), self.model.outputs, updates]
-        values, output, _ = self.model.session.run(fetched, feed)
-        calls = {n: Call(channels_first(v.input), channels_first(v.output)) for n, v in values.items()}
-        return calls | {OUTPUT: Call(np.asarray(images, self.dtype), channels_first(output))}
+        layers = {name: boundary for name, (boundary, _) in self._layers.items()}
+        values, outputs, _ = self.model.session.run([layers, list(self._outputs.values()), updates], feed)
+        calls = Trace()
+        for name, value in values.items():
+            calls[name] = Call(
+                channels_first(value.input), channels_first(value.output), self._layers[name].layer
+            )
+        found = zip(self._outputs, map(channels_first, outputs), strict=True)
+        return calls.finish(np.array(images, self.dtype), found)
+
+    def _output_tensors(self) -> dict[str, tf.Tensor]:
+        found = dict(leaves(self.model.outputs))
+        for path, leaf in found.items():
+            if not isinstance(leaf, tf.Tensor):
+                raise SpecError(
+                    f"outputs {path}: {type(leaf).__name__}, expected tensors of the session's graph"
+                )
+        if not found:
+            raise SpecError("outputs: there are none, expected at least one tensor")
+        return found
 
     def alone(
         self,
@@ -62,8 +95,10 @@ class TF1Tracer:
     ) -> dict[str, np.ndarray]:
         outputs: dict[str, np.ndarray] = {}
         for names in self._runs({name: x for name, x in inputs.items() if name in self._layers}):
-            feed = {self._layers[n].input: channels_last(inputs[n].astype(self.dtype)) for n in names}
-            values = self.model.session.run({n: self._layers[n].output for n in names}, feed)
+            feed = {
+                self._layers[n].boundary.input: channels_last(inputs[n].astype(self.dtype)) for n in names
+            }
+            values = self.model.session.run({n: self._layers[n].boundary.output for n in names}, feed)
             outputs |= {n: channels_first(value) for n, value in values.items()}
         return outputs
 
@@ -83,7 +118,7 @@ class TF1Tracer:
         return runs
 
     def _disturb(self, a: str, b: str, inputs: Mapping[str, np.ndarray]) -> bool:
-        one, other = self._layers[a], self._layers[b]
+        one, other = self._layers[a].boundary, self._layers[b].boundary
         nested = a.startswith(f"{b}.") or b.startswith(f"{a}.")
         if nested or one.output is other.input or other.output is one.input:
             return True
@@ -98,22 +133,49 @@ class TF1Tracer:
                 found[f"{_canonical(module.removeprefix(self._prefix))}.{leaves[leaf]}"] = variable
         return self.model.session.run(found)
 
-    def weighted(self) -> set[str]:
-        paths = {
-            variable.op.name.rpartition("/")[0]
-            for variable in self.model.session.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)
-            if variable.op.name.startswith(self._prefix)
-        }
-        return {_canonical(path.removeprefix(self._prefix)) for path in paths}
+    def unbiased(self) -> Mapping[str, np.ndarray]:
+        return {}
+
+    def weighted(self) -> Mapping[str, Weights]:
+        """By variable scope: what can be trained, and whatever else the outputs depend on."""
+        trainable = self.model.session.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)
+        names = {variable.op.name for variable in trainable}
+        found: dict[str, Weights] = {}
+        for variable in self.model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
+            path, _, leaf = variable.op.name.rpartition("/")
+            moving = leaf in ("moving_mean", "moving_variance")
+            mine = variable.op.name.startswith(self._prefix) and not moving
+            if mine and (variable.op.name in names or self._is_used(variable.op)):
+                layer = _canonical(f"{path}/".removeprefix(self._prefix).rstrip("/"))
+                known = found.get(layer, Weights(0, 0))
+                size = int(np.prod(variable.shape.as_list()))
+                found[layer] = Weights(known.tensors + 1, known.parameters + size)
+        return found
+
+    def _is_used(self, variable: tf.Operation) -> bool:
+        """Whether an operation of the network reads a variable, directly or by way of constants."""
+        seen, waiting = {variable}, [variable]
+        while waiting:
+            for tensor in waiting.pop().outputs:
+                for consumer in tensor.consumers():
+                    if consumer in self._on_path:
+                        return True
+                    if consumer not in seen:
+                        seen.add(consumer)
+                        waiting.append(consumer)
+        return False
+
+    def randomness(self) -> Any:
+        return None  # in the session; what it draws shows in the outputs only
 
     def restore(self) -> None:
         # feeding the initial value runs the initialiser that is there: the graph does not grow
         feed = {variable.initializer.inputs[1]: value for variable, value in self._moving}
         self.model.session.run([variable.initializer for variable, _ in self._moving], feed)
 
-    def _boundaries(self) -> dict[str, _Boundary]:
+    def _boundaries(self) -> dict[str, _Layer]:
         """Layer -> its boundary, in the order of the graph, inner scopes before outer ones."""
-        on_path = self._path()
+        on_path = self._on_path
         order = {op: index for index, op in enumerate(self.model.session.graph.get_operations())}
         scopes = self._scopes()
         inside: dict[str, list[tf.Operation]] = {}
@@ -134,17 +196,20 @@ class TF1Tracer:
             if len(outputs) == 1 and len(inputs) == 1:
                 found.append((order[outputs[0].op], -scope.count("/"), module, inputs[0].deref(), outputs[0]))
         seen: dict[str, int] = {}
-        return {numbered(m, seen): _Boundary(i, o) for *_, m, i, o in sorted(found, key=lambda f: f[:2])}
+        return {
+            numbered(m, seen): _Layer(_Boundary(i, o), m)
+            for *_, m, i, o in sorted(found, key=lambda f: f[:2])
+        }
 
     def _leaves(self, tensor: tf.Tensor, own: set[tf.Operation], on_path: set[tf.Operation]) -> bool:
         """Whether a tensor leaves a scope: somebody outside uses it, or it is the network's output."""
-        return tensor is self.model.outputs or any(
+        return any(tensor is output for output in self._outputs.values()) or any(
             consumer in on_path and consumer not in own for consumer in tensor.consumers()
         )
 
     def _path(self) -> set[tf.Operation]:
-        """The operations between the images and the outputs; the placeholder itself included."""
-        start, end = self.model.images.op, self.model.outputs.op
+        """The operations between the images and the outputs, both included."""
+        start, ends = self.model.images.op, {tensor.op for tensor in self._outputs.values()}
         after, waiting = {start}, [start]
         while waiting:
             for tensor in waiting.pop().outputs:
@@ -152,7 +217,7 @@ class TF1Tracer:
                     if consumer not in after:
                         after.add(consumer)
                         waiting.append(consumer)
-        found, waiting = {end}, [end]
+        found, waiting = set(ends), [*ends]
         while waiting:
             for tensor in waiting.pop().inputs:
                 if tensor.op in after and tensor.op not in found:

@@ -9,47 +9,73 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.compare.trace import OUTPUT, Call, Trace, numbered
+from parity_tests.compare.rounding import check_rounding
+from parity_tests.compare.structure import arrays, tensors
+from parity_tests.compare.trace import Call, Trace, Weights, joined, numbered
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
 _DROPOUTS = (torch.nn.modules.dropout._DropoutNd,)
+_WIDE = (torch.float32, torch.float64)
+_COMPLEX = {"float32": torch.complex64, "float64": torch.complex128}
 
 
 class TorchTracer:
-    """Watches a copy of a module, in `dtype`; the module itself stays as it is. Dropout is off."""
+    """Watches a copy of a module, in `dtype`; the module itself stays as it is. Dropout is off in training.
+
+    `as_it_is`: half precision stays, and a copy in another dtype than the module's own is held to the
+    module's own outputs.
+    """
 
     framework = "torch"
 
-    def __init__(self, module: torch.nn.Module, dtype: str):
+    def __init__(self, module: torch.nn.Module, dtype: str, *, as_it_is: bool = False):
         self.dtype = dtype
-        self.module = copy.deepcopy(module).to(getattr(torch, dtype))
+        self.module = _eager(copy.deepcopy(module))
+        self.notes = ["torch.compile was left out: judged is the module that it compiles"] * (
+            "OptimizedModule" in {type(layer).__name__ for layer in module.modules()}
+        )
+        floats = {tensor.dtype for _, tensor in self._state() if tensor.is_floating_point()}
+        # a module in half precision that is judged as it is takes half precision
+        half = as_it_is and floats and not floats & {*_WIDE}
+        self._input = next(iter(floats)) if half else getattr(torch, dtype)
+        self._own: torch.nn.Module | None = None  # the module in its own dtype, until it has been looked at
+        if as_it_is and torch.float32 in floats and dtype == "float64":
+            self._own = copy.deepcopy(self.module)
+        self.module._apply(lambda tensor: _converted(tensor, dtype, as_it_is))
         # batch norms that were frozen by hand stay frozen in training
         self._frozen = [m for m in self.module.modules() if self.module.training and not m.training]
         self._layers = {
             name: layer
             for name, layer in self.module.named_modules()
-            if name and not isinstance(layer, _CONTAINERS)
+            if name and not (isinstance(layer, _CONTAINERS) and not _own(layer))
         }
         self._several: set[str] = set()  # layers that take more than one tensor, so not alone
+        self._lent: dict[str, str] | None = None  # see `_lenders`; None before a run
+        self._before = {name: tensor.detach().clone() for name, tensor in self._state()}
+
+    def _state(self) -> list[tuple[str, torch.Tensor]]:
+        return [*self.module.named_parameters(), *self.module.named_buffers()]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.asarray(array, self.dtype, order="C"))
+        """A copy: a model that works in place changes its own input only."""
+        return torch.tensor(np.asarray(array, self.dtype)).to(self._input)
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
-        calls: Trace = {}
+        calls = Trace()
         seen: dict[str, int] = {}
-        before: dict[str, np.ndarray] = {}
+        before: dict[str, list[np.ndarray]] = {}
 
         def note(name: str, inputs: tuple, keywords: dict[str, Any]) -> None:
-            tensors = [x for x in (*inputs, *keywords.values()) if isinstance(x, torch.Tensor)]
-            if len(inputs) != 1 or len(tensors) != 1:
+            given = tensors((inputs, keywords), torch.is_tensor)
+            if len(inputs) != 1 or len(given) != 1:
                 self._several.add(name)
-            if tensors:  # copies: a layer that works in place changes what was recorded
-                before[name] = tensors[0].detach().numpy().copy()
+            # copies: a layer that works in place changes what was recorded
+            before.setdefault(name, []).append(_array(given[0]) if given else np.empty(0))
 
         def record(name: str, output: Any) -> None:
-            if name in before and isinstance(output, torch.Tensor):
-                calls[numbered(name, seen)] = Call(before.pop(name), output.detach().numpy().copy())
+            entered, number = before[name].pop(), numbered(name, seen)
+            for path, array in arrays(output, torch.is_tensor, _array)[0]:
+                calls[joined(number, path)] = Call(entered, array, name)
 
         hooks = []
         for name, layer in self._layers.items():
@@ -64,9 +90,56 @@ class TorchTracer:
         finally:
             for hook in hooks:
                 hook.remove()
-        if isinstance(output, torch.Tensor):
-            calls[OUTPUT] = Call(np.asarray(images, self.dtype), output.numpy().copy())
+        calls.finish(np.array(images, self.dtype), *arrays(output, torch.is_tensor, _array))
+        self._look_at(images, seen)
         return calls
+
+    def _look_at(self, images: np.ndarray, called: Mapping[str, int]) -> None:
+        """What one run of the model shows, once."""
+        if self._lent is None:
+            self._lent = self._lenders(images, called)
+        if self._own is not None:
+            own, self._own = self._own, None
+            check_rounding(
+                "the torch module",
+                lambda x: _outputs(own, torch.tensor(x.astype(np.float32))),
+                lambda x: _outputs(self.module, self._tensor(x)),
+                images,
+            )
+
+    def _lenders(self, images: np.ndarray, called: Mapping[str, int]) -> dict[str, str]:
+        """The layers that are not called themselves -> the called layer around each that uses its weights.
+
+        As `torch.nn.MultiheadAttention` uses its `out_proj`: its weights are in the graph of the output.
+        """
+        around: dict[str, str] = {}
+        for name, layer in self._layers.items():
+            parent = name.rpartition(".")[0]
+            if name not in called and _own(layer) and parent in called:
+                around[name] = parent
+        if not around:
+            return {}
+        reached: dict[str, set[int]] = {}
+        hooks = [
+            self._layers[parent].register_forward_hook(
+                lambda _, __, output, parent=parent: reached.setdefault(parent, set()).update(_graph(output))
+            )
+            for parent in set(around.values())
+        ]
+        try:
+            with torch.enable_grad():
+                self._mode(False)
+                self.module(self._tensor(images))
+        except RuntimeError:  # it works in place on what a gradient would need
+            return {}
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {
+            name: parent
+            for name, parent in around.items()
+            if {id(parameter) for parameter in _own(self._layers[name])} <= reached.get(parent, set())
+        }
 
     def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
         outputs = {}
@@ -74,22 +147,108 @@ class TorchTracer:
             layer = self._layers.get(base := name.partition("#")[0])
             if layer is not None and base not in self._several:
                 output = self._run(layer, x, train)
-                if isinstance(output, torch.Tensor):
-                    outputs[name] = output.numpy()
+                if torch.is_tensor(output):
+                    outputs[name] = _array(output)
         return outputs
 
-    def _run(self, module: torch.nn.Module, x: np.ndarray, train: bool) -> Any:
+    def _mode(self, train: bool) -> None:
         self.module.train(train)
-        for layer in (*self._frozen, *(m for m in self.module.modules() if isinstance(m, _DROPOUTS))):
+        for layer in self._frozen:
             layer.training = False
+        for layer in self.module.modules():
+            if train and isinstance(layer, _DROPOUTS):  # no two frameworks draw the same mask
+                layer.training = False
+
+    def _run(self, module: torch.nn.Module, x: np.ndarray, train: bool) -> Any:
+        self._mode(train)
         with torch.no_grad():
             return module(self._tensor(x))
 
     def statistics(self) -> Mapping[str, np.ndarray]:
-        return {n: b.numpy().copy() for n, b in self.module.named_buffers() if "running_" in n}
+        return {
+            name: _array(tensor)
+            for name, tensor in self._state()
+            if tensor.is_floating_point() and ("running_" in name or not self._is_as_before(name, tensor))
+        }
 
-    def weighted(self) -> set[str]:
-        return {name for name, layer in self._layers.items() if list(layer.parameters(recurse=False))}
+    def _is_as_before(self, name: str, tensor: torch.Tensor) -> bool:
+        before = self._before.get(name)
+        return before is not None and torch.equal(tensor, before)
+
+    def unbiased(self) -> Mapping[str, np.ndarray]:
+        return {}
+
+    def weighted(self) -> Mapping[str, Weights]:
+        layers = {"": self.module, **self._layers}
+        found: dict[str, Weights] = {}
+        for name, layer in layers.items():
+            own = _own(layer)
+            holder = (self._lent or {}).get(name, name)
+            before = found.get(holder, Weights(0, 0))
+            if own:
+                numbers = sum(parameter.numel() for parameter in own)
+                found[holder] = Weights(before.tensors + len(own), before.parameters + numbers)
+        return found
+
+    def randomness(self) -> bytes:
+        return torch.get_rng_state().numpy().tobytes()
 
     def restore(self) -> None:
-        """It is a copy that has been moved."""
+        with torch.no_grad():
+            for name, tensor in self._state():
+                before = self._before.get(name)
+                if before is not None and before.shape == tensor.shape:
+                    tensor.copy_(before)
+
+
+def _outputs(module: torch.nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        return dict(arrays(module.eval()(x), torch.is_tensor, _array)[0])
+
+
+def _own(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return list(layer.parameters(recurse=False))
+
+
+def _array(tensor: torch.Tensor) -> np.ndarray:
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.dtype == torch.bfloat16:  # NumPy has none
+        tensor = tensor.to(torch.float32)
+    return tensor.numpy().copy()
+
+
+def _converted(tensor: torch.Tensor, dtype: str, as_it_is: bool) -> torch.Tensor:
+    """In `dtype`; integers stay, and half precision too if it is to be judged as it is."""
+    if tensor.is_complex():
+        return tensor.to(_COMPLEX[dtype])
+    if not tensor.is_floating_point() or (as_it_is and tensor.dtype not in _WIDE):
+        return tensor
+    return tensor.to(getattr(torch, dtype))
+
+
+def _eager(module: torch.nn.Module) -> torch.nn.Module:
+    """Without `torch.compile`, whose layers cannot be watched."""
+    for name, child in module.named_children():
+        if type(child).__name__ == "OptimizedModule":
+            setattr(module, name, child._orig_mod)
+    for child in module.children():
+        _eager(child)
+    return module._orig_mod if type(module).__name__ == "OptimizedModule" else module  # type: ignore[return-value]
+
+
+def _graph(output: Any) -> set[int]:
+    """The parameters in the graph of an output, each by its id."""
+    found_in = tensors(output, torch.is_tensor)
+    waiting = [tensor.grad_fn for tensor in found_in if tensor.grad_fn is not None]
+    seen, found = set(waiting), set()
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):
+            found.add(id(node.variable))
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                waiting.append(following)
+    return found

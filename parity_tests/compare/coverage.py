@@ -1,0 +1,111 @@
+"""What of two models belongs together, how much of each was compared, and what was not.
+
+Whatever has weights, is an output or a running statistic, and was not compared, makes the verdict no, unless
+the caller names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from parity_tests.compare.repeat import Watched
+from parity_tests.compare.report import Coverage
+from parity_tests.compare.running import statistic_names
+from parity_tests.compare.structure import paired
+from parity_tests.compare.trace import Trace, Weights, covers
+from weights_convert.errors import MismatchError, SpecError
+
+OWN = "the model's own weights"  # what is in no layer, where the model has no output
+
+
+class Ignored:
+    """What the caller allows to stay uncompared: layers, outputs, statistics, each with what is inside."""
+
+    def __init__(self, ignore: Iterable[str] = ()) -> None:
+        self.entries = (ignore,) if isinstance(ignore, str) else tuple(ignore)
+        for entry in self.entries:
+            if not isinstance(entry, str) or not entry:
+                raise SpecError(f"ignore={entry!r}: expected names of layers, outputs or statistics")
+
+    def __contains__(self, name: object) -> bool:
+        return any(covers(entry, str(name)) for entry in self.entries)
+
+    def check(self, names: Iterable[str]) -> None:
+        """`MismatchError` for an entry that is the name of nothing: it was meant for something else."""
+        known = list(names)
+        unknown = [entry for entry in self.entries if not any(covers(entry, name) for name in known)]
+        if unknown:
+            raise MismatchError(f"ignore=: nothing is called {', '.join(map(repr, unknown))} in either model")
+
+
+class Renamed:
+    """A candidate's run by the reference's names; `own` has each call's name in the candidate."""
+
+    def __init__(self, reference: Trace, watched: Watched, names: Mapping[str, str] | None) -> None:
+        self._ours = {theirs: name for name, theirs in (names or {}).items()}
+        self._taken = set(names or {})
+        pairs = {name: self.name(name, call.layer) for name, call in watched.trace.items()}
+        outputs = paired(reference.outputs, [pairs[name] for name in watched.trace.outputs])
+        final = {name: outputs.get(new, new) for name, new in pairs.items()}
+        self.trace = Trace({new: watched.trace[name] for name, new in final.items()})
+        self.trace.outputs = [final[name] for name in watched.trace.outputs]
+        self.trace.opaque = watched.trace.opaque
+        self.own = {new: name for name, new in final.items()}
+        self.weighted = {self.name(name, name): weights for name, weights in watched.weighted.items()}
+        self.unstable = {final.get(name, name): error for name, error in watched.unstable.items()}
+        self.statistics = statistic_names(watched, lambda layer: self.name(layer, layer))
+
+    def name(self, name: str, layer: str) -> str:
+        """The reference's name of a call; what is in the way of a name that `names` gives has another."""
+        if name in self._ours:
+            return self._ours[name]
+        if layer in self._ours:
+            return self._ours[layer] + name[len(layer) :]
+        return f"{name} (the candidate's own)" if layer in self._taken or name in self._taken else name
+
+
+def covers_call(layer: str, name: str) -> bool:
+    """Whether a name in a trace is a call of a layer, or a tensor of one."""
+    return name == layer or name.startswith((f"{layer}#", f"{layer} "))
+
+
+def coverage(
+    trace: Trace,
+    weighted: Mapping[str, Weights],
+    statistics: Iterable[str],
+    compared: set[str],
+    ignored: Ignored,
+) -> Coverage:
+    """How much of one model was compared.
+
+    Args:
+        trace: its calls, by the reference's names.
+        weighted: the layers with weights, by the same names.
+        statistics: the names of the running ones; none in eval mode.
+        compared: the names of the points.
+        ignored: what may be left out.
+    """
+    missing, done = [], []
+    outputs = [name for name in trace.outputs if name in compared]
+    missing += [name for name in (*trace.outputs, *trace.opaque) if name not in compared]
+    for layer in weighted:
+        calls = trace.outputs if not layer else [name for name in trace if covers_call(layer, name)]
+        left = [name for name in calls if name not in compared]
+        if calls and not left:
+            done.append(layer)
+        elif calls:
+            missing += [name for name in left if name not in missing]
+        else:
+            missing.append(layer or OWN)
+    statistics = list(statistics)
+    missing += [name for name in statistics if name not in compared]
+    sizes = [weighted[layer] for layer in done]
+    return Coverage(
+        points=(sum(name in compared for name in trace), len(trace)),
+        outputs=(len(outputs), len(trace.outputs) + len(trace.opaque)),
+        tensors=(sum(size.tensors for size in sizes), sum(size.tensors for size in weighted.values())),
+        parameters=(sum(s.parameters for s in sizes), sum(s.parameters for s in weighted.values())),
+        statistics=(sum(name in compared for name in statistics), len(statistics)),
+        left_out=[name for name in missing if name not in ignored],
+        ignored=[name for name in missing if name in ignored],
+    )

@@ -1,0 +1,40 @@
+"""The layers of a Keras model by their paths, and the weights that each has of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import keras
+
+
+def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
+    """Every layer below one with its path: attribute names and places in lists, or Keras's own names."""
+    if isinstance(layer, (keras.Sequential, keras.src.models.Functional)):
+        inner = [(child.name, child) for child in layer.layers]
+    else:
+        public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
+        inner = list(_inside(public))
+        known = {id(child) for _, child in inner}
+        # what is kept under a private name has only Keras's own
+        rest = layer._flatten_layers(include_self=False, recursive=False)
+        inner += [(child.name, child) for child in rest if id(child) not in known]
+    for name, child in inner:
+        yield prefix + name, child
+        yield from named_layers(child, f"{prefix}{name}.")
+
+
+def _inside(value: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
+    """The layers in nested lists and mappings, each with its path."""
+    if isinstance(value, keras.Layer):
+        yield path, value
+    elif isinstance(value, (list, tuple, Mapping)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, item in items:
+            yield from _inside(item, f"{path}.{key}" if path else str(key))
+
+
+def own_weights(layer: keras.Layer) -> list[keras.Variable]:
+    """The weights of a layer that are not those of a layer inside it."""
+    inside = {id(w) for child in layer._flatten_layers(include_self=False) for w in child.weights}
+    return [weight for weight in layer.weights if id(weight) not in inside]

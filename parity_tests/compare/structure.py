@@ -1,0 +1,77 @@
+"""Outputs that are several tensors: each with its path, and how those of two models belong together."""
+
+from __future__ import annotations
+
+import dataclasses
+import numbers
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Everything in nested outputs that is no container, with its path: "" for a tensor alone, else "y.0".
+
+    Mappings and dataclasses are opened by key, named tuples by field, lists and tuples by place. None is no
+    output.
+    """
+    inner = _opened(value)
+    if inner is None:
+        yield path, value
+        return
+    for key, item in inner:
+        yield from leaves(item, f"{path}.{key}" if path else str(key))
+
+
+def _opened(value: Any) -> list[tuple[Any, Any]] | None:
+    """Keys and items of a container, none for None; None for anything else."""
+    if value is None:
+        return []
+    if isinstance(value, Mapping):
+        return list(value.items())
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return list(zip(value._fields, value, strict=True))
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name)) for field in dataclasses.fields(value)]
+    return None
+
+
+def arrays(
+    value: Any, is_tensor: Callable[[Any], bool], convert: Callable[[Any], np.ndarray]
+) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
+    """The leaves of `value` as arrays, and the paths of those that are neither tensors nor numbers."""
+    found, opaque = [], []
+    for path, leaf in leaves(value):
+        if is_tensor(leaf):
+            found.append((path, convert(leaf)))
+        elif isinstance(leaf, (numbers.Number, np.ndarray, np.generic)) and np.asarray(leaf).dtype != object:
+            found.append((path, np.asarray(leaf)))
+        else:
+            opaque.append(path)
+    return found, opaque
+
+
+def tensors(value: Any, is_tensor: Callable[[Any], bool]) -> list[Any]:
+    """The tensors in nested inputs or outputs; numbers are none."""
+    return [leaf for _, leaf in leaves(value) if is_tensor(leaf)]
+
+
+def paired(reference: Sequence[str], candidate: Sequence[str]) -> dict[str, str]:
+    """Candidate's output -> the reference's: by name; else by place, if one side has only places.
+
+    One output on each side is a pair, however it is wrapped.
+    """
+    if set(reference) == set(candidate):
+        return {name: name for name in candidate}
+    places = _places(reference) or _places(candidate)
+    if len(reference) == len(candidate) and (len(reference) == 1 or places):
+        return dict(zip(candidate, reference, strict=True))
+    return {name: name for name in candidate if name in reference}
+
+
+def _places(names: Sequence[str]) -> bool:
+    """Whether these outputs are of a list or tuple: "output 0", "output 1", ..."""
+    return [name.rpartition(" ")[2] for name in names] == [str(i) for i in range(len(names))]
