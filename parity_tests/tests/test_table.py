@@ -7,9 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
-from parity_tests import example_reports
 from parity_tests.compare.report import Report
 from parity_tests.compare.table import show
+from parity_tests.tests import example_reports
 
 
 def shown(report: Report, width: int = 120, *, colour: bool = False, **keywords: int) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FRAMEWORKS = {"torch", "tensorflow", "keras", "jax"}
 HEAVY = FRAMEWORKS | {"rich", "h5py", "safetensors", "PIL", "matplotlib", "hypothesis", "pytest"}
 

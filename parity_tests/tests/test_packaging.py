@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.test_isolation import ROOT
+from parity_tests.tests.test_isolation import ROOT
 
 FILES = ("requirements.txt", ".ci/lowest.txt")
 REQUIREMENT = re.compile(r"([A-Za-z0-9_-]+)(>=|==)([0-9.]+)")

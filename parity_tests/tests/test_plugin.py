@@ -143,7 +143,7 @@ def test_loading_it_imports_nothing_heavy():
 
 
 def test_it_is_registered():
-    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
     assert project["project"]["entry-points"]["pytest11"] == {
         "parity_tests.compare.plugin": "parity_tests.compare.plugin"
     }

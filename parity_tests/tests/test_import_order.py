@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from parity_tests.test_isolation import ROOT
+from parity_tests.tests.test_isolation import ROOT
 
 FOLDERS = ("torch_impl", "keras_impl", "tf1_compat", "weights_convert")
 IMPORTS = ("torch", "tensorflow", "keras", "jax", "torch_impl", "keras_impl", "tf1_compat")

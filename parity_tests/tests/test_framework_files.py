@@ -14,7 +14,8 @@ import tensorflow.compat.v1 as tf
 import torch
 
 import keras_impl
-from parity_tests.live import (
+from parity_tests.synthetic import ATTENTION_SPECS, images, position_coded, tiny, weights
+from parity_tests.tests.live import (
     NETWORKS,
     assert_same,
     each_network,
@@ -25,7 +26,6 @@ from parity_tests.live import (
     torch_network,
     without_counts,
 )
-from parity_tests.synthetic import ATTENTION_SPECS, images, position_coded, tiny, weights
 from weights_convert import load, load_into, save, state_of
 from weights_convert.spec import ResNetSpec
 

@@ -20,7 +20,7 @@ from parity_tests.synthetic import tiny
 from weights_convert.errors import SpecError
 from weights_convert.spec import AttentionSpec, ResNetSpec
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
 
 

@@ -31,7 +31,7 @@ from weights_convert import MismatchError, SourceError, SpecError, load_into, lo
 from weights_convert.spec import ResNetSpec
 
 SPEC = tiny(attention="cbam", downsample_pool="avg")
-EXAMPLE = Path(__file__).parent.parent / "docs" / "examples" / "compare_a_pair.py"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "compare_a_pair.py"
 
 
 def torch_model(spec: ResNetSpec) -> torch.nn.Module:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from parity_tests.synthetic import arrays_with
-from parity_tests.test_torch_file import pickled, placed, storage, zip_file
+from parity_tests.tests.test_torch_file import pickled, placed, storage, zip_file
 from weights_convert import (
     DestinationError,
     LimitError,

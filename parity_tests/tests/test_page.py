@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests import example_reports
 from parity_tests.compare.page import by_depth, page, write_page
 from parity_tests.compare.plot import LinearAxis, LogAxis, escape, shorten
 from parity_tests.compare.report import Point, Report, Training
+from parity_tests.tests import example_reports
 from weights_convert.errors import WriteError
 
 VOID = {"meta", "path", "rect"}  # void in HTML, or written with a slash in SVG
@@ -371,7 +371,7 @@ def test_a_browser_paints_it(tmp_path, scheme):
     with image.open(target) as shot:
         assert shot.size == (1240, 2400)
         colours = Counter(shot.convert("RGB").get_flattened_data())
-    css = (Path(example_reports.__file__).parent / "compare" / "page.css").read_text(encoding="utf-8")
+    css = (Path(example_reports.__file__).parents[1] / "compare" / "page.css").read_text(encoding="utf-8")
     part = css.split("@media")[1 if scheme == "dark" else 0]
     values = {name: tuple(bytes.fromhex(value)) for name, value in re.findall(r"--([\w-]+): #(\w{6});", part)}
     assert colours.most_common(1)[0][0] == values["paper"]

@@ -39,7 +39,7 @@ def test_environment(environment, files, selection):
     command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "--no-header"]
     done = subprocess.run(
         [*command, "-k", selection, *(str(here / file) for file in files)],
-        cwd=here.parent,
+        cwd=here.parents[1],
         env=os.environ | environment,
         capture_output=True,
         text=True,

@@ -14,7 +14,8 @@ import torch
 import keras_impl
 import tf1_compat
 import torch_impl
-from parity_tests.live import (
+from parity_tests.synthetic import ATTENTION_SPECS, images, position_coded, tiny, weights
+from parity_tests.tests.live import (
     NETWORKS,
     assert_same,
     each_network,
@@ -23,7 +24,6 @@ from parity_tests.live import (
     torch_network,
     without_counts,
 )
-from parity_tests.synthetic import ATTENTION_SPECS, images, position_coded, tiny, weights
 from weights_convert import (
     Checkpoint,
     MismatchError,

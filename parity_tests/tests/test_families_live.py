@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from parity_tests import tolerances
-from parity_tests.foreign import (
+from parity_tests.synthetic import images, weights
+from parity_tests.tests.foreign import (
     Foreign,
     Saved,
     both_dtypes,
@@ -23,7 +24,6 @@ from parity_tests.foreign import (
     torch_network,
     torch_norms,
 )
-from parity_tests.synthetic import images, weights
 from weights_convert import MismatchError, ResNetSpec, convert, load, load_model, model_spec, save
 from weights_convert.checkpoint import changed
 from weights_convert.families import FAMILIES

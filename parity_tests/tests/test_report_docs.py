@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from parity_tests.compare.report import SCHEMA, Coverage, Histogram, Point, Report, Training
-from parity_tests.example_reports import small
+from parity_tests.tests.example_reports import small
 
 pytest_plugins = ["pytester"]
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 TEXT = (DOCS / "report.md").read_text(encoding="utf-8")
 
 

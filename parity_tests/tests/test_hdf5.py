@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fuzz import target
-from parity_tests.test_bombs import lying
+from parity_tests.tests.test_bombs import lying
 from weights_convert import LimitError, Limits, SourceError
 from weights_convert.formats import hdf5_library, hdf5_process, open_reader
 from weights_convert.formats.hdf5_process import ProcessReader
@@ -284,7 +284,7 @@ def test_the_library_is_not_loaded_here(tmp_path):
     path = hdf5(tmp_path / "x", odd, libver="latest")
     done = subprocess.run(
         [sys.executable, "-c", code, path],
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
         check=False,

@@ -18,7 +18,7 @@ from weights_convert.__main__ import main as weights_convert_main
 from weights_convert.checks import CHOICES
 from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 

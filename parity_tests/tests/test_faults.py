@@ -15,7 +15,7 @@ from parity_tests.compare import Report, assert_parity, compare_models
 from parity_tests.compare.investigate import live_tracer
 from parity_tests.compare.layers import compare_tracers, torch_noise
 from parity_tests.compare.trace import tracer_of
-from parity_tests.faults import CBAM, ECA, FAULTS, GROUPS, SE
+from parity_tests.tests.faults import CBAM, ECA, FAULTS, GROUPS, SE
 from weights_convert import load_into
 from weights_convert.spec import ResNetSpec
 
@@ -72,7 +72,7 @@ def test_mistakes_in_weights_and_keywords_are_named_in_every_framework(name, fra
 
 
 def test_the_documentation_lists_them():
-    text = (Path(__file__).parent.parent / "docs" / "harness.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "harness.md").read_text("utf-8")
     listed = re.findall(r"^\| (.+?) \| (eval|train) \| (.+?) \| (.+?) \|$", text, re.MULTILINE)
     assert len(FAULTS) >= 30
     assert [(name, mode == "train", first) for name, mode, first, _ in listed] == [

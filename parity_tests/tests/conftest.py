@@ -20,7 +20,7 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS
     os.environ.setdefault(_name, _SHARE)
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # for the processes that tests start, in whichever folder: the project need not be installed
-_ROOT = str(Path(__file__).parent.parent)
+_ROOT = str(Path(__file__).parents[2])
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
 importlib.import_module("weights_convert.import_order")  # before a test imports a framework

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from parity_tests.synthetic import ATTENTION_SPECS, checkpoint, position_coded
-from parity_tests.test_round_trips import MEMORY
+from parity_tests.tests.test_round_trips import MEMORY
 from weights_convert import MismatchError, save
 from weights_convert.formats import FORMATS
 from weights_convert.formats.base import TensorInfo

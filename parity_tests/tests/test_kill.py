@@ -35,7 +35,7 @@ def start(folder: Path, suffix: str, old: bool) -> Path:
 
 def states(folder: Path, into: Path, *arguments: str) -> list[Path]:
     """Every state of `folder` that SIGKILL can leave; the last one is that after a whole run."""
-    command = [sys.executable, "-m", "parity_tests.crashes", folder, into, *arguments]
+    command = [sys.executable, "-m", "parity_tests.tests.crashes", folder, into, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     last, code = map(int, done.stdout.split())
     assert code == 0

@@ -1,6 +1,6 @@
 """Ends a command at each step that it takes on the file system: every state that a kill can leave.
 
-    python -m parity_tests.crashes START STATES ARGUMENT ...
+    python -m parity_tests.tests.crashes START STATES ARGUMENT ...
 
 For each number k from 0 the folder START is copied to STATES/k, `weights-convert ARGUMENT ...` runs there,
 and SIGKILL ends it before its k-th step; until a run takes no more than k steps, whose k and exit code are

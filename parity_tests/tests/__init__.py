@@ -1,0 +1,1 @@
+"""Every test, and what only tests need; never in the wheel."""
