@@ -1,7 +1,8 @@
 """Mistakes that ports make, each as a small change of a Keras model, its weights or its keywords.
 
 `FAULTS` is the examination of the harness: each must be caught, and the layer that is wrong must be named
-(`test_faults.py`). `first` is where the outputs part, `alone` the layer that is wrong by itself; "" where none is, because the mistake stands between layers.
+(`test_faults.py`). `first` is where the outputs part, `alone` the layer that is wrong by itself; "" where
+none is, because the mistake stands between layers.
 """
 
 from __future__ import annotations
