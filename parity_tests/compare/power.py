@@ -1,4 +1,4 @@
-"""What a comparison would have noticed: for every tensor and setting the smallest change that exceeds a limit.
+"""What a comparison would have noticed: the smallest change of every tensor and setting that exceeds a limit.
 
 A comparison in which no change of a weight could exceed any limit proves nothing about that weight. `Power`
 is plain data; `power_torch` measures it.

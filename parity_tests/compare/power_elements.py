@@ -45,7 +45,7 @@ def per_index(change: Tensor, axis: int, reduce: Callable[..., Tensor] = torch.a
 
 
 def own_count(scope: Scope, item: Item, owner: nn.Module, calls: Sequence[Call]) -> int | None:
-    """How many elements of a layer that is compared itself could vanish unseen; None: no exact way is known."""
+    """How many elements of a layer that is compared itself could vanish unseen; None: not known exactly."""
     effects = _own_effects(scope, item, owner, calls)
     if effects is None or item.tensor is None:
         return None
@@ -91,7 +91,7 @@ def _entering(owner: nn.Module, x: Tensor) -> Tensor:
 
 
 def count_by_gradient(scope: Scope, item: Item, norms: Tensor, generator: torch.Generator) -> int:
-    """How many elements could vanish unseen, by the 2-norm over the outputs of what each one does, in limits."""
+    """How many elements could vanish unseen, by the 2-norm over the outputs of what each does, in limits."""
     assert item.tensor is not None
     present = item.tensor.detach().flatten() != 0
     norms = norms.flatten()

@@ -155,8 +155,7 @@ class Scope:
 
     def call(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
         """One call's output, several tensors as one vector; the inputs stay as they are."""
-        with torch.random.fork_rng(devices=[]):  # what is random is the same in every run
-            torch.manual_seed(0)
+        with same_random_numbers():
             output = self._run(*copied(inputs), **copied(keywords))
         floating = [y for y in tree_leaves(output) if isinstance(y, Tensor) and y.is_floating_point()]
         return floating[0] if len(floating) == 1 else torch.cat([y.flatten() for y in floating])
@@ -210,6 +209,17 @@ def keeping_buffers(module: nn.Module) -> Iterator[None]:
             buffer.data.copy_(value)
 
 
+@contextmanager
+def same_random_numbers() -> Iterator[None]:
+    """What is random in a run is the same in every run; the generator is put back afterwards."""
+    state = torch.default_generator.get_state()
+    torch.default_generator.manual_seed(0)
+    try:
+        yield
+    finally:
+        torch.default_generator.set_state(state)
+
+
 def recorded(module: nn.Module, names: set[str], images: Tensor) -> dict[str, list[Call]]:
     """The arguments of every call of these submodules when the module runs on images."""
     calls: dict[str, list[Call]] = {name: [] for name in names}
@@ -223,8 +233,7 @@ def recorded(module: nn.Module, names: set[str], images: Tensor) -> dict[str, li
         if name in names
     ]
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), keeping_buffers(module):
-            torch.manual_seed(0)
+        with torch.no_grad(), same_random_numbers(), keeping_buffers(module):
             module(images.clone())
     finally:
         for handle in hooks:

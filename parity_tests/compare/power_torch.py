@@ -132,7 +132,7 @@ def power_of(
 ) -> Power:
     """Each item at the nearest compared point, and what that does not depend on at the outermost."""
     exact = {item for item in items if item.tensor is not None and item.name in bit_for_bit}
-    found: dict[Item, Found] = {item: (0.0, BIT_FOR_BIT) for item in exact}
+    found: dict[Item, Found] = dict.fromkeys(exact, (0.0, BIT_FOR_BIT))
     unseen: dict[Item, int | None] = dict.fromkeys(exact, 0)
     groups: dict[Scope, list[Entry]] = {}
     for item in items:
@@ -178,13 +178,12 @@ def _measured(
             norms = reverse.element_norms(owner, item)
             counts[item] = None if norms is None else count_by_gradient(scope, item, norms, generator)
     smallest = {item: smallest_change(scope, item, model.modules[owner]) for item, owner in own}
-    smallest |= _of_distant(model, scope, distant, reverse, generator)
+    smallest |= _of_distant(scope, distant, reverse, generator)
     for item, _ in entries:
         yield item, smallest[item], counts.get(item)
 
 
 def _of_distant(
-    model: Model,
     scope: Scope,
     entries: Sequence[Entry],
     reverse: Reverse | None,
