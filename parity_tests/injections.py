@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -64,13 +65,13 @@ class Injector:
         values = {name: call.output for name, call in trace.items() if name in self._limits}
         if self._train:
             values |= {n: v for n, v in self._tracer.statistics().items() if n in self._limits}
+            for buffer, before in self._buffers:
+                buffer.copy_(before)
         return values
 
     def times_limit(self) -> float:
         """The largest error of any point in multiples of its limit."""
         now = self._observed()
-        for buffer, value in self._buffers if self._train else ():
-            buffer.copy_(value)
         return max(relative_error(now[n], wanted) / self._limits[n] for n, wanted in self._before.items())
 
     @contextmanager
@@ -106,25 +107,25 @@ class Injector:
         """The true smallest change of an item: the larger of scaling it and moving it at random."""
         start = item.smallest if 0 < item.smallest < math.inf else 0.01
         if item.is_setting:
-            return Injection(network, item, _smallest(lambda e: self._try_setting(item.name, e), start))
+            return Injection(network, item, _smallest(partial(self._try_setting, item.name), start))
         tensor = self._tracer.module.state_dict(keep_vars=True)[item.name].detach().clone()
         random = torch.randn(tensor.shape, generator=torch.Generator().manual_seed(seed), dtype=tensor.dtype)
         size = float(tensor.norm()) or tensor.numel() ** 0.5
         ways = [random * (size / float(random.norm()))] + ([tensor] if tensor.any() else [])
-        found = [_smallest(lambda e, way=way: self._try_tensor(item.name, e * way), start) for way in ways]
+        found = [_smallest(partial(self._try_tensor, item.name, way), start) for way in ways]
         return Injection(network, item, max(found))
 
     def _try_setting(self, name: str, change: float) -> float:
         with self._setting(name, change):
             return self.times_limit()
 
-    def _try_tensor(self, name: str, change: torch.Tensor) -> float:
-        with self._tensor(name, change):
+    def _try_tensor(self, name: str, direction: torch.Tensor, change: float) -> float:
+        with self._tensor(name, direction * change):
             return self.times_limit()
 
 
 def _smallest(error: Callable[[float], float], start: float) -> float:
-    """The smallest change whose error exceeds 1, within `_NEAR`; infinite if none does up to `_WIDEST` * start.
+    """The smallest change whose error exceeds 1, within `_NEAR`; infinite if there is none.
 
     A guess from the first error is tried just above and just below. If it is not right, bisection.
     """

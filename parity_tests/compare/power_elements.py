@@ -14,9 +14,11 @@ from torch import Tensor, nn
 
 from parity_tests.compare.power_scopes import Call, Item, Scope
 
-TRIALS = 16  # runs per tensor to confirm dead elements
-_CALIBRATION = 4  # elements per tensor that relate a gradient's norm to the largest change
+_TRIALS = 8  # runs per compared module to confirm dead elements
+_CALIBRATION = 3  # elements per tensor that relate a gradient's norm to the largest change
 _CLEAR = 3.0  # an estimate this far beyond all doubt needs no calibration
+_DOUBTFUL = 0.01  # of the elements: fewer are not worth one
+_DEAD = 0.01  # of the limit: what is less is no matter of accuracy
 
 _CHANNELS: tuple[tuple[type | tuple[type, ...], str, int], ...] = (  # layer, tensor, axis of the output
     (nn.modules.batchnorm._NormBase, "weight bias running_mean running_var", 1),
@@ -90,47 +92,51 @@ def _entering(owner: nn.Module, x: Tensor) -> Tensor:
     return by_group.reshape(owner.out_channels, -1, *[1] * spatial)  # (out, in / groups, ...)
 
 
-def count_by_gradient(scope: Scope, item: Item, norms: Tensor, generator: torch.Generator) -> int:
-    """How many elements could vanish unseen, by the 2-norm over the outputs of what each does, in limits."""
-    assert item.tensor is not None
-    present = item.tensor.detach().flatten() != 0
-    norms = norms.flatten()
-    outputs = sum(y.numel() for y in scope.base)
-    doubtful = present & (norms > 1 / _CLEAR) & (norms < _CLEAR * outputs**0.5)
-    share = _calibrated(scope, item, norms, doubtful, generator)  # of the 2-norm: the largest change
-    unseen = present & (norms * share <= 1)
-    dead = torch.nonzero(unseen & (norms * share < 0.01)).flatten()
-    return int(unseen.sum()) - _noticed(scope, item, dead)
+class Trials:
+    """Counting by gradients, where a few elements of a scope are tried to be sure."""
 
+    def __init__(self, scope: Scope, generator: torch.Generator):
+        self._scope, self._generator = scope, generator
+        self._left = _TRIALS
+        self._outputs = sum(y.numel() for y in scope.base)
 
-def _calibrated(
-    scope: Scope, item: Item, norms: Tensor, doubtful: Tensor, generator: torch.Generator
-) -> float:
-    """Largest change / 2-norm, the median of a few elements that are tried; 1 where nothing is in doubt."""
-    candidates = torch.nonzero(doubtful).flatten()
-    chosen = candidates[torch.randperm(len(candidates), generator=generator)[:_CALIBRATION]]
-    ratios = [_vanished(scope, item, index[None]) / float(norms[index]) for index in chosen]
-    return float(torch.tensor(ratios).median()) if ratios else 1.0
+    def count(self, item: Item, norms: Tensor) -> int:
+        """How many elements could vanish unseen, by the 2-norm of what each one does, in limits."""
+        assert item.tensor is not None
+        present, norms = item.tensor.detach().flatten() != 0, norms.flatten()
+        doubtful = present & (norms > 1 / _CLEAR) & (norms < _CLEAR * self._outputs**0.5)
+        largest = norms * self._share(item, norms, torch.nonzero(doubtful).flatten())
+        unseen = present & (largest <= 1)
+        return int(unseen.sum()) - self._noticed(item, torch.nonzero(unseen & (largest < _DEAD)).flatten())
 
+    def _share(self, item: Item, norms: Tensor, doubtful: Tensor) -> float:
+        """Largest change / 2-norm, the median of a few elements; 1 where nothing is in doubt."""
+        if len(doubtful) < _DOUBTFUL * len(norms):
+            return 1.0
+        chosen = doubtful[torch.randperm(len(doubtful), generator=self._generator)[:_CALIBRATION]]
+        ratios = [self._vanished(item, index[None]) / float(norms[index]) for index in chosen]
+        return float(torch.tensor(ratios).median())
 
-def _vanished(scope: Scope, item: Item, indices: Tensor) -> float:
-    """What happens when these elements vanish together, in limits."""
-    assert item.tensor is not None
-    direction = torch.zeros_like(item.tensor)
-    direction.view(-1)[indices] = item.tensor.detach().flatten()[indices]
-    with item.moved(direction, -1.0):
-        return scope.times_limit()[0]
+    def _noticed(self, item: Item, dead: Tensor) -> int:
+        """How many elements without a gradient would be noticed all the same: tried together, then in halves.
 
+        A unit that is off can be switched on. Without trials left the gradient is believed.
+        """
+        groups, found = [dead] if len(dead) else [], 0
+        while groups and self._left > 0:
+            group, self._left = groups.pop(), self._left - 1
+            if self._vanished(item, group) <= 1:
+                continue
+            if len(group) == 1:
+                found += 1
+            else:
+                groups += [group[: len(group) // 2], group[len(group) // 2 :]]
+        return found
 
-def _noticed(scope: Scope, item: Item, dead: Tensor) -> int:
-    """How many elements without a gradient would be noticed all the same: tried together, then in halves."""
-    groups, found, trials = [dead] if len(dead) else [], 0, 0
-    while groups and trials < TRIALS:
-        group, trials = groups.pop(), trials + 1
-        if _vanished(scope, item, group) <= 1:
-            continue
-        if len(group) == 1:
-            found += 1
-        else:
-            groups += [group[: len(group) // 2], group[len(group) // 2 :]]
-    return found
+    def _vanished(self, item: Item, indices: Tensor) -> float:
+        """What happens when these elements vanish together, in limits."""
+        assert item.tensor is not None
+        direction = torch.zeros_like(item.tensor)
+        direction.view(-1)[indices] = item.tensor.detach().flatten()[indices]
+        with item.moved(direction, -1.0):
+            return self._scope.times_limit()[0]

@@ -29,6 +29,8 @@ SETTINGS = {
     **dict.fromkeys(("temperature", "scale", "gain"), "constant"),
 }
 Call = tuple[tuple[Any, ...], dict[str, Any]]
+Found = tuple[float, str]  # the smallest change that is noticed, and the point
+NOWHERE: Found = (math.inf, "")
 
 
 @dataclass(eq=False)

@@ -11,32 +11,29 @@ relate it to the largest change.
 
 from __future__ import annotations
 
-import copy
 import math
 import statistics
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from parity_tests.compare.power import BIT_FOR_BIT, THRESHOLD, Power, Sensitivity
-from parity_tests.compare.power_elements import count_by_gradient, own_count
+from parity_tests.compare.power_elements import Trials, own_count
+from parity_tests.compare.power_inside import gains
+from parity_tests.compare.power_model import Model, compared, wide
 from parity_tests.compare.power_reverse import Reverse
-from parity_tests.compare.power_scopes import Call, Item, Scope, recorded, settings, tensors
-from parity_tests.compare.trace import OUTPUT
+from parity_tests.compare.power_scopes import NOWHERE, Found, Item, Scope, settings, tensors
 
-_TRIED = 6  # items per compared module that are always tried
+_TRIED = 4  # items per compared module that are always tried
 _LINEAR = 10.0  # a second step is this many times the change that is looked for
 _NOTHING = 1e-6  # of the limit: a compared module that does not depend on the item
 _SMALLEST_STEP = 1e-12
 
-Found = tuple[float, str]  # smallest change, point
 Entry = tuple[Item, str]  # and the module that uses it
-_NOWHERE: Found = (math.inf, "")
 
 
 def measure_power(
@@ -65,62 +62,10 @@ def measure_power(
         >>> [(item.name, item.point, item.smallest < 1e-10) for item in power.items]
         [('0.weight', '0', True), ('0.bias', '0', True)]
     """
-    model, generator = _wide(module, train), torch.Generator().manual_seed(seed)
+    model, generator = wide(module, train), torch.Generator().manual_seed(seed)
     x = torch.from_numpy(np.asarray(images, np.float64, order="C"))
     items = [*tensors(model, generator), *settings(model)]
-    return power_of(_compared(model, x, limits, items), items, bit_for_bit, generator)
-
-
-def _wide(module: nn.Module, train: bool) -> nn.Module:
-    """A float64 copy in the mode of the comparison: dropout off, what is frozen by hand stays so."""
-    model = copy.deepcopy(module).to("cpu", torch.float64)
-    frozen = [inner for inner in model.modules() if model.training and not inner.training]
-    dropouts = [inner for inner in model.modules() if isinstance(inner, nn.modules.dropout._DropoutNd)]
-    model.train(train)
-    for inner in (*frozen, *dropouts):
-        inner.training = False
-    for parameter in model.parameters():
-        parameter.requires_grad_(parameter.is_floating_point())
-    return model
-
-
-@dataclass
-class Model:
-    """A model that is measured: its modules, the arguments of their calls, and the compared ones.
-
-    Attributes:
-        modules, calls, scopes: by name; "" is the model itself.
-        outermost: the scope that every item can reach; None for none.
-    """
-
-    modules: dict[str, nn.Module]
-    calls: dict[str, list[Call]]
-    scopes: dict[str, Scope]
-    outermost: Scope | None
-
-    def scope_of(self, owner: str) -> Scope | None:
-        """The compared module nearest to one: itself, else one around it."""
-        while owner and owner not in self.scopes:
-            owner = owner.rpartition(".")[0]
-        return self.scopes.get(owner)
-
-
-def _compared(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
-    """The compared modules of a model, with the inputs they have on the images."""
-    modules = dict(model.named_modules())
-    wanted = {point.partition("#")[0] for point in limits} | {o for item in items for o in item.owners}
-    moving = {n: b for n, b in model.named_buffers() if model.training and n in limits}
-    wanted |= {name.rpartition(".")[0] for name in moving}
-    calls = recorded(model, wanted & {*modules} - {""}, images)
-    calls[""] = [((images,), {})]
-    scopes = {}
-    for name, runs in calls.items():
-        points = [name or OUTPUT] + [f"{name}#{i}" for i in range(2, len(runs) + 1)]
-        own = [(point, limits[point]) if point in limits else None for point in points[: len(runs)]]
-        after = {n: (b, limits[n]) for n, b in moving.items() if n.rpartition(".")[0] == name}
-        if any(own) or (runs and after):
-            scopes[name] = Scope(modules[name], runs, own, after, modules[name])
-    return Model(modules, calls, scopes, scopes.get(""))
+    return power_of(compared(model, x, limits, items), items, bit_for_bit, generator)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -144,10 +89,12 @@ def power_of(
             found[item] = min(found.get(item, smallest), smallest)
             counts = [c for c in (unseen.get(item), count) if c is not None]
             unseen[item] = min(counts, default=None)
-    hidden = [item for item in items if found.get(item, _NOWHERE)[0] == math.inf]
+    for item, (gain, point) in gains(model, items, found).items():
+        found[item] = (found[item][0] / gain, point or found[item][1])
+    hidden = [item for item in items if found.get(item, NOWHERE)[0] == math.inf]
     if model.outermost is not None:
         found |= _further(model.outermost, hidden)
-    return Power([_sensitivity(item, found.get(item, _NOWHERE), unseen.get(item)) for item in items])
+    return Power([_sensitivity(item, found.get(item, NOWHERE), unseen.get(item)) for item in items])
 
 
 def _sensitivity(item: Item, found: Found, unseen: int | None) -> Sensitivity:
@@ -174,9 +121,10 @@ def _measured(
     if uncounted or len(distant) > _TRIED:
         owners = {o: model.modules[o] for _, o in distant}
         reverse = Reverse(scope, owners, model.calls, [item for item, _ in entries], generator)
+        trials = Trials(scope, generator)
         for item, owner in uncounted:
             norms = reverse.element_norms(owner, item)
-            counts[item] = None if norms is None else count_by_gradient(scope, item, norms, generator)
+            counts[item] = None if norms is None else trials.count(item, norms)
     smallest = {item: smallest_change(scope, item, model.modules[owner]) for item, owner in own}
     smallest |= _of_distant(scope, distant, reverse, generator)
     for item, _ in entries:
@@ -208,29 +156,32 @@ def _of_distant(
     share = statistics.median(shares) if shares else 1.0  # of the 2-norm: the largest change
     for item, _ in estimated:
         times = min(norms[item]) * share
-        tried[item] = (1 / times, point) if times * THRESHOLD > _NOTHING else _NOWHERE
+        tried[item] = (1 / times, point) if times * THRESHOLD > _NOTHING else NOWHERE
     return tried
 
 
 def smallest_change(scope: Scope, item: Item, owner: nn.Module | None) -> Found:
     """The relative change that the scope's points notice: the larger one of the item's directions."""
-    return max(_along(scope, item, direction, owner) for direction in item.directions)
-
-
-def _along(scope: Scope, item: Item, direction: Any, owner: nn.Module | None) -> Found:
-    step = THRESHOLD
-    times, point = _tried(scope, item, direction, step)
-    while math.isinf(times) and step > _SMALLEST_STEP:  # a variance below 0, an overflow
-        step *= 1e-3
-        times, point = _tried(scope, item, direction, step)
+    ways = [(*_along(scope, item, direction), direction) for direction in item.directions]
+    step, times, point, direction = max(ways, key=lambda way: way[0] / way[1] if way[1] else math.inf)
     if times * THRESHOLD / step <= _NOTHING:
-        return _NOWHERE
+        return NOWHERE
     if not _is_plain(owner) and times > _LINEAR:  # a kink or saturation in between: try a small change too
         smaller = _LINEAR * step / times
         again, point_there = _tried(scope, item, direction, smaller)
         if 0 < again < math.inf:
             step, times, point = smaller, again, point_there
     return step / times, point
+
+
+def _along(scope: Scope, item: Item, direction: Any) -> tuple[float, float, str]:
+    """A step in a direction, how often it exceeds the limit, and where."""
+    step = THRESHOLD
+    times, point = _tried(scope, item, direction, step)
+    while math.isinf(times) and step > _SMALLEST_STEP:  # a variance below 0, an overflow
+        step *= 1e-3
+        times, point = _tried(scope, item, direction, step)
+    return step, times, point
 
 
 def _is_plain(owner: nn.Module | None) -> bool:

@@ -1,0 +1,130 @@
+"""Points after a layer that notice a change better than the layer's own output.
+
+A mean over the map or over the channels lets a constant change through and shrinks what it is compared with:
+inside an attention block a change can be ten times as large, in limits, as where it began. The module around
+a layer is run with the change, and every compared point inside is looked at.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity_tests.compare.power_model import Model
+from parity_tests.compare.power_scopes import (
+    NOWHERE,
+    Call,
+    Found,
+    Item,
+    in_limits,
+    keeping_buffers,
+    same_random_numbers,
+)
+from parity_tests.compare.trace import OUTPUT, numbered
+
+_STEP = 1e-6  # small enough for a linear answer, large enough to stand out of rounding
+_RUNS = 24  # of one surrounding module; a flat model has all its layers in one
+_ALIKE = {
+    "running_mean": "bias",
+    "running_var": "weight",
+    "eps": "weight",
+}  # in a norm
+
+
+def gains(model: Model, items: Sequence[Item], found: Mapping[Item, Found]) -> dict[Item, tuple[float, str]]:
+    """What a point after the layer that saw an item sees better; one item of a layer stands for its like."""
+    names = {item.name for item in items}
+    stands_for = {}
+    for item in items:
+        owner, _, leaf = item.name.rpartition(".")
+        if model.modules[owner].training and item.kind in ("statistic", "momentum"):
+            continue  # nothing in the output depends on it
+        if owner and owner in model.scopes and 0 < found.get(item, NOWHERE)[0] < math.inf:
+            alike = f"{owner}.{_ALIKE.get(leaf)}"
+            stands_for[item] = alike if alike in names else item.name
+    known: dict[str, tuple[float, str]] = {}
+    insides: dict[str, Inside] = {}
+    runs: Counter[str] = Counter()
+    for item in items:
+        around = model.around(item.owners[0])
+        if item.name not in stands_for.values() or around is None or runs[around] >= _RUNS:
+            continue
+        runs[around] += 1
+        inside = insides.setdefault(around, Inside(model, around))
+        known[item.name] = inside.gain(item, item.owners[0])
+    return {item: known[name] for item, name in stands_for.items() if name in known}
+
+
+class Inside:
+    """A compared module of a model, run on its first call with all compared points inside being watched."""
+
+    def __init__(self, model: Model, name: str):
+        self._module, self._limits = model.modules[name], model.limits
+        call = model.calls[name][0]
+        self._call = call if self._module.training else _first_image(call, model.batch)
+        prefix = f"{name}." if name else ""
+        watched = {n: m for n, m in model.modules.items() if n and n in self._limits and n.startswith(prefix)}
+        self._watched = watched | {name or OUTPUT: self._module}
+
+    @cached_property
+    def _base(self) -> dict[str, Tensor]:
+        return self._outputs()
+
+    @cached_property
+    def _bounds(self) -> dict[str, float]:
+        return {n: self._limits[n] * float(y.abs().max()) for n, y in self._base.items() if y.numel()}
+
+    def _outputs(self) -> dict[str, Tensor]:
+        """The output of every compared point."""
+        outputs: dict[str, Tensor] = {}
+        seen: dict[str, int] = {}
+        hooks = [m.register_forward_hook(_keep(n, outputs, seen)) for n, m in self._watched.items()]
+        inputs, keywords = self._call
+        try:
+            with torch.no_grad(), same_random_numbers(), keeping_buffers(self._module):
+                self._module(*_cloned(inputs), **keywords)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {name: output for name, output in outputs.items() if name in self._limits}
+
+    def gain(self, item: Item, owner: str) -> tuple[float, str]:
+        """How much better the best point sees the item than the layer's own output does, and that point."""
+        bounds = self._bounds
+        with item.moved(item.directions[-1], _STEP):
+            outputs = self._outputs()
+        times = {
+            name: in_limits(float((outputs[name] - before).abs().max()), bounds[name])
+            for name, before in self._base.items()
+            if name in bounds and outputs[name].shape == before.shape
+        }
+        own = max((value for name, value in times.items() if name.partition("#")[0] == owner), default=0.0)
+        best = max(times, key=lambda name: times[name], default="")
+        return (times[best] / own, best) if 0 < own < times[best] < torch.inf else (1.0, "")
+
+
+def _first_image(call: Call, batch: int) -> Call:
+    """A call's arguments with the first image of a batch only, where all of them are batches."""
+    inputs, keywords = call
+    tensors = [x for x in (*inputs, *keywords.values()) if isinstance(x, Tensor)]
+    if len(tensors) != len(inputs) or any(x.dim() < 2 or len(x) != batch for x in tensors):
+        return call
+    return tuple(x[:1] for x in inputs), {}
+
+
+def _cloned(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _keep(name: str, outputs: dict[str, Tensor], seen: dict[str, int]) -> Callable[..., None]:
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        if isinstance(output, Tensor):  # a copy: the next layer may work in place
+            outputs[numbered(name, seen)] = output.detach().clone()
+
+    return hook
