@@ -91,7 +91,7 @@ def tensors(module: nn.Module, generator: torch.Generator) -> Iterator[Item]:
 
 def directions(tensor: Tensor, generator: torch.Generator) -> list[Tensor]:
     """The tensor itself, and a random tensor of the same norm; for zeros a random one of elements about 1."""
-    random = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+    random = torch.empty(tensor.shape, dtype=torch.float64).uniform_(-1, 1, generator=generator)
     norm, whole = float(random.norm()), tensor.detach().to(torch.float64).clone()
     if not (size := float(whole.norm())):
         return [random * (tensor.numel() ** 0.5 / norm)]
