@@ -30,6 +30,7 @@ from parity_tests.compare.power_scopes import (
 from parity_tests.compare.trace import OUTPUT, numbered
 
 _STEP = 1e-6  # small enough for a linear answer, large enough to stand out of rounding
+_WORTH_IT = 1.5  # a gain that is followed up
 _RUNS = 24  # of one surrounding module; a flat model has all its layers in one
 _ALIKE = {
     "running_mean": "bias",
@@ -38,28 +39,33 @@ _ALIKE = {
 }  # in a norm
 
 
-def gains(model: Model, items: Sequence[Item], found: Mapping[Item, Found]) -> dict[Item, tuple[float, str]]:
-    """What a point after the layer that saw an item sees better; one item of a layer stands for its like."""
-    names = {item.name for item in items}
-    stands_for = {}
-    for item in items:
-        owner, _, leaf = item.name.rpartition(".")
-        if model.modules[owner].training and item.kind in ("statistic", "momentum"):
-            continue  # nothing in the output depends on it
-        if owner and owner in model.scopes and 0 < found.get(item, NOWHERE)[0] < math.inf:
-            alike = f"{owner}.{_ALIKE.get(leaf)}"
-            stands_for[item] = alike if alike in names else item.name
-    known: dict[str, tuple[float, str]] = {}
+def gains(model: Model, items: Sequence[Item], found: Mapping[Item, Found]) -> dict[Item, Found]:
+    """The items that a point after their own layer sees better than that layer, with that point.
+
+    One item of a layer is tried for all of its kind; only where there is something to gain each is.
+    """
     insides: dict[str, Inside] = {}
     runs: Counter[str] = Counter()
-    for item in items:
-        around = model.around(item.owners[0])
-        if item.name not in stands_for.values() or around is None or runs[around] >= _RUNS:
+    known: dict[str, tuple[float, str]] = {}
+    better = {}
+    for item in sorted(items, key=lambda item: item.name.rpartition(".")[2] in _ALIKE):
+        owner, _, leaf = item.name.rpartition(".")
+        around = model.around(owner)
+        seen_first = 0 < found.get(item, NOWHERE)[0] < math.inf and owner in model.scopes
+        apart = model.modules[owner].training and item.kind in ("statistic", "momentum")  # of the output
+        if around is None or not seen_first or apart or runs[around] >= _RUNS:
             continue
-        runs[around] += 1
         inside = insides.setdefault(around, Inside(model, around))
-        known[item.name] = inside.gain(item, item.owners[0])
-    return {item: known[name] for item, name in stands_for.items() if name in known}
+        alike = f"{owner}.{_ALIKE.get(leaf)}"
+        if alike not in known:
+            runs[around] += 1
+            known[item.name] = inside.gain(item, owner, item.directions[-1])
+        if (known.get(item.name) or known[alike])[0] >= _WORTH_IT:
+            each = [inside.gain(item, owner, direction) for direction in item.directions]
+            ways = [(smallest / gain, at) for smallest, (gain, at) in zip(item.noticed, each, strict=True)]
+            smallest, point = max(ways)
+            better[item] = (smallest, point or found[item][1])
+    return better
 
 
 class Inside:
@@ -107,12 +113,12 @@ class Inside:
                 stack.enter_context(_answering(self._watched[name], self._base[name]))
             yield
 
-    def gain(self, item: Item, owner: str) -> tuple[float, str]:
+    def gain(self, item: Item, owner: str, direction: Any) -> tuple[float, str]:
         """How much better the best point sees the item than the layer's own output does, and that point."""
         bounds = self._bounds
         if owner not in bounds:
             return 1.0, ""
-        with item.moved(item.directions[-1], _STEP), self._replayed(owner):
+        with item.moved(direction, _STEP), self._replayed(owner):
             outputs = self._base | self._outputs()
         times = {
             name: in_limits(float((outputs[name] - self._base[name]).abs().max()), bound)

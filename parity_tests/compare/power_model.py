@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,3 +76,20 @@ def compared(model: nn.Module, images: Tensor, limits: Mapping[str, float], item
         if any(own) or (runs and after):
             scopes[name] = Scope(modules[name], runs, own, after, modules[name])
     return Model(modules, calls, scopes, scopes.get(""), limits, len(images))
+
+
+def stages(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
+    """A network of `torch_impl` of which only the stages are compared: "stem", "layer1" ..., "logits"."""
+    modules = dict(model.named_modules())
+    names = [name for name in limits if name in modules]
+    calls = recorded(model, {*names, "fc"} | {o for item in items for o in item.owners} - {""}, images)
+    calls[""] = [((images,), {})]
+    scopes = {
+        name: Scope(modules[name], calls[name], [(name, limits[name])], {}, modules[name]) for name in names
+    }
+    if "logits" in limits:
+        scopes["fc"] = Scope(modules["fc"], calls["fc"], [("logits", limits["logits"])], {}, modules["fc"])
+    # the modules of the stem have no prefix, so they are looked for here last
+    stem: Any = model.forward_stem
+    scopes[""] = Scope(stem, calls[""], [("stem", limits["stem"])], {}, model)
+    return Model(modules, calls, scopes, None, {}, len(images))

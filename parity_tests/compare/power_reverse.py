@@ -99,6 +99,7 @@ class _Layer(Scope):
     def __init__(self, owner: nn.Module, calls: list[Call]):
         super().__init__(owner, calls, [("", 1.0)] * len(calls), {}, owner)
         self.owner = owner
+        self.remember()
 
     def differences(self) -> list[Tensor]:
         """The difference from `base`, with its sign."""

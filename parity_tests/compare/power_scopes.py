@@ -43,6 +43,7 @@ class Item:
         directions: what is added for a relative change of 1.
         tensor: None for a setting.
         place: module and attribute of a setting.
+        noticed: the smallest change in each direction, once it is measured.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Item:
     directions: list[Any] = field(default_factory=list)
     tensor: Tensor | None = None
     place: tuple[nn.Module, str] | None = None
+    noticed: list[float] = field(default_factory=list)
 
     @contextmanager
     def moved(self, direction: Any, step: float) -> Iterator[None]:
@@ -142,6 +144,10 @@ class Scope:
         named += [(name, limit) for name, (_, limit) in self._statistics.items()]
         scales = [_largest(torch.where(y.isfinite(), y, 0.0)) for y in self.base]
         return [(name, limit * scale) for (name, limit), scale in zip(named, scales, strict=True)]
+
+    def remember(self) -> None:
+        """Run once, if it has not been, to compare with: before anything is moved."""
+        _ = self.points
 
     @cached_property
     def base(self) -> list[Tensor]:

@@ -24,7 +24,7 @@ from torch import nn
 from parity_tests.compare.power import BIT_FOR_BIT, THRESHOLD, Power, Sensitivity
 from parity_tests.compare.power_elements import Trials, own_count
 from parity_tests.compare.power_inside import gains
-from parity_tests.compare.power_model import Model, compared, wide
+from parity_tests.compare.power_model import Model, compared, stages, wide
 from parity_tests.compare.power_reverse import Reverse
 from parity_tests.compare.power_scopes import NOWHERE, Found, Item, Scope, settings, tensors
 
@@ -68,6 +68,28 @@ def measure_power(
     return power_of(compared(model, x, limits, items), items, bit_for_bit, generator)
 
 
+def measure_stage_power(
+    network: nn.Module,
+    image: np.ndarray,
+    limits: Mapping[str, float],
+    *,
+    bit_for_bit: Collection[str] = (),
+    seed: int = 0,
+) -> Power:
+    """The same for a network of `torch_impl` of which the stages are compared, in eval mode.
+
+    Args:
+        network, bit_for_bit, seed: as above.
+        image: (1, C, H, W); several take longer and say the same.
+        limits: stage ("stem", "layer1" ..., "logits") -> limit.
+    """
+    model, generator = wide(network, False), torch.Generator().manual_seed(seed)
+    x = torch.from_numpy(np.asarray(image, np.float64, order="C"))
+    items = [*tensors(model, generator), *settings(model)]
+    moved = [item for item in items if item.tensor is None or item.name not in bit_for_bit]
+    return power_of(stages(model, x, limits, moved), items, bit_for_bit, generator)
+
+
 # --------------------------------------------------------------------------------------------------
 # Sensitivity
 
@@ -89,8 +111,7 @@ def power_of(
             found[item] = min(found.get(item, smallest), smallest)
             counts = [c for c in (unseen.get(item), count) if c is not None]
             unseen[item] = min(counts, default=None)
-    for item, (gain, point) in gains(model, items, found).items():
-        found[item] = (found[item][0] / gain, point or found[item][1])
+    found |= gains(model, items, found)
     hidden = [item for item in items if found.get(item, NOWHERE)[0] == math.inf]
     if model.outermost is not None:
         found |= _further(model.outermost, hidden)
@@ -162,13 +183,15 @@ def _of_distant(
 
 def smallest_change(scope: Scope, item: Item, owner: nn.Module | None) -> Found:
     """The relative change that the scope's points notice: the larger one of the item's directions."""
-    ways = [(*_along(scope, item, direction), direction) for direction in item.directions]
-    step, times, point, direction = max(ways, key=lambda way: way[0] / way[1] if way[1] else math.inf)
+    ways = [_along(scope, item, direction) for direction in item.directions]
+    item.noticed = [step / times if times else math.inf for step, times, _ in ways]
+    weaker = item.noticed.index(max(item.noticed))
+    step, times, point = ways[weaker]
     if times * THRESHOLD / step <= _NOTHING:
         return NOWHERE
     if not _is_plain(owner) and times > _LINEAR:  # a kink or saturation in between: try a small change too
         smaller = _LINEAR * step / times
-        again, point_there = _tried(scope, item, direction, smaller)
+        again, point_there = _tried(scope, item, item.directions[weaker], smaller)
         if 0 < again < math.inf:
             step, times, point = smaller, again, point_there
     return step / times, point
@@ -194,6 +217,7 @@ def _is_plain(owner: nn.Module | None) -> bool:
 
 
 def _tried(scope: Scope, item: Item, direction: Any, step: float) -> Found:
+    scope.remember()
     with item.moved(direction, step):
         return scope.times_limit()
 
@@ -201,6 +225,7 @@ def _tried(scope: Scope, item: Item, direction: Any, step: float) -> Found:
 def _further(scope: Scope, hidden: Sequence[Item]) -> dict[Item, Found]:
     """Those of the hidden items that a scope depends on after all: moved together, then in halves."""
     found, groups = {}, [list(hidden)] if hidden else []
+    scope.remember()
     while groups:
         group = groups.pop()
         with ExitStack() as stack:
