@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from parity_tests.compare.power import BIT_FOR_BIT, THRESHOLD, Power, Sensitivity
+from parity_tests.compare.power_after import seen_later
 from parity_tests.compare.power_elements import Trials, own_count
-from parity_tests.compare.power_inside import gains
 from parity_tests.compare.power_model import Model, compared, stages, wide
 from parity_tests.compare.power_reverse import Reverse
 from parity_tests.compare.power_scopes import NOWHERE, Found, Item, Scope, settings, tensors
@@ -111,7 +111,7 @@ def power_of(
             found[item] = min(found.get(item, smallest), smallest)
             counts = [c for c in (unseen.get(item), count) if c is not None]
             unseen[item] = min(counts, default=None)
-    found |= gains(model, items, found)
+    found |= seen_later(model, items, found)
     hidden = [item for item in items if found.get(item, NOWHERE)[0] == math.inf]
     if model.outermost is not None:
         found |= _further(model.outermost, hidden)
