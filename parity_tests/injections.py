@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from parity_tests.compare.power import Sensitivity
+from parity_tests.compare.power import THRESHOLD, Sensitivity
 from parity_tests.compare.torch_trace import TorchTracer
 from parity_tests.tolerances import relative_error
 
@@ -34,8 +34,8 @@ class Injection:
 
     @property
     def ratio(self) -> float:
-        """Stated / true."""
-        if self.item.smallest == self.true:
+        """Stated / true; 1 where both say that there is no power."""
+        if self.item.smallest > THRESHOLD < self.true:
             return 1.0
         return self.item.smallest / self.true if self.true > 0 else math.inf
 

@@ -30,38 +30,36 @@ from parity_tests.compare.trace import OUTPUT, numbered
 
 _POINTS = 6  # after a layer: most of its block
 _STEP = 1e-6  # small enough for a linear answer, large enough to stand out of rounding
-_WORTH_IT = 2.0  # a gain that is followed up
-_ALIKE = {
-    "running_mean": "bias",
-    "running_var": "weight",
-    "eps": "weight",
-}  # in a norm
+_WORTH_IT = 1.5
+# In a norm: what changes its output in the same way.
+_ALIKE = {"running_mean": "bias", "running_var": "weight", "eps": "weight"}
 
 
 def seen_later(model: Model, items: Sequence[Item], found: Mapping[Item, Found]) -> dict[Item, Found]:
     """The items that a point after their own layer sees better than that layer, with that point.
 
-    Only changes that are the same all over the map are tried: of settings, and of tensors with a value per
-    channel. One item of a layer is tried for all of its kind; only where there is something to gain each is.
+    Tried are changes that are the same all over the map, of settings and of tensors with a value per channel,
+    and whatever belongs to a module with compared points inside. One item stands for all of its kind.
     """
     after = After(model)
-    known: dict[str, float] = {}
+    known: dict[str, list[tuple[float, str]]] = {}
     better = {}
     for item in sorted(items, key=lambda item: item.name.rpartition(".")[2] in _ALIKE):
         owner, _, leaf = item.name.rpartition(".")
-        seen_first = owner in model.scopes and 0 < found.get(item, NOWHERE)[0] < math.inf
+        smallest, point = found.get(item, NOWHERE)
+        seen_first = owner in model.scopes and 0 < smallest < math.inf
         apart = model.modules[owner].training and item.kind in ("statistic", "momentum")  # of the output
         flat = item.tensor is None or item.tensor.dim() == 1
-        if not owner or not seen_first or apart or not flat:
+        if not seen_first or apart or not (flat or after.inside(owner)):
             continue
-        alike = f"{owner}.{_ALIKE.get(leaf)}"
-        if alike not in known:
-            known[item.name], _ = after.gain(item, owner, item.directions[-1])
-        if known.get(item.name, known.get(alike, 1.0)) >= _WORTH_IT:
-            each = [after.gain(item, owner, direction) for direction in item.directions]
-            ways = [(smallest / gain, at) for smallest, (gain, at) in zip(item.noticed, each, strict=True)]
-            smallest, point = max(ways)
-            better[item] = (smallest, point or found[item][1])
+        tried = f"{owner}.{_ALIKE.get(leaf)}"
+        if tried not in known:
+            tried = item.name
+            known[tried] = after.gains(item, owner)
+        ways = [
+            (own / gain, at or point) for own, (gain, at) in zip(item.noticed, known[tried], strict=False)
+        ]
+        better[item] = min(max(ways), (smallest, point))
     return better
 
 
@@ -119,22 +117,36 @@ class After:
     def _before(self, owner: str) -> dict[str, Tensor]:
         """What has ended before a layer has, and is not inside it: it cannot change with the layer."""
         names = [name.partition("#")[0] for name in self._base]
+        if not owner:
+            return {}
         before = names[: names.index(owner)]
         once = [n for n in before if names.count(n) == 1 and not n.startswith(f"{owner}.")]
         return {name: self._base[name] for name in once}
 
+    def gains(self, item: Item, owner: str) -> list[tuple[float, str]]:
+        """The gain in each direction; where there is next to none at random, that stands for all."""
+        random = self.gain(item, owner, item.directions[-1])
+        if random[0] < _WORTH_IT:
+            return [random] * len(item.directions)
+        return [*(self.gain(item, owner, other) for other in item.directions[:-1]), random]
+
+    def inside(self, owner: str) -> int:
+        """How many points are inside a module."""
+        return sum(n.startswith(f"{owner}." if owner else "") for n in self._base) - (not owner)
+
     def gain(self, item: Item, owner: str, direction: Any) -> tuple[float, str]:
         """How much better the best point sees the item than the layer's own output does, and that point."""
-        if owner not in self._bounds:
+        place = owner or OUTPUT
+        if place not in self._bounds:
             return 1.0, ""
         with item.moved(direction, _STEP):
-            outputs = self._outputs(self._before(owner), _POINTS + 1)
+            outputs = self._outputs(self._before(owner), self.inside(owner) + 1 + _POINTS)
         times = {
             name: in_limits(float((output - self._base[name]).abs().max()), self._bounds[name])
             for name, output in outputs.items()
             if name in self._bounds and output.shape == self._base[name].shape
         }
-        own = max((value for name, value in times.items() if name.partition("#")[0] == owner), default=0.0)
+        own = max((value for name, value in times.items() if name.partition("#")[0] == place), default=0.0)
         best = max(times, key=lambda name: times[name], default="")
         return (times[best] / own, best) if 0 < own < times[best] < torch.inf else (1.0, "")
 

@@ -39,7 +39,8 @@ class Reverse:
         generator: torch.Generator,
     ):
         self._alone = {name: _Layer(owner, calls[name]) for name, owner in owners.items()}
-        tensors = [item.tensor for item in items if item.tensor is not None and item.tensor.requires_grad]
+        learned = [item for item in items if item.tensor is not None and item.tensor.requires_grad]
+        tensors = [item.tensor for item in learned if item.tensor is not None]
         probes: dict[str, list[Tensor]] = {name: [] for name in owners}
         hooks = [owner.register_forward_hook(_probe(probes[name])) for name, owner in owners.items()]
         try:
@@ -51,12 +52,18 @@ class Reverse:
         flat = [probe for found in probes.values() for probe in found]
         squares = [torch.zeros_like(tensor, requires_grad=False) for tensor in tensors]
         draws: list[list[Tensor]] = [[] for _ in flat]
+        self._along: dict[Item, list[list[Tensor]]] = {
+            item: [[] for _ in item.directions] for item in learned
+        }
         for last in [False] * (_DRAWS - 1) + [True]:
             gradients = _gradients(outputs, scope, [*flat, *tensors], generator, keep=not last)
             for draw, gradient in zip(draws, gradients[: len(flat)], strict=True):
                 draw.append(gradient.float())
             for square, gradient in zip(squares, gradients[len(flat) :], strict=True):
                 square += gradient**2 / _DRAWS
+            for item, gradient in zip(learned, gradients[len(flat) :], strict=True):
+                for found, direction in zip(self._along[item], item.directions, strict=True):
+                    found.append((gradient * direction).sum())
         stacked = iter([torch.stack(draw) for draw in draws])
         self._cotangents = {name: [next(stacked) for _ in found] for name, found in probes.items()}
         self._spread = {id(t): square.sqrt() for t, square in zip(tensors, squares, strict=True)}
@@ -65,8 +72,13 @@ class Reverse:
         """Whether every call of the layer was probed."""
         return 0 < len(self._cotangents[owner]) == len(self._alone[owner].base)
 
-    def norm(self, owner: str, item: Item, direction: Any, step: float) -> float:
-        """The 2-norm of what moving the item does to the outputs, for a change of 1."""
+    def norms(self, owner: str, item: Item, step: float) -> list[float]:
+        """For each direction the 2-norm of what moving the item does to the outputs, for a change of 1."""
+        if item in self._along:  # wherever the tensor is used
+            return [float(_spread(torch.stack(found))) for found in self._along[item]]
+        return [self._carried(owner, item, direction, step) for direction in item.directions]
+
+    def _carried(self, owner: str, item: Item, direction: Any, step: float) -> float:
         with item.moved(direction, step):
             changes = self._alone[owner].differences()
         pairs = zip(self._cotangents[owner], changes, strict=True)

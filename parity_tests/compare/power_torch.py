@@ -165,9 +165,7 @@ def _of_distant(
         return {item: smallest_change(scope, item, None) for item, _ in order}
     estimated = reached[_TRIED:]
     tried = {item: smallest_change(scope, item, None) for item, _ in order if (item, _) not in estimated}
-    norms = {
-        item: [reverse.norm(owner, item, d, THRESHOLD) for d in item.directions] for item, owner in reached
-    }
+    norms = {item: reverse.norms(owner, item, THRESHOLD) for item, owner in reached}
     point = scope.points[0][0]
     shares = [
         1 / (tried[item][0] * min(norms[item]))
