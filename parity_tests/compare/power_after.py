@@ -1,0 +1,164 @@
+"""Points after a layer that notice a change better than the layer's own output.
+
+A mean over the map or over the channels lets a constant change through and shrinks what it is compared with:
+inside an attention block a change can be ten times as large, in limits, as where it began. The model is run
+with the change, from the layer to a few compared points after it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity_tests.compare.power_model import Model
+from parity_tests.compare.power_scopes import (
+    NOWHERE,
+    Found,
+    Item,
+    copied,
+    in_limits,
+    keeping_buffers,
+    same_random_numbers,
+)
+from parity_tests.compare.trace import OUTPUT, numbered
+
+_POINTS = 6  # after a layer: most of its block
+_STEP = 1e-6  # small enough for a linear answer, large enough to stand out of rounding
+_WORTH_IT = 1.5
+# In a norm: what changes its output in the same way.
+_ALIKE = {"running_mean": "bias", "running_var": "weight", "eps": "weight"}
+
+
+def seen_later(model: Model, items: Sequence[Item], found: Mapping[Item, Found]) -> dict[Item, Found]:
+    """The items that a point after their own layer sees better than that layer, with that point.
+
+    Tried are changes that are the same all over the map, of settings and of tensors with a value per channel,
+    and whatever belongs to a module with compared points inside. One item stands for all of its kind.
+    """
+    after = After(model)
+    known: dict[str, list[tuple[float, str]]] = {}
+    better = {}
+    for item in sorted(items, key=lambda item: item.name.rpartition(".")[2] in _ALIKE):
+        owner, _, leaf = item.name.rpartition(".")
+        smallest, point = found.get(item, NOWHERE)
+        seen_first = owner in model.scopes and 0 < smallest < math.inf
+        apart = model.modules[owner].training and item.kind in ("statistic", "momentum")  # of the output
+        flat = item.tensor is None or item.tensor.dim() == 1
+        if not seen_first or apart or not (flat or after.inside(owner)):
+            continue
+        tried = f"{owner}.{_ALIKE.get(leaf)}"
+        if tried not in known:
+            tried = item.name
+            known[tried] = after.gains(item, owner)
+        ways = [
+            (own / gain, at or point) for own, (gain, at) in zip(item.noticed, known[tried], strict=False)
+        ]
+        better[item] = min(max(ways), (smallest, point))
+    return better
+
+
+class _Enough(Exception):
+    """The points that were asked for have been seen."""
+
+
+class After:
+    """A model run on one image (in training on all of them) with every compared point being watched."""
+
+    def __init__(self, model: Model):
+        self._module, self._limits = model.modules[""], model.limits
+        (images,), _ = model.calls[""][0]
+        self._images = images if self._module.training else images[:1]
+        self._watched = {n: m for n, m in model.modules.items() if n in model.limits}
+        self._watched[OUTPUT] = self._module
+
+    @cached_property
+    def _base(self) -> dict[str, Tensor]:
+        return self._outputs({})
+
+    @cached_property
+    def _bounds(self) -> dict[str, float]:
+        compared = {n: y for n, y in self._base.items() if n in self._limits and y.numel()}
+        return {name: self._limits[name] * float(y.abs().max()) for name, y in compared.items()}
+
+    def _outputs(self, answers: Mapping[str, Tensor], wanted: float = math.inf) -> dict[str, Tensor]:
+        """The outputs of so many points in the order of execution; these answers are not computed."""
+        outputs: dict[str, Tensor] = {}
+        seen: dict[str, int] = {}
+
+        def keep(name: str) -> Callable[..., None]:
+            def hook(_: nn.Module, __: Any, output: Any) -> None:
+                if isinstance(output, Tensor):  # a copy: the next layer may work in place
+                    outputs[numbered(name, seen)] = output.detach().clone()
+                if len(outputs) - len(answers.keys() & outputs.keys()) >= wanted:
+                    raise _Enough
+
+            return hook
+
+        hooks = [module.register_forward_hook(keep(name)) for name, module in self._watched.items()]
+        try:
+            with ExitStack() as stack:
+                for name, output in answers.items():
+                    stack.enter_context(_answering(self._watched[name], output))
+                for context in (torch.no_grad(), same_random_numbers(), keeping_buffers(self._module)):
+                    stack.enter_context(context)
+                with suppress(_Enough):
+                    self._module(copied(self._images))
+        finally:
+            for handle in hooks:
+                handle.remove()
+        return outputs
+
+    def _before(self, owner: str) -> dict[str, Tensor]:
+        """What has ended before a layer has, and is not inside it: it cannot change with the layer."""
+        names = [name.partition("#")[0] for name in self._base]
+        if not owner:
+            return {}
+        before = names[: names.index(owner)]
+        once = [n for n in before if names.count(n) == 1 and not n.startswith(f"{owner}.")]
+        return {name: self._base[name] for name in once}
+
+    def gains(self, item: Item, owner: str) -> list[tuple[float, str]]:
+        """The gain in each direction; where there is next to none at random, that stands for all."""
+        random = self.gain(item, owner, item.directions[-1])
+        if random[0] < _WORTH_IT:
+            return [random] * len(item.directions)
+        return [*(self.gain(item, owner, other) for other in item.directions[:-1]), random]
+
+    def inside(self, owner: str) -> int:
+        """How many points are inside a module."""
+        return sum(n.startswith(f"{owner}." if owner else "") for n in self._base) - (not owner)
+
+    def gain(self, item: Item, owner: str, direction: Any) -> tuple[float, str]:
+        """How much better the best point sees the item than the layer's own output does, and that point."""
+        place = owner or OUTPUT
+        if place not in self._bounds:
+            return 1.0, ""
+        with item.moved(direction, _STEP):
+            outputs = self._outputs(self._before(owner), self.inside(owner) + 1 + _POINTS)
+        times = {
+            name: in_limits(float((output - self._base[name]).abs().max()), self._bounds[name])
+            for name, output in outputs.items()
+            if name in self._bounds and output.shape == self._base[name].shape
+        }
+        own = max((value for name, value in times.items() if name.partition("#")[0] == place), default=0.0)
+        best = max(times, key=lambda name: times[name], default="")
+        return (times[best] / own, best) if 0 < own < times[best] < torch.inf else (1.0, "")
+
+
+@contextmanager
+def _answering(module: nn.Module, output: Tensor) -> Iterator[None]:
+    """A module that returns a copy of this output instead of computing it; its hooks run."""
+    had = module.__dict__.get("forward")
+    module.__dict__["forward"] = lambda *_, **__: output.clone()
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if had is not None:
+            module.__dict__["forward"] = had

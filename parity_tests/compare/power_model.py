@@ -1,0 +1,95 @@
+"""A torch module as `power_torch` measures it: a float64 copy, and its compared modules with their inputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from parity_tests.compare.power_scopes import Call, Item, Scope, recorded
+from parity_tests.compare.trace import OUTPUT
+
+
+def wide(module: nn.Module, train: bool) -> nn.Module:
+    """A float64 copy in the mode of the comparison: dropout off, what is frozen by hand stays so."""
+    model = copy.deepcopy(module).to("cpu", torch.float64)
+    frozen = [inner for inner in model.modules() if model.training and not inner.training]
+    dropouts = [inner for inner in model.modules() if isinstance(inner, nn.modules.dropout._DropoutNd)]
+    model.train(train)
+    for inner in (*frozen, *dropouts):
+        inner.training = False
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    return model
+
+
+@dataclass
+class Model:
+    """A model that is measured: its modules, the arguments of their calls, and the compared ones.
+
+    Attributes:
+        modules, calls, scopes: by name; "" is the model itself.
+        outermost: the scope that every item can reach; None for none.
+        limits: compared point -> limit.
+        batch: how many images.
+    """
+
+    modules: dict[str, nn.Module]
+    calls: dict[str, list[Call]]
+    scopes: dict[str, Scope]
+    outermost: Scope | None
+    limits: Mapping[str, float]
+    batch: int
+
+    def scope_of(self, owner: str) -> Scope | None:
+        """The compared module nearest to one: itself, else one around it."""
+        while owner and owner not in self.scopes:
+            owner = owner.rpartition(".")[0]
+        return self.scopes.get(owner)
+
+    def around(self, owner: str) -> str | None:
+        """The nearest compared module around one; None for none."""
+        while owner:
+            owner = owner.rpartition(".")[0]
+            if owner in self.scopes and self.scopes[owner].points:
+                return owner
+        return None
+
+
+def compared(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
+    """The compared modules of a model, with the inputs they have on the images."""
+    modules = dict(model.named_modules())
+    wanted = {point.partition("#")[0] for point in limits} | {o for item in items for o in item.owners}
+    moving = {n: b for n, b in model.named_buffers() if model.training and n in limits}
+    wanted |= {name.rpartition(".")[0] for name in moving}
+    calls = recorded(model, wanted & {*modules} - {""}, images)
+    calls[""] = [((images,), {})]
+    scopes = {}
+    for name, runs in calls.items():
+        points = [name or OUTPUT] + [f"{name}#{i}" for i in range(2, len(runs) + 1)]
+        own = [(point, limits[point]) if point in limits else None for point in points[: len(runs)]]
+        after = {n: (b, limits[n]) for n, b in moving.items() if n.rpartition(".")[0] == name}
+        if any(own) or (runs and after):
+            scopes[name] = Scope(modules[name], runs, own, after, modules[name])
+    return Model(modules, calls, scopes, scopes.get(""), limits, len(images))
+
+
+def stages(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
+    """A network of `torch_impl` of which only the stages are compared: "stem", "layer1" ..., "logits"."""
+    modules = dict(model.named_modules())
+    names = [name for name in limits if name in modules]
+    calls = recorded(model, {*names, "fc"} | {o for item in items for o in item.owners} - {""}, images)
+    calls[""] = [((images,), {})]
+    scopes = {
+        name: Scope(modules[name], calls[name], [(name, limits[name])], {}, modules[name]) for name in names
+    }
+    if "logits" in limits:
+        scopes["fc"] = Scope(modules["fc"], calls["fc"], [("logits", limits["logits"])], {}, modules["fc"])
+    # the modules of the stem have no prefix, so they are looked for here last
+    stem: Any = model.forward_stem
+    scopes[""] = Scope(stem, calls[""], [("stem", limits["stem"])], {}, model)
+    return Model(modules, calls, scopes, None, {}, len(images))
