@@ -91,7 +91,8 @@ def tf1_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iter
         saver = tf.train.Saver()
     with closing(tf.Session(graph=graph)) as session:
         if isinstance(source, Path):
-            saver.restore(session, str(source))
+            with graph.as_default():
+                saver.restore(session, str(source))
         else:
             load_into(session, source)
 
