@@ -48,9 +48,10 @@ def rebuilt(model: keras.Layer, dtype: str | None) -> keras.Layer:
         if dtype and model.compute_dtype == _OTHER[dtype] and other.compute_dtype != dtype:
             raise ValueError(f"its constructor does not take {dtype}")
     except Exception as error:
+        reason = " ".join(str(error).split())[:200]
         raise SpecError(
             f"the Keras model computes in {model.compute_dtype} and cannot be built again in {dtype} "
-            f"({type(error).__name__}); build it with dtype={dtype!r}, or compare with "
+            f"({type(error).__name__}: {reason}); build it with dtype={dtype!r}, or compare with "
             f"dtype={model.compute_dtype!r}"
         ) from error
     return other

@@ -82,7 +82,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "epsilon": (lambda m: setattr(m.bn1, "epsilon", 1e-3), "bn1.epsilon"),
     "epsilon below what float32 sees": (lambda m: setattr(m.bn1, "epsilon", 1.0000001e-5), "bn1.epsilon"),
     "momentum": (lambda m: setattr(m.bn1, "momentum", 0.5), "bn1.momentum"),
-    "pool": (lambda m: setattr(m, "stem_pool", "ceil"), "stem_pool"),
+    "pool": (lambda m: setattr(m, "stem_pool", "ceil"), "config"),
     "activation": (lambda m: setattr(m.fc, "activation", ops.relu), "fc.activation"),
     "a lambda": (lambda m: setattr(m.fc, "activation", lambda x: x * 1.5), "fc.activation"),
     "frozen": (frozen, "bn1.trainable"),
