@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import keras
+import numpy as np
 
 
 def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
@@ -32,6 +33,14 @@ def _inside(value: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for key, item in items:
             yield from _inside(item, f"{path}.{key}" if path else str(key))
+
+
+def to_numpy(value: Any) -> np.ndarray:
+    """A copy of a tensor or a variable."""
+    value = value.value if isinstance(value, keras.Variable) else value
+    if keras.backend.backend() == "tensorflow" and hasattr(value, "numpy"):
+        return np.array(value.numpy())  # Keras's own way warns under NumPy 2, once for each variable
+    return np.array(keras.ops.convert_to_numpy(value))
 
 
 def own_weights(layer: keras.Layer) -> list[keras.Variable]:

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from parity_tests.compare.keras_layers import named_layers
+from parity_tests.compare.keras_layers import named_layers, to_numpy
 from parity_tests.compare.rounding import check_rounding, same
 from weights_convert.errors import SpecError
 
@@ -138,7 +138,7 @@ def lost(model: keras.Layer, other: keras.Layer) -> str | None:
                 values = f"{_short(wanted.get(key))} and in the copy {_short(found.get(key))}"
                 return f"{place}.{key}, which is {values}" if name else f"{key}, which is {values}"
         pairs = zip(layer.weights, copied.weights, strict=False)
-        if any(not np.array_equal(_array(a), _array(b), equal_nan=True) for a, b in pairs):
+        if any(not np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True) for a, b in pairs):
             return f"the weights of {place}"
     return None
 
@@ -166,7 +166,7 @@ def _plain(value: Any, depth: int = 4) -> Any:
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return value if value == value else "nan"
     if isinstance(value, (np.ndarray, np.generic)) or keras.ops.is_tensor(value):
-        array = _array(value)
+        array = to_numpy(value)
         return str(array.dtype), array.shape, array.tobytes()
     if isinstance(value, (keras.Layer, keras.Variable)) or depth == 0:
         return type(value).__name__
@@ -188,7 +188,3 @@ def _plain(value: Any, depth: int = 4) -> Any:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
-
-
-def _array(value: Any) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(getattr(value, "value", value)))

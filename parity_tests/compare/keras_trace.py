@@ -10,7 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from parity_tests.compare.keras_layers import named_layers, own_weights
+from parity_tests.compare.keras_layers import named_layers, own_weights, to_numpy
 from parity_tests.compare.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
 from parity_tests.compare.structure import arrays, tensors
 from parity_tests.compare.trace import (
@@ -88,7 +88,7 @@ class KerasTracer:
         if not self._live.built:
             self._run(self._live, images, False)
         weights = {id(weight): weight for model in (self._live, self.model) for weight in model.weights}
-        self._before = [(weight, _plain(weight)) for weight in weights.values()]
+        self._before = [(weight, to_numpy(weight)) for weight in weights.values()]
         if self._copies:
             copies, self._copies = self._copies, {}
             check_copies(self._live, lambda model, x: self._outcome(model, x, train), copies, images)
@@ -104,13 +104,13 @@ class KerasTracer:
 
     def _outcome(self, model: keras.Layer, images: np.ndarray, train: bool) -> dict[str, np.ndarray]:
         """The outputs of a model, and what the run has made of its weights; they are put back."""
-        before = [_plain(weight) for weight in model.weights]
+        before = [to_numpy(weight) for weight in model.weights]
         layers = [layer for _, layer in named_layers(model)]
         with _without_dropout(layers, train):
             output = self._run(model, images, train)
         found = dict(arrays(output, keras.ops.is_tensor, _array)[0])
         for i, (weight, value) in enumerate(zip(model.weights, before, strict=True)):
-            after = _plain(weight)
+            after = to_numpy(weight)
             if after.tobytes() != value.tobytes():
                 found[f"{MOVED}{i}"] = after
                 weight.assign(value)
@@ -144,16 +144,16 @@ class KerasTracer:
 
     def randomness(self) -> bytes:
         generators = [layer for layer in self.model._flatten_layers() for layer in layer._seed_generators]
-        states = [_plain(generator.state).tobytes() for generator in generators]
+        states = [to_numpy(generator.state).tobytes() for generator in generators]
         shared = keras.src.backend.common.global_state.get_global_attribute("global_seed_generator")
-        return b"".join(states + ([_plain(shared.state).tobytes()] if shared is not None else []))
+        return b"".join(states + ([to_numpy(shared.state).tobytes()] if shared is not None else []))
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         before = {id(weight): value for weight, value in self._before}
         found = {}
         for name, layer in (("", self.model), *self._layers.items()):
             for weight in own_weights(layer):
-                after, leaf = _plain(weight), weight.name
+                after, leaf = to_numpy(weight), weight.name
                 moved = id(weight) in before and not np.array_equal(after, before[id(weight)], equal_nan=True)
                 if leaf in _LEAVES or (moved and after.dtype.kind not in "biu"):
                     found[f"{name}.{_LEAVES.get(leaf, leaf)}".lstrip(".")] = after
@@ -167,7 +167,7 @@ class KerasTracer:
             shapes = set(self._calls.get(name, ()))
             if not stock or len(shapes) != 1 or id(layer.moving_variance) not in before:
                 continue
-            after = _plain(layer.moving_variance)
+            after = to_numpy(layer.moving_variance)
             n = int(np.prod(shapes.pop())) // after.size
             if n > 1:
                 kept = before[id(layer.moving_variance)] * layer.momentum ** len(self._calls[name])
@@ -176,12 +176,7 @@ class KerasTracer:
 
 
 def _array(tensor: Any) -> np.ndarray:
-    return channels_first(_plain(tensor))
-
-
-def _plain(tensor: Any) -> np.ndarray:
-    value = tensor.value if isinstance(tensor, keras.Variable) else tensor
-    return np.array(keras.ops.convert_to_numpy(value))
+    return channels_first(to_numpy(tensor))
 
 
 @contextmanager
