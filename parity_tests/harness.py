@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests import numpy_reference, tolerances
+from parity_tests.compare.power import Power
 from parity_tests.runners import RUNNERS, SUFFIXES, Points, same_bits
 from weights_convert import Checkpoint, convert, load, save
 from weights_convert.examine import diff
@@ -51,12 +52,18 @@ class Result:
     rows: list[Row] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)  # suffix -> bytes
     not_equal: list[str] = field(default_factory=list)  # weights or files that are not the same bits
+    power: Power | None = None  # None where it does not hold anyway
     seconds: float = 0.0
 
     @property
     def holds(self) -> bool:
         compared = any(row.errors for row in self.rows)
         return compared and not self.not_equal and not any(row.failures() for row in self.rows)
+
+    @property
+    def caveat(self) -> str:
+        """ "without power for: ..." where a change of 1 % would not have been noticed, else ""."""
+        return self.power.caveat() if self.power and self.holds else ""
 
     def failing(self) -> tuple[str, str] | None:
         """(framework, dtype) of the first point that exceeds its limit."""
@@ -82,6 +89,7 @@ class Result:
             "holds": self.holds,
             "first_divergence": self.first_divergence(),
             "not_equal": self.not_equal,
+            "power": self.power.to_json() if self.power else None,
             "files": self.files,
             "seconds": round(self.seconds, 2),
             "points": [
@@ -159,6 +167,9 @@ def prove(
         if noise:
             all_limits["float32"] = tolerances.float32_limit(noise[row.point])
         row.limits = {dtype: all_limits[dtype] for dtype in dtypes}
+    if result.holds:
+        say("power: what would have been noticed")
+        result.power = _power(spec, checkpoint, images, result.rows)
     result.seconds = time.perf_counter() - started
     return result
 
@@ -178,6 +189,17 @@ def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str,
             f"{previous.suffix}: {line['tensor']} {line['what']}" for line in diff(checkpoint, last)
         ]
     return files
+
+
+def _power(spec: ResNetSpec, checkpoint: Checkpoint, images: np.ndarray, rows: Sequence[Row]) -> Power:
+    """What the stages would have noticed of each setting; every tensor was compared bit for bit."""
+    from parity_tests.compare.investigate import torch_model
+    from parity_tests.compare.power_torch import measure_stage_power
+
+    limits = {row.point: min(row.limits.values()) for row in rows if row.errors}
+    model = torch_model(spec, checkpoint, "float64")
+    # one image: what several notice, one does, and most of the time is saved
+    return measure_stage_power(model, images[:1], limits, bit_for_bit=[*checkpoint])
 
 
 def _noise(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from parity_tests.compare.layers import compare_tracers, torch_noise
 from parity_tests.compare.report import Report
 from parity_tests.compare.trace import TF1Model, Tracer, tracer_of
-from weights_convert import Checkpoint, load_into
+from parity_tests.runners import same_bits
+from weights_convert import Checkpoint, load_into, state_of
 from weights_convert.spec import ResNetSpec
 
 Say = Callable[[str], None]
@@ -27,19 +28,27 @@ def torch_model(spec: ResNetSpec, checkpoint: Checkpoint, dtype: str) -> Any:
     return model
 
 
+class Live(NamedTuple):
+    """A network of this project: what watches it, and the torch module, Keras model or TF1 session itself."""
+
+    tracer: Tracer
+    model: Any
+
+
 @contextmanager
-def live_tracer(
+def live(
     framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype: str, *, train: bool = False
-) -> Iterator[Tracer]:
+) -> Iterator[Live]:
     """A network of this project with a checkpoint's weights, being watched; `train` is for a TF1 graph."""
     if framework == "torch":
-        yield tracer_of(torch_model(spec, checkpoint, dtype), dtype)
+        module = torch_model(spec, checkpoint, dtype)
+        yield Live(tracer_of(module, dtype), module)
     elif framework == "keras":
         import keras_impl
 
         model = keras_impl.ResNet(**spec.model_kwargs(), dtype=dtype)
         load_into(model, checkpoint)
-        yield tracer_of(model, dtype)
+        yield Live(tracer_of(model, dtype), model)
     else:
         import tensorflow.compat.v1 as tf
 
@@ -51,7 +60,7 @@ def live_tracer(
         session = tf.Session(graph=graph)  # not entered: that too would make the graph the default
         with closing(session):
             load_into(session, checkpoint)
-            yield tracer_of(TF1Model(session, images, logits), dtype)
+            yield Live(tracer_of(TF1Model(session, images, logits), dtype), session)
 
 
 def investigate(
@@ -89,9 +98,19 @@ def investigate(
             if framework == "torch" and dtype == "float64":
                 continue  # that is the reference
             say(f"{framework} in {dtype}, layer by layer")
-            candidates[framework] = stack.enter_context(live_tracer(framework, spec, checkpoint, dtype))
+            candidates[framework] = stack.enter_context(live(framework, spec, checkpoint, dtype))
         if candidates:
-            report = compare_tracers(reference, candidates, images, noise=noise, title=title)
+            differing = {*same_bits(checkpoint, state_of(model), "float64")}
+            for candidate in candidates.values():
+                differing.update(same_bits(checkpoint, state_of(candidate.model), dtype))
+            report = compare_tracers(
+                reference,
+                {framework: candidate.tracer for framework, candidate in candidates.items()},
+                images,
+                noise=noise,
+                title=title,
+                bit_for_bit={*checkpoint} - differing,
+            )
         else:
             report = Report(title, "torch", [], dtype, images=images.shape)
     if gradients and spec.num_classes == 1:

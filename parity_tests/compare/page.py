@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from parity_tests.compare.depth_plot import depth_plot
-from parity_tests.compare.page_parts import coverage, entry, figure, key, many, swatch
+from parity_tests.compare.page_parts import coverage, entry, figure, key, many, power, swatch
 from parity_tests.compare.page_training import training_cells, training_figures
 from parity_tests.compare.plot import Style, escape, histogram_plot, mark, number, shorten
 from parity_tests.compare.report import Point, Report
@@ -115,6 +115,8 @@ def _verdict(report: Report, anchor: str) -> str:
     """One line: what, whether, and where not."""
     divergence, why_not = report.first_divergence(), report.why_not()
     state, word = ("differs", "✗ no parity") if why_not else ("holds", "✓ parity holds")
+    if report.caveat:
+        state, word = "weak", f"✓ parity holds, but {escape(report.caveat)}"
     if not (report.layers or report.gradients or report.training):
         word = "nothing compared"
     text = f'<a href="#{anchor}">{escape(report.title)}</a>'
@@ -197,6 +199,7 @@ def _section(report: Report, anchor: str, styles: Mapping[str, Style], *, unfold
         rows = (f"<dt>{escape(key)}</dt><dd>{escape(_fact(v))}</dd>" for key, v in report.environment.items())
         parts.append(f"<dl>{''.join(rows)}</dl>")
     parts += coverage(report)
+    parts += power(report)
     if report.notes:
         parts.append("<h3>Notes</h3>")
         parts.append(f"<ul>{''.join(f'<li>{escape(note)}</li>' for note in report.notes)}</ul>")
@@ -316,10 +319,12 @@ def _worst(report: Report) -> list[str]:
         return []
     worst = sorted(points, key=lambda found: (not found[1].culprit_of(), -found[1].times_limit()))[:WORST]
     alone = [c for c in report.candidates if any(p.isolated.get(c) is not None for _, p in worst)]
+    noticed = report.power.of_layers() if report.power else {}
     titles = [
         *report.candidates,
         "limit",
         "noise",
+        *(["noticed"] if noticed else []),
         *(f"{candidate} alone" for candidate in alone),
         "times limit",
     ]
@@ -334,6 +339,8 @@ def _worst(report: Report) -> list[str]:
             wrong = " wrong" if candidate in point.failures() else ""
             cells.append(f'<td class="r{wrong}">{number(point.errors.get(candidate))}</td>')
         cells.append(f'<td class="r">{number(point.limit)}</td><td class="r">{number(point.noise)}</td>')
+        if noticed:
+            cells.append(f'<td class="r">{number(noticed.get(point.name))}</td>')
         for candidate in alone:
             wrong = " wrong" if candidate in point.culprit_of() else ""
             cells.append(f'<td class="r{wrong}">{number(point.isolated.get(candidate))}</td>')

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from parity_tests.compare.plot import Style, escape, mark
+import math
+
+from parity_tests.compare.plot import Style, escape, mark, number
+from parity_tests.compare.power import THRESHOLD
 from parity_tests.compare.report import Report
 
+WEAKEST = 8  # rows of the table of what is noticed last
 CURVE = '<path class="curve" d="M0 7H14"/>'  # for a legend
 
 
@@ -39,3 +43,28 @@ def coverage(report: Report) -> list[str]:
             left = f"; not compared: {', '.join(found.left_out)}" if found.left_out else ""
             lines.append(f"<li>{escape(f'{side} ({owner}): {found}{left}')}</li>")
     return ["<h3>What was compared</h3>", f"<ul>{''.join(lines)}</ul>"] if lines else []
+
+
+def power(report: Report) -> list[str]:
+    """What a change would have had to be to be noticed: the line of the table, and the weakest."""
+    if not report.power:
+        return []
+    parts = ["<h3>What would have been noticed</h3>", f"<p>{escape(report.power.summary())}</p>"]
+    if not report.power.items:
+        return parts
+    head = (
+        "<tr><th>weakest</th><th></th><th>smallest change noticed</th><th>where</th>"
+        "<th>single elements that could be 0 unseen</th></tr>"
+    )
+    rows = []
+    for item in report.power.weakest(WEAKEST):
+        smallest = "none" if item.smallest == math.inf else number(item.smallest)
+        unseen = "" if item.unseen is None else f"{item.unseen:,} of {item.elements or 0:,}"
+        wrong = " wrong" if not item.smallest <= THRESHOLD else ""
+        rows.append(
+            f'<tr><td class="name">{escape(item.name)}</td><td class="quiet">{escape(item.kind)}</td>'
+            f'<td class="r{wrong}">{smallest}</td><td class="name">{escape(item.point)}</td>'
+            f'<td class="r">{unseen}</td></tr>'
+        )
+    table = f'<div class="scroll"><table class="weakest">{head}{"".join(rows)}</table></div>'
+    return [*parts, table]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import importlib
 import pickle
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +47,8 @@ class Parity:
         report = self.compare(reference, candidate, inputs, **keywords)
         if not report.holds:
             raise AssertionError(report.why_not())
+        if report.caveat:
+            warnings.warn(f"parity holds, but {report.caveat}", stacklevel=2)
         return report
 
 

@@ -64,6 +64,14 @@ class Power:
         """The tensors and settings that need the largest changes to be noticed, the weakest first."""
         return sorted(self.items, key=lambda item: -item.smallest)[:count]
 
+    def of_layers(self) -> dict[str, float]:
+        """Layer -> the smallest change that would have been noticed in any of its tensors and settings."""
+        found: dict[str, float] = {}
+        for item in self.items:
+            layer = item.name.rpartition(".")[0]
+            found[layer] = max(item.smallest, found.get(layer, 0.0))
+        return found
+
     def dead(self) -> list[Sensitivity]:
         """The tensors with single elements that could become 0 unnoticed, the most elements first."""
         return sorted((item for item in self.items if item.unseen), key=lambda item: -(item.unseen or 0))
@@ -72,7 +80,7 @@ class Power:
         """ "without power for ...", to follow "holds, but"; "" if there is nothing to say."""
         weak = self.without_power(threshold)
         kinds = {kind: [item for item in weak if item.kind == kind] for kind in dict.fromkeys(_kinds(weak))}
-        return f"without power for {'; '.join(map(_group, kinds.values()))}" if weak else ""
+        return f"without power for: {'; '.join(map(_group, kinds.values()))}" if weak else ""
 
     def summary(self) -> str:
         """One line: what would have been noticed, and which single elements would not."""
@@ -134,7 +142,12 @@ def _noticed(what: str, items: list[Sensitivity]) -> str:
 
 def _group(items: list[Sensitivity]) -> str:
     """Several of one kind: "epsilon of layer1.0.bn1.eps (4e-01)"."""
-    return f"{items[0].kind} {_listed(items, lambda item: f'{item.name} ({item.smallest:.0e})')}"
+    return f"{items[0].kind} {_listed(items, _with_change)}"
+
+
+def _with_change(item: Sensitivity) -> str:
+    change = "any change" if item.smallest == math.inf else f"{item.smallest:.0e}"
+    return f"{item.name} ({change})"
 
 
 def _listed(items: list[Sensitivity], text: Callable[[Sensitivity], str], most: int = 3) -> str:

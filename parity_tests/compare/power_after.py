@@ -24,11 +24,12 @@ from parity_tests.compare.power_scopes import (
     copied,
     in_limits,
     keeping_buffers,
+    largest_change,
     same_random_numbers,
 )
 from parity_tests.compare.trace import OUTPUT, numbered
 
-_POINTS = 6  # after a layer: most of its block
+_POINTS = 4  # after a layer: most of its block
 _STEP = 1e-6  # small enough for a linear answer, large enough to stand out of rounding
 _WORTH_IT = 1.5
 # In a norm: what changes its output in the same way.
@@ -79,31 +80,45 @@ class After:
 
     @cached_property
     def _base(self) -> dict[str, Tensor]:
-        return self._outputs({})
+        """The output of every point."""
+        outputs: dict[str, Tensor] = {}
+
+        def keep(name: str, output: Tensor) -> None:
+            outputs[name] = output.clone()  # the next layer may work in place
+
+        self._run({}, keep)
+        return outputs
 
     @cached_property
     def _bounds(self) -> dict[str, float]:
         compared = {n: y for n, y in self._base.items() if n in self._limits and y.numel()}
-        return {name: self._limits[name] * float(y.abs().max()) for name, y in compared.items()}
+        return {name: self._limits[name] * largest_change(y, y.new_zeros(())) for name, y in compared.items()}
 
-    def _outputs(self, answers: Mapping[str, Tensor], wanted: float = math.inf) -> dict[str, Tensor]:
-        """The outputs of so many points in the order of execution; these answers are not computed."""
-        outputs: dict[str, Tensor] = {}
+    def _run(
+        self, answers: Mapping[str, Tensor], see: Callable[[str, Tensor], None], wanted: float = math.inf
+    ) -> None:
+        """Show the outputs of so many points in the order of execution; these answers are not computed."""
         seen: dict[str, int] = {}
+        left = wanted
 
-        def keep(name: str) -> Callable[..., None]:
+        def watch(name: str) -> Callable[..., None]:
             def hook(_: nn.Module, __: Any, output: Any) -> None:
-                if isinstance(output, Tensor):  # a copy: the next layer may work in place
-                    outputs[numbered(name, seen)] = output.detach().clone()
-                if len(outputs) - len(answers.keys() & outputs.keys()) >= wanted:
+                nonlocal left
+                number = numbered(name, seen)
+                if isinstance(output, Tensor) and name not in answers:
+                    see(number, output.detach())
+                    left -= 1
+                if left <= 0:
                     raise _Enough
 
             return hook
 
-        hooks = [module.register_forward_hook(keep(name)) for name, module in self._watched.items()]
+        hooks = [module.register_forward_hook(watch(name)) for name, module in self._watched.items()]
         try:
             with ExitStack() as stack:
                 for name, output in answers.items():
+                    if name.rpartition(".")[0] in answers:
+                        continue  # nothing inside an answer runs
                     stack.enter_context(_answering(self._watched[name], output))
                 for context in (torch.no_grad(), same_random_numbers(), keeping_buffers(self._module)):
                     stack.enter_context(context)
@@ -112,7 +127,6 @@ class After:
         finally:
             for handle in hooks:
                 handle.remove()
-        return outputs
 
     def _before(self, owner: str) -> dict[str, Tensor]:
         """What has ended before a layer has, and is not inside it: it cannot change with the layer."""
@@ -139,13 +153,15 @@ class After:
         place = owner or OUTPUT
         if place not in self._bounds:
             return 1.0, ""
+        times: dict[str, float] = {}
+
+        def see(name: str, output: Tensor) -> None:
+            if name in self._bounds and output.shape == self._base[name].shape:
+                times[name] = in_limits(largest_change(output, self._base[name]), self._bounds[name])
+
+        answers = self._before(owner)
         with item.moved(direction, _STEP):
-            outputs = self._outputs(self._before(owner), self.inside(owner) + 1 + _POINTS)
-        times = {
-            name: in_limits(float((output - self._base[name]).abs().max()), self._bounds[name])
-            for name, output in outputs.items()
-            if name in self._bounds and output.shape == self._base[name].shape
-        }
+            self._run(answers, see, self.inside(owner) + 1 + _POINTS)
         own = max((value for name, value in times.items() if name.partition("#")[0] == place), default=0.0)
         best = max(times, key=lambda name: times[name], default="")
         return (times[best] / own, best) if 0 < own < times[best] < torch.inf else (1.0, "")

@@ -40,19 +40,40 @@ class Item:
     Attributes:
         name, kind: see `power.Sensitivity`.
         owners: the modules that use it, by name.
-        directions: what is added for a relative change of 1.
         tensor: None for a setting.
         place: module and attribute of a setting.
+        seed: of the tensor's random direction.
         noticed: the smallest change in each direction, once it is measured.
     """
 
     name: str
     kind: str
     owners: list[str]
-    directions: list[Any] = field(default_factory=list)
     tensor: Tensor | None = None
     place: tuple[nn.Module, str] | None = None
+    seed: int = 0
     noticed: list[float] = field(default_factory=list)
+
+    @property
+    def directions(self) -> list[Any]:
+        """What is added for a relative change of 1; made when asked for, since a network has many.
+
+        The tensor itself, and a random one of the same norm; for zeros only a random one of elements about 1.
+        """
+        if self.tensor is not None:
+            whole = self.tensor.detach().to(torch.float64)
+            return [whole, self.random()] if whole.any() else [self.random()]
+        assert self.place is not None
+        module, attribute = self.place
+        return [abs(getattr(module, attribute)) or 1.0]
+
+    def random(self, draw: int = 0) -> Tensor:
+        """A random direction of a tensor."""
+        assert self.tensor is not None
+        generator = torch.Generator().manual_seed((self.seed << 8) + draw)
+        random = torch.empty(self.tensor.shape, dtype=torch.float64).uniform_(-1, 1, generator=generator)
+        size = float(self.tensor.detach().to(torch.float64).norm()) or self.tensor.numel() ** 0.5
+        return random * (size / float(random.norm()))
 
     @contextmanager
     def moved(self, direction: Any, step: float) -> Iterator[None]:
@@ -74,7 +95,7 @@ class Item:
                 setattr(module, attribute, value)
 
 
-def tensors(module: nn.Module, generator: torch.Generator) -> Iterator[Item]:
+def tensors(module: nn.Module, seed: int) -> Iterator[Item]:
     """Every floating-point parameter and buffer, each once, with all the modules that hold it."""
     known: dict[int, Item] = {}
     for owner, inner in module.named_modules():
@@ -85,19 +106,10 @@ def tensors(module: nn.Module, generator: torch.Generator) -> Iterator[Item]:
                 if (item := known.get(id(tensor))) is None:
                     kind = "statistic" if leaf.startswith("running_") else kind
                     name = f"{owner}.{leaf}" if owner else leaf
-                    item = known[id(tensor)] = Item(name, kind, [], directions(tensor, generator))
-                    item.tensor = tensor
+                    number = seed + len(known)
+                    item = known[id(tensor)] = Item(name, kind, [], tensor=tensor, seed=number)
                 item.owners.append(owner)
     yield from known.values()
-
-
-def directions(tensor: Tensor, generator: torch.Generator) -> list[Tensor]:
-    """The tensor itself, and a random tensor of the same norm; for zeros a random one of elements about 1."""
-    random = torch.empty(tensor.shape, dtype=torch.float64).uniform_(-1, 1, generator=generator)
-    norm, whole = float(random.norm()), tensor.detach().to(torch.float64).clone()
-    if not (size := float(whole.norm())):
-        return [random * (tensor.numel() ** 0.5 / norm)]
-    return [whole, random * (size / norm)]
 
 
 def settings(module: nn.Module) -> Iterator[Item]:
@@ -112,7 +124,7 @@ def settings(module: nn.Module) -> Iterator[Item]:
             ):
                 continue
             name = f"{owner}.{attribute}" if owner else attribute
-            yield Item(name, kind, [owner], [abs(value) or 1.0], place=(inner, attribute))
+            yield Item(name, kind, [owner], place=(inner, attribute))
 
 
 class Scope:
@@ -135,6 +147,7 @@ class Scope:
         state: nn.Module,
     ):
         self._run, self._calls, self._state = run, calls, state
+        self._in_place = False  # whether a run changes what it is given
         self._limits, self._statistics = limits, statistics
 
     @cached_property
@@ -163,8 +176,12 @@ class Scope:
 
     def call(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
         """One call's output, several tensors as one vector; the inputs stay as they are."""
+        first = "base" not in self.__dict__
+        given = copied((inputs, keywords)) if first or self._in_place else (inputs, keywords)
+        versions = [x._version for x in tree_leaves(given) if isinstance(x, Tensor)]
         with same_random_numbers():
-            output = self._run(*copied(inputs), **copied(keywords))
+            output = self._run(*given[0], **given[1])
+        self._in_place |= versions != [x._version for x in tree_leaves(given) if isinstance(x, Tensor)]
         floating = [y for y in tree_leaves(output) if isinstance(y, Tensor) and y.is_floating_point()]
         return floating[0] if len(floating) == 1 else torch.cat([y.flatten() for y in floating])
 
@@ -175,10 +192,10 @@ class Scope:
 
     def times_limit(self) -> tuple[float, str]:
         """The largest change in multiples of its limit, and the point."""
-        return max(
-            (in_limits(_largest(change), bound), name)
-            for change, (name, bound) in zip(self.changes(), self.points, strict=True)
-        )
+        points, base = self.points, self.base
+        with torch.no_grad():
+            found = zip(self.observe(), base, points, strict=True)
+            return max((in_limits(largest_change(y, b), bound), name) for y, b, (name, bound) in found)
 
 
 def in_limits(change: float, bound: float) -> float:
@@ -196,9 +213,15 @@ def _difference(now: Tensor, before: Tensor) -> Tensor:
     return torch.where(same, 0.0, (now - before).abs())
 
 
+def largest_change(now: Tensor, before: Tensor) -> float:
+    """The largest |now - before|; see `_difference` for what is not finite."""
+    largest = _largest(now - before)
+    return largest if math.isfinite(largest) else _largest(_difference(now, before))
+
+
 def _largest(tensor: Tensor) -> float:
     """The largest magnitude; NaN where there is one."""
-    return float(tensor.abs().max()) if tensor.numel() else 0.0
+    return float(torch.linalg.vector_norm(tensor, math.inf)) if tensor.numel() else 0.0
 
 
 def copied(tree: Any) -> Any:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from parity_tests.compare.power import Power
 from parity_tests.tolerances import CEILING
 
 SCHEMA = 2  # of `Report.to_json`; documented in docs/report.md
@@ -176,6 +177,7 @@ class Report:
         notes: what a reader should know.
         coverage: candidate -> "reference" and "candidate" -> how much of it was compared.
         ceiling: no limit of a layer is above it.
+        power: the smallest changes that would have been noticed; None where parity does not hold anyway.
     """
 
     title: str
@@ -192,6 +194,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     coverage: dict[str, dict[str, Coverage]] = field(default_factory=dict)
     ceiling: float = CEILING
+    power: Power | None = None
 
     @property
     def pairs(self) -> list[str]:
@@ -217,6 +220,11 @@ class Report:
         if left := self._left_out():
             return f"not everything was compared: {left}; what may stay so is named with ignore=[...]"
         return None
+
+    @property
+    def caveat(self) -> str:
+        """ "without power for: ..." where a change of 1 % would not have been noticed, else ""."""
+        return self.power.caveat() if self.power and self.holds else ""
 
     def judged(self) -> bool:
         """Whether anything was held to a limit."""
@@ -269,6 +277,7 @@ class Report:
             "first_divergence": str(divergence) if divergence else None,
             "culprits": self.culprits(),
             **asdict(self),
+            "power": self.power.to_json() if self.power else None,
         }
         return {key: _plain(value) for key, value in facts.items()}
 

@@ -23,6 +23,8 @@ def show(console: Console, report: Report, *, rows: int = 20) -> None:
         line(f"NO PARITY: {report.title}: {divergence}", "bold red")
     elif not report.holds:
         line(f"NO PARITY: {report.title}: {report.why_not()}", "bold red")
+    elif report.caveat:
+        line(f"parity holds: {report.title}, but {report.caveat}", "bold yellow")
     else:
         line(f"parity holds: {report.title}", "green")
     others = [(who, name) for who, name in report.culprits() if not divergence or who != divergence.candidate]
@@ -42,6 +44,8 @@ def show(console: Console, report: Report, *, rows: int = 20) -> None:
     for who, sides in report.coverage.items():
         for side, found in sides.items():
             line(f"compared of the {side} ({report.reference if side == 'reference' else who}): {found}")
+    if report.power:
+        line(report.power.summary())
     if report.gradients:
         line(_gradients(report))
     if report.training:

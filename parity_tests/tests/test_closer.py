@@ -21,7 +21,8 @@ from parity_tests import synthetic
 from parity_tests.__main__ import main
 from parity_tests.compare import TF1Model, compare_models
 from parity_tests.compare.dumps import read_dump, write_dump
-from parity_tests.compare.investigate import investigate, live_tracer
+from parity_tests.compare.investigate import investigate
+from parity_tests.compare.investigate import live as live_network
 from parity_tests.compare.layers import compare_tracers, torch_noise
 from parity_tests.compare.sweep import SWITCHES, _child, sweep
 from parity_tests.compare.trace import tracer_of
@@ -254,7 +255,7 @@ def test_a_dump_says_the_same_as_the_run(tmp_path):
     for name, call in trace.items():
         assert again[name].output.tobytes() == call.output.tobytes()
         assert again[name].input.tobytes() == call.input.tobytes()
-    with live_tracer("keras", SPEC, synthetic.weights(SPEC), "float64") as candidate:
+    with live_network("keras", SPEC, synthetic.weights(SPEC), "float64") as (candidate, _):
         live = compare_tracers(tracer, {"keras": candidate}, images, noise=noise["float64"])
         recorded = compare_tracers(dump, {"keras": candidate}, images, noise=dump.noise["float64"])
     assert live.holds

@@ -12,7 +12,7 @@ import keras_impl
 import torch_impl
 from parity_tests import synthetic
 from parity_tests.compare import Report, assert_parity, compare_models
-from parity_tests.compare.investigate import live_tracer
+from parity_tests.compare.investigate import live
 from parity_tests.compare.layers import compare_tracers, torch_noise
 from parity_tests.compare.trace import tracer_of
 from parity_tests.tests.faults import CBAM, ECA, FAULTS, GROUPS, SE
@@ -54,7 +54,7 @@ def test_mistakes_in_weights_and_keywords_are_named_in_every_framework(name, fra
     checkpoint, images = fault.checkpoint(), synthetic.images(fault.size, batch=2)
     assert isinstance(checkpoint.spec, ResNetSpec)
     model = reference(fault.spec)
-    with live_tracer(framework, checkpoint.spec, checkpoint, "float64", train=fault.train) as tracer:
+    with live(framework, checkpoint.spec, checkpoint, "float64", train=fault.train) as (tracer, _):
         report = compare_tracers(
             tracer_of(model, "float64"),
             {framework: tracer},

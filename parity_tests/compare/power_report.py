@@ -1,0 +1,64 @@
+"""The power of a comparison that holds: what was compared, with which limits, on which torch module."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from parity_tests.compare.coverage import Renamed
+from parity_tests.compare.power import Power
+from parity_tests.compare.report import Report
+from parity_tests.compare.trace import OUTPUT, Trace, Tracer
+
+
+def power_of_report(
+    report: Report,
+    reference: Tracer,
+    trace: Trace,
+    candidates: Mapping[str, tuple[Tracer, Renamed]],
+    inputs: np.ndarray,
+    bit_for_bit: Collection[str] = (),
+) -> Power:
+    """The smallest changes that a comparison would have noticed, on the reference if that is a torch module.
+
+    A point that was compared with some of the candidates only does not count.
+    """
+    both = [name for name in report.candidates if name not in report.pairs]
+    limits = {point.name: point.limit for point in report.layers if all(who in point.errors for who in both)}
+    if reference.framework == "torch":
+        module, own, layers = _module(reference), {}, trace
+    else:
+        torch = [(tracer, run) for tracer, run in candidates.values() if tracer.framework == "torch"]
+        if not torch:
+            return Power(reason="it is measured on a torch module, and none of the models is one")
+        (tracer, run), *_ = torch
+        module, own, layers = _module(tracer), run.own, run.trace
+    from parity_tests.compare.power_torch import measure_power
+
+    train, by_module = report.mode == "train", _by_module(limits, layers, own)
+    try:
+        return measure_power(module, inputs, by_module, train=train, bit_for_bit=bit_for_bit)
+    except Exception as error:  # whatever somebody's modules raise: the comparison itself is over, and holds
+        return Power(reason=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+
+
+def _module(tracer: Tracer) -> Any:
+    from parity_tests.compare.torch_trace import TorchTracer
+
+    assert isinstance(tracer, TorchTracer)
+    return tracer.module
+
+
+def _by_module(limits: Mapping[str, float], trace: Trace, own: Mapping[str, str]) -> dict[str, float]:
+    """The limits by the calls of the torch module: one for the several tensors of a call, the widest."""
+    found: dict[str, float] = {}
+    for name, limit in limits.items():
+        call = own.get(name, name)
+        if name in trace:
+            layer = trace[name].layer
+            number = call.removeprefix(layer).partition(" ")[0]
+            call = f"{layer}{number}" if layer else OUTPUT
+        found[call] = max(limit, found.get(call, 0.0))
+    return found
