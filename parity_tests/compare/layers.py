@@ -162,7 +162,7 @@ def compare_tracers(
     report.notes += conditions(renamed, noise, dtype, train)
     if report.holds:  # what differs needs no power
         own = {who: (tracer, renamed[who]) for who, tracer in candidates.items()}
-        report.power = power_of_report(report, reference, first.trace, own, inputs, bit_for_bit)
+        report.power = power_of_report(report, reference, first.trace, own, inputs, ignored, bit_for_bit)
     return report
 
 

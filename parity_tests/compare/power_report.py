@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.compare.coverage import Renamed
+from parity_tests.compare.coverage import Ignored, Renamed
 from parity_tests.compare.power import Power
 from parity_tests.compare.report import Report
 from parity_tests.compare.trace import OUTPUT, Trace, Tracer
@@ -19,11 +19,12 @@ def power_of_report(
     trace: Trace,
     candidates: Mapping[str, tuple[Tracer, Renamed]],
     inputs: np.ndarray,
+    ignored: Ignored,
     bit_for_bit: Collection[str] = (),
 ) -> Power:
     """The smallest changes that a comparison would have noticed, on the reference if that is a torch module.
 
-    A point that was compared with some of the candidates only does not count.
+    A point that was compared with some of the candidates only does not count, nor does what is ignored.
     """
     both = [name for name in report.candidates if name not in report.pairs]
     limits = {point.name: point.limit for point in report.layers if all(who in point.errors for who in both)}
@@ -39,9 +40,10 @@ def power_of_report(
 
     train, by_module = report.mode == "train", _by_module(limits, layers, own)
     try:
-        return measure_power(module, inputs, by_module, train=train, bit_for_bit=bit_for_bit)
+        power = measure_power(module, inputs, by_module, train=train, bit_for_bit=bit_for_bit)
     except Exception as error:  # whatever somebody's modules raise: the comparison itself is over, and holds
         return Power(reason=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
+    return Power([item for item in power.items if item.name not in ignored])
 
 
 def _module(tracer: Tracer) -> Any:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from parity_tests.compare.power import Power, Sensitivity
 from parity_tests.compare.report import SCHEMA, Coverage, Histogram, Point, Report, Training
 from parity_tests.tests.example_reports import small
 
@@ -32,9 +33,17 @@ def names(kind: type) -> set[str]:
 def test_the_table_has_every_field():
     rows = re.findall(r"^\| `([\w.\[\]*]+)` \| [^|]+ \| [^|]+ \|$", TEXT, re.MULTILINE)
     assert len(rows) == len(set(rows))
-    kinds = {"layers[].": Point, "training.": Training, "histogram.": Histogram, "coverage.*.": Coverage}
+    kinds = {
+        "layers[].": Point,
+        "training.": Training,
+        "histogram.": Histogram,
+        "coverage.*.": Coverage,
+        "power.items[].": Sensitivity,
+    }
     for prefix, kind in kinds.items():
         assert {row.removeprefix(prefix) for row in rows if row.startswith(prefix)} == names(kind)
+    facts = {row.removeprefix("power.") for row in rows if row.startswith("power.") and "[" not in row}
+    assert facts | {"items"} == set(Power().to_json())
     top = {row for row in rows if "." not in row}
     assert top == set(small().to_json())
     assert top >= names(Report)
