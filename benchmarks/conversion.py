@@ -32,7 +32,7 @@ WAYS = [
 # Written in processes of their own: whoever measures has to stay small, see `timing`.
 MAKE = """
 import sys
-from parity_tests.synthetic import weights
+from parity_tests.judge.synthetic import weights
 from weights_convert import model_spec, save
 save(weights(model_spec(sys.argv[1])), sys.argv[2])
 """

@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 
 from fuzz.target import joined
-from parity_tests.synthetic import weights
+from parity_tests.judge.synthetic import weights
 from weights_convert import AttentionSpec, ResNetSpec, save
 
 NETWORK = ResNetSpec(

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
 
-    from parity_tests.compare.power import Power
+    from parity_tests.compare.power.result import Power
     from parity_tests.compare.report import Report
     from parity_tests.harness import Result
 
@@ -189,7 +189,7 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
     """Layer by layer, gradients, training: a table, and a page if one is asked for."""
     start(["torch", *arguments.frameworks])
     from parity_tests.compare.investigate import investigate
-    from parity_tests.compare.power import best_of
+    from parity_tests.compare.power.result import best_of
     from parity_tests.compare.table import show
 
     reports = []
@@ -219,7 +219,7 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
     if not reports:
         raise SpecError("torch in float64 is what is compared with: choose another --dtype or --frameworks")
     if arguments.report:
-        from parity_tests.compare.page import write_page
+        from parity_tests.page.page import write_page
 
         write_page(reports, arguments.report)
         console.print(f"report: {arguments.report}", markup=False)
@@ -257,7 +257,7 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
     from parity_tests.compare.dumps import write_dump
     from parity_tests.compare.investigate import torch_model
     from parity_tests.compare.layers import torch_noise
-    from parity_tests.compare.trace import tracer_of
+    from parity_tests.watch.open import tracer_of
 
     what, source = next(iter(sources.items()))
     checkpoint = source()
@@ -282,7 +282,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
     from parity_tests.compare.dumps import read_dump
     from parity_tests.compare.investigate import live
     from parity_tests.compare.layers import compare_tracers
-    from parity_tests.compare.power import best_of
+    from parity_tests.compare.power.result import best_of
     from parity_tests.compare.table import show
 
     what, source = next(iter(sources.items()))
@@ -304,7 +304,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
         show(console, report)
         reports.append(report)
     if arguments.report:
-        from parity_tests.compare.page import write_page
+        from parity_tests.page.page import write_page
 
         write_page(reports, arguments.report)
     return _good(reports, arguments), [report.to_json() for report in reports]
@@ -322,7 +322,7 @@ _JOBS = {  # the first option that is given decides
 
 def _images(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int | None = None) -> np.ndarray:
     """Photographs of the size that is asked for, or of `size`, or of the network's own."""
-    from parity_tests.photographs import OWN, photographs
+    from parity_tests.judge.photographs import OWN, photographs
 
     spec = checkpoint.spec
     assert isinstance(spec, ResNetSpec)  # _source takes no other
@@ -352,7 +352,7 @@ def _saying(what: str) -> Iterator[Callable[[str], None]]:
 def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
     """What makes a named model's random weights, or gives a file's own; bad input is refused at once."""
     if what in MODELS:
-        from parity_tests.synthetic import weights
+        from parity_tests.judge.synthetic import weights
 
         if given := [name for name in ("model", "family", "key", "scope") if options[name] is not None]:
             option = "--from" if given[0] == "family" else f"--{given[0]}"

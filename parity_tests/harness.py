@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests import numpy_reference, tolerances
-from parity_tests.compare.power import Power
-from parity_tests.runners import RUNNERS, SUFFIXES, Points, same_bits
+from parity_tests.compare.power.result import Power
+from parity_tests.judge import numpy_reference, tolerances
+from parity_tests.watch.build import RUNNERS, SUFFIXES, Points, same_bits
 from weights_convert import Checkpoint, convert, load, save
 from weights_convert.examine import diff
 from weights_convert.spec import ResNetSpec, count_parameters
@@ -194,7 +194,7 @@ def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str,
 def _power(spec: ResNetSpec, checkpoint: Checkpoint, images: np.ndarray, rows: Sequence[Row]) -> Power:
     """What the stages would have noticed of each setting; every tensor was compared bit for bit."""
     from parity_tests.compare.investigate import torch_model
-    from parity_tests.compare.power_torch import measure_stage_power
+    from parity_tests.compare.power.measure import measure_stage_power
 
     limits = {row.point: min(row.limits.values()) for row in rows if row.errors}
     model = torch_model(spec, checkpoint, "float64")

@@ -8,15 +8,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parity_tests.compare.layers import assert_parity, compare_models
     from parity_tests.compare.report import Report
-    from parity_tests.compare.trace import TF1Model
+    from parity_tests.watch.trace import TF1Model
 
 __all__ = ["Report", "TF1Model", "assert_parity", "compare_models"]
 
-_WHERE = {"compare_models": "layers", "assert_parity": "layers", "Report": "report", "TF1Model": "trace"}
+_WHERE = {
+    "compare_models": "compare.layers",
+    "assert_parity": "compare.layers",
+    "Report": "compare.report",
+    "TF1Model": "watch.trace",
+}
 
 
 def __getattr__(name: str) -> Any:
     """Imported when asked for: pytest imports the plugin in here at every start."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+    return getattr(importlib.import_module(f"parity_tests.{_WHERE[name]}"), name)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from parity_tests.compare.repeat import Watched
 from parity_tests.compare.report import Coverage
-from parity_tests.compare.running import statistic_names
-from parity_tests.compare.structure import paired
-from parity_tests.compare.trace import Trace, Weights, covers
+from parity_tests.compare.statistics import statistic_names
+from parity_tests.watch.repeat import Watched
+from parity_tests.watch.structure import paired
+from parity_tests.watch.trace import Trace, Weights, covers
 from weights_convert.errors import MismatchError, SpecError
 
 OWN = "the model's own weights"  # what is in no layer, where the model has no output

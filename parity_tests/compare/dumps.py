@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from parity_tests.compare.environment import environment
-from parity_tests.compare.trace import OUTPUT, Call, Trace, Weights
+from parity_tests.watch.trace import OUTPUT, Call, Trace, Weights
 from weights_convert import atomic
 from weights_convert.errors import SourceError, WriteError
 

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests import tolerances
 from parity_tests.compare import networks
 from parity_tests.compare.networks import Arrays
 from parity_tests.compare.report import Point
+from parity_tests.judge import tolerances
 from weights_convert import Checkpoint, load_into
 from weights_convert.layouts import role_of
 from weights_convert.spec import ResNetSpec

@@ -10,8 +10,9 @@ import numpy as np
 
 from parity_tests.compare.layers import compare_tracers, torch_noise
 from parity_tests.compare.report import Report
-from parity_tests.compare.trace import TF1Model, Tracer, tracer_of
-from parity_tests.runners import same_bits
+from parity_tests.watch.build import same_bits
+from parity_tests.watch.open import tracer_of
+from parity_tests.watch.trace import TF1Model, Tracer
 from weights_convert import Checkpoint, load_into, state_of
 from weights_convert.spec import ResNetSpec
 

@@ -16,16 +16,17 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests import tolerances
 from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
 from parity_tests.compare.noise import limit_at, torch_noise
-from parity_tests.compare.power_report import power_of_report
+from parity_tests.compare.power.of_report import power_of_report
 from parity_tests.compare.remarks import conditions, left_over
-from parity_tests.compare.repeat import Watched, refuse_random, watch
 from parity_tests.compare.report import Histogram, Point, Report
-from parity_tests.compare.running import check_biased_variance, statistics
-from parity_tests.compare.trace import Trace, Tracer, is_torch, tracer_of
+from parity_tests.compare.statistics import check_biased_variance, statistics
+from parity_tests.judge import tolerances
+from parity_tests.watch.open import is_torch, tracer_of
+from parity_tests.watch.repeat import Watched, refuse_random, watch
+from parity_tests.watch.trace import Trace, Tracer
 from weights_convert.errors import MismatchError, SpecError
 
 __all__ = ["assert_parity", "compare_models", "compare_tracers", "limit_at", "torch_noise"]

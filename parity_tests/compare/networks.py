@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests import tolerances
+from parity_tests.judge import tolerances
 from weights_convert import (
     Checkpoint,
     SpecError,

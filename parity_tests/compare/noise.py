@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests import tolerances
-from parity_tests.compare.repeat import run
-from parity_tests.compare.rounding import moved
-from parity_tests.compare.trace import tracer_of
+from parity_tests.judge import tolerances
+from parity_tests.watch.open import tracer_of
+from parity_tests.watch.repeat import run
+from parity_tests.watch.rounding import moved
 
 _CARRIED = 8  # layers: about a block
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from parity_tests import tolerances
 from parity_tests.compare.coverage import Renamed
 from parity_tests.compare.noise import capped
-from parity_tests.compare.trace import Trace
+from parity_tests.judge import tolerances
+from parity_tests.watch.trace import Trace
 
 
 def left_over(trace: Trace, traces: Mapping[str, Trace]) -> list[str]:

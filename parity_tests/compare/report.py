@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from parity_tests.compare.power import Power
-from parity_tests.tolerances import CEILING
+from parity_tests.compare.power.result import Power
+from parity_tests.judge.tolerances import CEILING
 
 SCHEMA = 2  # of `Report.to_json`; documented in docs/report.md
 

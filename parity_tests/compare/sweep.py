@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests import numpy_reference, tolerances
+from parity_tests.judge import numpy_reference, tolerances
 from weights_convert import Checkpoint, load, load_model, save
 from weights_convert.spec import ResNetSpec
 

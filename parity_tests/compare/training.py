@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parity_tests import tolerances
 from parity_tests.compare import networks
 from parity_tests.compare.networks import REFERENCE, Arrays
 from parity_tests.compare.report import Training
+from parity_tests.judge import tolerances
 from weights_convert import Checkpoint, SpecError, load_into
 from weights_convert.checkpoint import in_memory
 from weights_convert.layouts import role_of

@@ -83,7 +83,7 @@ def run(capsys) -> Callable[..., Ran]:
 @pytest.fixture(scope="session")
 def good_files(tmp_path_factory) -> Path:
     """One network in every container."""
-    from parity_tests.synthetic import SMALL, position_coded
+    from parity_tests.judge.synthetic import SMALL, position_coded
     from weights_convert import save
 
     folder = tmp_path_factory.mktemp("good")

@@ -17,7 +17,7 @@ from keras import ops
 
 import keras_impl
 from keras_impl.attention import mean
-from parity_tests.synthetic import tiny, weights
+from parity_tests.judge.synthetic import tiny, weights
 from weights_convert import Checkpoint, load_into
 from weights_convert.spec import ResNetSpec
 

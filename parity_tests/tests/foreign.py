@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from parity_tests.synthetic import DAMPING, images
+from parity_tests.judge.synthetic import DAMPING, images
 from weights_convert import load_model
 
 SIZE = (97, 130)  # odd maps on the way down show a pool or a stride that rounds the other way

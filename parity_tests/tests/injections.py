@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from parity_tests.compare.power import THRESHOLD, Sensitivity
-from parity_tests.compare.torch_trace import TorchTracer
-from parity_tests.tolerances import relative_error
+from parity_tests.compare.power.result import THRESHOLD, Sensitivity
+from parity_tests.judge.tolerances import relative_error
+from parity_tests.watch.torch import TorchTracer
 
 _NEAR = 1.15  # how exactly the smallest change is found
 _WIDEST = 1e6  # how far from the stated figure it is looked for

@@ -14,7 +14,7 @@ import torch
 import keras_impl
 import tf1_compat
 import torch_impl
-from parity_tests.synthetic import tiny
+from parity_tests.judge.synthetic import tiny
 from weights_convert import Checkpoint
 from weights_convert.layouts import LAYOUTS
 from weights_convert.spec import ResNetSpec, is_count

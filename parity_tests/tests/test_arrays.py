@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import ATTENTION_SPECS, checkpoint, position_coded
+from parity_tests.judge.synthetic import ATTENTION_SPECS, checkpoint, position_coded
 from parity_tests.tests.test_round_trips import MEMORY
 from weights_convert import MismatchError, save
 from weights_convert.formats import FORMATS

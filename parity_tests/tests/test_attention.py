@@ -13,8 +13,8 @@ import torch
 import keras_impl
 import tf1_compat
 import torch_impl
-from parity_tests import numpy_reference, synthetic, tolerances
-from parity_tests.synthetic import ATTENTION_SPECS
+from parity_tests.judge import numpy_reference, synthetic, tolerances
+from parity_tests.judge.synthetic import ATTENTION_SPECS
 from weights_convert import AttentionSpec, Checkpoint, load_into
 
 SIZES = [(7, 7), (8, 6), (1, 1), (5, 14)]

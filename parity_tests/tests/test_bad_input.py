@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import arrays_with
+from parity_tests.judge.synthetic import arrays_with
 from weights_convert import load
 
 pytestmark = pytest.mark.usefixtures("folder")

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import arrays_with
+from parity_tests.judge.synthetic import arrays_with
 from parity_tests.tests.test_torch_file import pickled, placed, storage, zip_file
 from weights_convert import (
     DestinationError,

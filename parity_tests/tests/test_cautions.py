@@ -15,7 +15,7 @@ import torch
 import keras_impl
 import tf1_compat
 import torch_impl
-from parity_tests.synthetic import position_coded, tiny
+from parity_tests.judge.synthetic import position_coded, tiny
 from parity_tests.tests.live import keras_network, tf1_network, torch_network
 from weights_convert import MismatchError, convert, load, load_into, load_model, save, state_of
 from weights_convert.spec import TRAINING_ONLY

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests import numpy_reference
 from parity_tests.harness import prove
-from parity_tests.synthetic import images, position_coded, tiny, weights
-from parity_tests.tolerances import FLOAT64, relative_error
+from parity_tests.judge import numpy_reference
+from parity_tests.judge.synthetic import images, position_coded, tiny, weights
+from parity_tests.judge.tolerances import FLOAT64, relative_error
 from weights_convert import Checkpoint, MismatchError, SourceError, convert, load, save
 from weights_convert.changes import fold_bias, fold_bn, read_permutation, reorder_classes
 from weights_convert.spec import AttentionSpec, ResNetSpec, parameters

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import arrays_with, position_coded, tiny
+from parity_tests.judge.synthetic import arrays_with, position_coded, tiny
 from weights_convert import MODELS, load, save
 from weights_convert.families import FAMILIES
 

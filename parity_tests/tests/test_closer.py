@@ -17,7 +17,6 @@ import torch
 
 import tf1_compat
 import torch_impl
-from parity_tests import synthetic
 from parity_tests.__main__ import main
 from parity_tests.compare import TF1Model, compare_models
 from parity_tests.compare.dumps import read_dump, write_dump
@@ -25,9 +24,10 @@ from parity_tests.compare.investigate import investigate
 from parity_tests.compare.investigate import live as live_network
 from parity_tests.compare.layers import compare_tracers, torch_noise
 from parity_tests.compare.sweep import SWITCHES, _child, sweep
-from parity_tests.compare.trace import tracer_of
-from parity_tests.synthetic import tiny
-from parity_tests.tolerances import FLOAT64
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import tiny
+from parity_tests.judge.tolerances import FLOAT64
+from parity_tests.watch.open import tracer_of
 from weights_convert import MismatchError, SourceError, SpecError, load_into, load_model, save
 from weights_convert.spec import ResNetSpec
 
@@ -227,7 +227,7 @@ def test_the_example_runs_in_pytest(tmp_path):
         "pytest",
         "-q",
         "-p",
-        "parity_tests.compare.plugin",
+        "parity_tests.plugin",
         "-p",
         "no:cacheprovider",
     ]

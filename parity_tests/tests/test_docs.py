@@ -60,7 +60,7 @@ def test_the_readme_imports_exist():
 
 def test_the_readme_commands_print_what_they_say(tmp_path, monkeypatch):
     """Every `$ weights-convert` line runs; the output shown under one is a line of what it prints."""
-    from parity_tests.synthetic import weights
+    from parity_tests.judge.synthetic import weights
     from weights_convert import save
 
     save(weights(model_spec("se_resnet20")), tmp_path / "model.pth")

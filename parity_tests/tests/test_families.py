@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 
-from parity_tests.synthetic import position_coded, tiny
+from parity_tests.judge.synthetic import position_coded, tiny
 from weights_convert import MismatchError, convert, load, load_model, loading, save, state_of
 from weights_convert.families import FAMILIES
 from weights_convert.families.base import concerns, skeleton

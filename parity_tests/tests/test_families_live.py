@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from parity_tests import tolerances
-from parity_tests.synthetic import images, weights
+from parity_tests.judge import tolerances
+from parity_tests.judge.synthetic import images, weights
 from parity_tests.tests.foreign import (
     Foreign,
     Saved,

@@ -10,12 +10,12 @@ import torch
 
 import keras_impl
 import torch_impl
-from parity_tests import synthetic
 from parity_tests.compare import Report, assert_parity, compare_models
 from parity_tests.compare.investigate import live
 from parity_tests.compare.layers import compare_tracers, torch_noise
-from parity_tests.compare.trace import tracer_of
+from parity_tests.judge import synthetic
 from parity_tests.tests.faults import CBAM, ECA, FAULTS, GROUPS, SE
+from parity_tests.watch.open import tracer_of
 from weights_convert import load_into
 from weights_convert.spec import ResNetSpec
 

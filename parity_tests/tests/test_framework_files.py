@@ -14,7 +14,7 @@ import tensorflow.compat.v1 as tf
 import torch
 
 import keras_impl
-from parity_tests.synthetic import ATTENTION_SPECS, images, position_coded, tiny, weights
+from parity_tests.judge.synthetic import ATTENTION_SPECS, images, position_coded, tiny, weights
 from parity_tests.tests.live import (
     NETWORKS,
     assert_same,

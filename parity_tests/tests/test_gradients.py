@@ -12,11 +12,11 @@ import torch
 
 import keras_impl
 import torch_impl
-from parity_tests import synthetic, tolerances
 from parity_tests.compare.gradients import gradients, notes
 from parity_tests.compare.networks import error
 from parity_tests.compare.report import Point
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic, tolerances
+from parity_tests.judge.synthetic import tiny
 from weights_convert import Checkpoint, SpecError, model_spec, parameters
 from weights_convert.spec import AttentionSpec, ResNetSpec
 

@@ -12,9 +12,10 @@ import tf1_compat.blocks
 import torch_impl.attention
 import torch_impl.resnet
 from parity_tests import __main__ as command
-from parity_tests import harness, synthetic, tolerances
-from parity_tests.runners import same_bits
-from parity_tests.synthetic import tiny
+from parity_tests import harness
+from parity_tests.judge import synthetic, tolerances
+from parity_tests.judge.synthetic import tiny
+from parity_tests.watch.build import same_bits
 from weights_convert import layouts, save
 from weights_convert.spec import ResNetSpec
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import keras_impl
-from parity_tests import synthetic
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import tiny
 from weights_convert import load_into, state_of
 
 SPECS = {kind: tiny(attention=kind, groups=2, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}

@@ -15,7 +15,7 @@ import torch
 import keras_impl
 import tf1_compat
 import torch_impl
-from parity_tests.synthetic import tiny
+from parity_tests.judge.synthetic import tiny
 from weights_convert import state_of
 
 FUNCTIONS = {

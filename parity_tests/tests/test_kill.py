@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import SMALL, position_coded, weights, with_shards
+from parity_tests.judge.synthetic import SMALL, position_coded, weights, with_shards
 from weights_convert import DestinationError, ResNetSpec, convert, load, save
 from weights_convert.formats.tf1_place import index_path, tf1_files
 

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import ATTENTION_SPECS, position_coded, tiny
+from parity_tests.judge.synthetic import ATTENTION_SPECS, position_coded, tiny
 from weights_convert import Checkpoint, MismatchError, SourceError, convert, load
 from weights_convert.families.base import skeleton
 from weights_convert.layouts import LAYOUTS, ROLES, permuted, role_of

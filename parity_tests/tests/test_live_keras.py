@@ -20,9 +20,9 @@ from torch import nn
 
 import torch_impl
 import weights_convert
-from parity_tests import synthetic
 from parity_tests.compare import assert_parity, compare_models
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import tiny
 from weights_convert import SpecError, load_into
 
 X = np.random.default_rng(0).normal(size=(2, 3, 8, 8))

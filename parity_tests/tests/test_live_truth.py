@@ -14,7 +14,7 @@ from torch import nn
 
 import keras_impl
 import torch_impl
-from parity_tests.synthetic import images, tiny, weights
+from parity_tests.judge.synthetic import images, tiny, weights
 from parity_tests.tests.live import keras_network, torch_network
 from weights_convert import MismatchError, load, load_into, load_model, state_of
 

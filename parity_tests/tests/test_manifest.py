@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import arrays_with
+from parity_tests.judge.synthetic import arrays_with
 
 
 @pytest.fixture

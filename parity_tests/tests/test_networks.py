@@ -10,9 +10,10 @@ from functools import lru_cache
 
 import pytest
 
-from parity_tests import harness, numpy_reference, synthetic, tolerances
-from parity_tests.runners import NETWORKS, same_bits
-from parity_tests.synthetic import tiny
+from parity_tests import harness
+from parity_tests.judge import numpy_reference, synthetic, tolerances
+from parity_tests.judge.synthetic import tiny
+from parity_tests.watch.build import NETWORKS, same_bits
 from weights_convert.spec import MODELS, ResNetSpec, model_spec
 
 SIZES = ((64, 64), (33, 47), (50, 31))

@@ -13,15 +13,15 @@ import torch
 from keras import ops
 from torch import nn
 
-from parity_tests import synthetic
 from parity_tests.compare import Report, TF1Model, assert_parity, compare_models
 from parity_tests.compare.dumps import read_dump, write_dump
 from parity_tests.compare.layers import compare_tracers, limit_at
 from parity_tests.compare.report import Point
-from parity_tests.compare.trace import tracer_of
 from parity_tests.harness import Result, Row, prove
-from parity_tests.synthetic import tiny
-from parity_tests.tolerances import CEILING, FLOAT32_UNMEASURED, float32_limit, relative_error
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import tiny
+from parity_tests.judge.tolerances import CEILING, FLOAT32_UNMEASURED, float32_limit, relative_error
+from parity_tests.watch.open import tracer_of
 from weights_convert import MismatchError, SpecError
 
 X = np.random.default_rng(0).normal(size=(2, 3, 8, 8))

@@ -47,7 +47,7 @@ def test_the_wheel_has_the_data_the_commands_and_no_tests(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         archive.extractall(tmp_path)
-    assert {"parity_tests/compare/page.css", "parity_tests/images/cat.jpg"} <= set(names)
+    assert {"parity_tests/page/page.css", "parity_tests/judge/images/cat.jpg"} <= set(names)
     assert {f"{room}/py.typed" for room in ("torch_impl", "keras_impl", "tf1_compat")} <= set(names)
     assert [name for name in names if "test_" in name or "conftest" in name or "/tests/" in name] == []
     entry_points = next(tmp_path.glob("*.dist-info/entry_points.txt")).read_text(encoding="utf-8")

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.compare.page import by_depth, page, write_page
-from parity_tests.compare.plot import LinearAxis, LogAxis, escape, shorten
 from parity_tests.compare.report import Point, Report, Training
+from parity_tests.page.page import by_depth, page, write_page
+from parity_tests.page.plot import LinearAxis, LogAxis, escape, shorten
 from parity_tests.tests import example_reports
 from weights_convert.errors import WriteError
 

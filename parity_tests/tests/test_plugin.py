@@ -52,7 +52,7 @@ def start(pytester, monkeypatch):
     pytester.makepyfile(test_it=TESTS)
 
     def start(*arguments: str):
-        return pytester.runpytest_subprocess("-p", "parity_tests.compare.plugin", *arguments)
+        return pytester.runpytest_subprocess("-p", "parity_tests.plugin", *arguments)
 
     return start
 
@@ -137,15 +137,13 @@ def test_in_several_processes(start, pytester):
 
 def test_loading_it_imports_nothing_heavy():
     heavy = {"torch", "tensorflow", "keras", "jax", "numpy", "rich", "h5py", "weights_convert"}
-    code = f"import sys, parity_tests.compare.plugin; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, parity_tests.plugin; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 
 def test_it_is_registered():
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["entry-points"]["pytest11"] == {
-        "parity_tests.compare.plugin": "parity_tests.compare.plugin"
-    }
+    assert project["project"]["entry-points"]["pytest11"] == {"parity_tests.plugin": "parity_tests.plugin"}
     assert "parity_tests.compare" in project["tool"]["setuptools"]["packages"]
-    assert "compare/page.css" in project["tool"]["setuptools"]["package-data"]["parity_tests"]
+    assert "page/page.css" in project["tool"]["setuptools"]["package-data"]["parity_tests"]

@@ -10,7 +10,7 @@ import torch
 
 import keras_impl.layers
 import tf1_compat.layers
-from parity_tests import numpy_reference
+from parity_tests.judge import numpy_reference
 from torch_impl.blocks import Bottleneck
 from torch_impl.resnet import _STEM_POOLS
 

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 import torch_impl
-from parity_tests import synthetic
-from parity_tests.compare.power_torch import measure_power
-from parity_tests.compare.torch_trace import TorchTracer
+from parity_tests.compare.power.measure import measure_power
+from parity_tests.judge import synthetic
 from parity_tests.tests.injected import KINDS, randomised
 from parity_tests.tests.injections import Injection, Injector
+from parity_tests.watch.torch import TorchTracer
 from weights_convert import load_into, model_spec
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 3, 8, 8))

@@ -14,11 +14,13 @@ from rich.console import Console
 from torch import nn
 
 from parity_tests import __main__ as command
-from parity_tests import harness, synthetic
-from parity_tests.compare import assert_parity, compare_models, power_torch
-from parity_tests.compare.page import page
+from parity_tests import harness
+from parity_tests.compare import assert_parity, compare_models
+from parity_tests.compare.power import measure as power_torch
 from parity_tests.compare.table import show
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import tiny
+from parity_tests.page.page import page
 
 pytestmark = pytest.mark.quick
 POINTS = np.random.default_rng(0).normal(size=(4, 3))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.compare.power import Power, Sensitivity
+from parity_tests.compare.power.result import Power, Sensitivity
 from parity_tests.compare.report import SCHEMA, Coverage, Histogram, Point, Report, Training
 from parity_tests.tests.example_reports import small
 
@@ -86,9 +86,7 @@ def test_the_test_that_is_shown_passes(pytester, monkeypatch):
     pytester.makepyfile(test_it=blocks("python")[1])
     command, *shown = blocks("console")[0].splitlines()
     arguments = command.removeprefix("$ python -m pytest ").split()
-    ran = pytester.runpytest_subprocess(
-        "-p", "parity_tests.compare.plugin", "-p", "no:cacheprovider", *arguments
-    )
+    ran = pytester.runpytest_subprocess("-p", "parity_tests.plugin", "-p", "no:cacheprovider", *arguments)
     ran.assert_outcomes(passed=2)
     for line in shown:
         ran.stdout.fnmatch_lines([re.sub(r"[\d.]+s$", "*s", line)])

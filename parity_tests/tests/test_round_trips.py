@@ -11,8 +11,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from parity_tests import synthetic
-from parity_tests.synthetic import ATTENTION_SPECS, position_coded, tiny
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import ATTENTION_SPECS, position_coded, tiny
 from weights_convert import Checkpoint, DestinationError, convert, load, save
 from weights_convert.layouts import ROLES, role_of
 from weights_convert.spec import Spec, parameters

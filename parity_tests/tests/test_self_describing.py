@@ -20,7 +20,7 @@ import torch
 
 import keras_impl
 import torch_impl
-from parity_tests.synthetic import images, tiny, weights
+from parity_tests.judge.synthetic import images, tiny, weights
 from parity_tests.tests.live import assert_same, keras_network, tf1_network, torch_network, without_counts
 from weights_convert import LimitError, Limits, MismatchError, SourceError, load, load_into, load_model, save
 from weights_convert.formats.torch_pickle import StateDict

@@ -10,8 +10,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import tf1_compat
-from parity_tests import synthetic
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import tiny
 from weights_convert import load_model, save
 
 EAGER = (

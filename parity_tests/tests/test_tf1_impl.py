@@ -12,8 +12,8 @@ import pytest
 import tensorflow.compat.v1 as tf
 
 import tf1_compat
-from parity_tests import numpy_reference, synthetic, tolerances
-from parity_tests.synthetic import tiny
+from parity_tests.judge import numpy_reference, synthetic, tolerances
+from parity_tests.judge.synthetic import tiny
 from weights_convert import load_into, state_of
 
 SPECS = {kind: tiny(attention=kind, groups=4, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import torch_impl
-from parity_tests import synthetic
-from parity_tests.runners import same_bits
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic
+from parity_tests.judge.synthetic import tiny
+from parity_tests.watch.build import same_bits
 from weights_convert import load_into, save, state_of
 
 SPECS = {kind: tiny(attention=kind, groups=4, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}

@@ -11,8 +11,8 @@ import torch
 import keras_impl
 import tf1_compat
 import torch_impl
-from parity_tests import synthetic, tolerances
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic, tolerances
+from parity_tests.judge.synthetic import tiny
 from weights_convert import Checkpoint, load_into, state_of
 from weights_convert.spec import ResNetSpec
 

@@ -14,12 +14,12 @@ import torch
 
 import keras_impl
 import tf1_compat
-from parity_tests import synthetic, tolerances
 from parity_tests.compare import training
 from parity_tests.compare.networks import seeded_labels
 from parity_tests.compare.report import Report, Training
 from parity_tests.compare.training import train
-from parity_tests.synthetic import tiny
+from parity_tests.judge import synthetic, tolerances
+from parity_tests.judge.synthetic import tiny
 from weights_convert import Checkpoint, SpecError, model_spec
 from weights_convert.spec import ResNetSpec
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity_tests.synthetic import SMALL, position_coded, weights
+from parity_tests.judge.synthetic import SMALL, position_coded, weights
 from weights_convert import SourceError, WriteError, atomic, convert, load, save
 from weights_convert import convert as convert_function
 from weights_convert.formats import FORMATS

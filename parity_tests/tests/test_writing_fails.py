@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from parity_tests.synthetic import SMALL, position_coded, weights, with_shards
+from parity_tests.judge.synthetic import SMALL, position_coded, weights, with_shards
 from weights_convert import WriteError, atomic, convert, load, save
 from weights_convert.formats import FORMATS, format_for_writing
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity_tests.compare.power_elements import channel_axis
-from parity_tests.compare.power_scopes import Call, Item, Scope
+from parity_tests.compare.power.elements import channel_axis
+from parity_tests.compare.power.scopes import Call, Item, Scope
 
 _DRAWS = 4  # random v
 

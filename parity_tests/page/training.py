@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-from parity_tests.compare.page_parts import CURVE, entry, figure, key, many
-from parity_tests.compare.plot import Line, LinearAxis, LogAxis, Style, escape, number, step_plot
 from parity_tests.compare.report import Report, Training
+from parity_tests.page.parts import CURVE, entry, figure, key, many
+from parity_tests.page.plot import Line, LinearAxis, LogAxis, Style, escape, number, step_plot
 
 PAIR = 552  # the width of a drawing that has another beside it
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from parity_tests.compare.plot import Style, escape, mark, number
-from parity_tests.compare.power import THRESHOLD
+from parity_tests.compare.power.result import THRESHOLD
 from parity_tests.compare.report import Report
+from parity_tests.page.plot import Style, escape, mark, number
 
 WEAKEST = 8  # rows of the table of what is noticed last
 CURVE = '<path class="curve" d="M0 7H14"/>'  # for a legend

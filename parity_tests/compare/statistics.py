@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from parity_tests import tolerances
 from parity_tests.compare.noise import limit_at
-from parity_tests.compare.repeat import Watched
 from parity_tests.compare.report import Point
+from parity_tests.judge import tolerances
+from parity_tests.watch.repeat import Watched
 from weights_convert.errors import SpecError
 
 BIASED = ("note", "fail")

@@ -81,7 +81,7 @@ class _Collector:
             self.tests.sort(key=lambda test: test[0])
         if self.target is None:
             return
-        from parity_tests.compare.page import write_page
+        from parity_tests.page.page import write_page
         from weights_convert.errors import WriteError
 
         try:

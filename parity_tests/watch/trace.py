@@ -13,7 +13,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from weights_convert import import_order  # noqa: F401  (before any framework)
-from weights_convert.errors import SpecError
 
 
 class Call(NamedTuple):
@@ -149,42 +148,3 @@ def channels_first(array: np.ndarray) -> np.ndarray:
 def channels_last(array: np.ndarray) -> np.ndarray:
     """(N, C, ...) -> (N, ..., C), contiguous."""
     return np.asarray(np.moveaxis(array, 1, -1), order="C") if array.ndim > 2 else array
-
-
-_KERAS = "keras.src.layers.layer.Layer"
-
-
-def _bases(model: Any) -> set[str]:
-    return {f"{base.__module__}.{base.__name__}" for base in type(model).__mro__}
-
-
-def is_torch(model: Any) -> bool:
-    """Whether a model is a torch module; a Keras layer on the torch backend is one too, and is Keras's."""
-    bases = _bases(model)
-    return "torch.nn.modules.module.Module" in bases and _KERAS not in bases
-
-
-def tracer_of(model: Any, dtype: str, *, as_it_is: bool = False) -> Tracer:
-    """The tracer of a torch module, a Keras model or a `TF1Model`, computing in `dtype`.
-
-    `as_it_is`: what a torch module computes in half precision stays so. (A Keras model's always does.)
-
-    Raises:
-        SpecError: it is none of these, or it cannot be had in `dtype`; the message says what to do.
-    """
-    if isinstance(model, TF1Model):
-        from parity_tests.compare.tf1_trace import TF1Tracer
-
-        return TF1Tracer(model, dtype)
-    if is_torch(model):
-        from parity_tests.compare.torch_trace import TorchTracer
-
-        return TorchTracer(model, dtype, as_it_is=as_it_is)
-    if _KERAS in _bases(model):
-        from parity_tests.compare.keras_trace import KerasTracer
-
-        return KerasTracer(model, dtype)
-    raise SpecError(
-        f"{type(model).__module__}.{type(model).__qualname__} is neither a torch module, a Keras model nor "
-        "a parity_tests.compare.TF1Model(session, images, outputs)"
-    )

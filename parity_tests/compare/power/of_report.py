@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from parity_tests.compare.coverage import Ignored, Renamed
-from parity_tests.compare.power import Power
+from parity_tests.compare.power.result import Power
 from parity_tests.compare.report import Report
-from parity_tests.compare.trace import OUTPUT, Trace, Tracer
+from parity_tests.watch.trace import OUTPUT, Trace, Tracer
 
 
 def power_of_report(
@@ -36,7 +36,7 @@ def power_of_report(
             return Power(reason="it is measured on a torch module, and none of the models is one")
         (tracer, run), *_ = torch
         module, own, layers = _module(tracer), run.own, run.trace
-    from parity_tests.compare.power_torch import measure_power
+    from parity_tests.compare.power.measure import measure_power
 
     train, by_module = report.mode == "train", _by_module(limits, layers, own)
     try:
@@ -47,7 +47,7 @@ def power_of_report(
 
 
 def _module(tracer: Tracer) -> Any:
-    from parity_tests.compare.torch_trace import TorchTracer
+    from parity_tests.watch.torch import TorchTracer
 
     assert isinstance(tracer, TorchTracer)
     return tracer.module

@@ -10,18 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from parity_tests.compare.keras_layers import named_layers, own_weights, to_numpy
-from parity_tests.compare.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
-from parity_tests.compare.structure import arrays, tensors
-from parity_tests.compare.trace import (
-    Call,
-    Trace,
-    Weights,
-    channels_first,
-    channels_last,
-    joined,
-    numbered,
-)
+from parity_tests.watch.keras_layers import named_layers, own_weights, to_numpy
+from parity_tests.watch.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
+from parity_tests.watch.structure import arrays, tensors
+from parity_tests.watch.trace import Call, Trace, Weights, channels_first, channels_last, joined, numbered
 from weights_convert.errors import SpecError
 
 _RANDOM = (  # in training: the layers that draw random numbers, and what 0 switches them off

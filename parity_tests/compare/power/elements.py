@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from parity_tests.compare.power_scopes import Call, Item, Scope
+from parity_tests.compare.power.scopes import Call, Item, Scope
 
 _TRIALS = 8  # runs per compared module to confirm dead elements
 _CALIBRATION = 3  # elements per tensor that relate a gradient's norm to the largest change

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from parity_tests.compare.power import BIT_FOR_BIT, THRESHOLD, Power, Sensitivity
-from parity_tests.compare.power_after import seen_later
-from parity_tests.compare.power_elements import Trials, own_count
-from parity_tests.compare.power_model import Model, compared, stages, wide
-from parity_tests.compare.power_reverse import Reverse
-from parity_tests.compare.power_scopes import NOWHERE, Found, Item, Scope, settings, tensors
+from parity_tests.compare.power.after import seen_later
+from parity_tests.compare.power.elements import Trials, own_count
+from parity_tests.compare.power.model import Model, compared, stages, wide
+from parity_tests.compare.power.result import BIT_FOR_BIT, THRESHOLD, Power, Sensitivity
+from parity_tests.compare.power.reverse import Reverse
+from parity_tests.compare.power.scopes import NOWHERE, Found, Item, Scope, settings, tensors
 
 _TRIED = 4  # items per compared module that are always tried
 _FEW = 10_000  # numbers in the outputs of a scope: fewer depend on which random direction it is,

@@ -16,8 +16,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from parity_tests.compare.keras_layers import named_layers, to_numpy
-from parity_tests.compare.rounding import check_rounding, same
+from parity_tests.watch.keras_layers import named_layers, to_numpy
+from parity_tests.watch.rounding import check_rounding, same
 from weights_convert.errors import SpecError
 
 _OTHER = {"float64": "float32", "float32": "float64"}

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity_tests.compare.power_scopes import Call, Item, Scope, recorded
-from parity_tests.compare.trace import OUTPUT
+from parity_tests.compare.power.scopes import Call, Item, Scope, recorded
+from parity_tests.watch.trace import OUTPUT
 
 
 def wide(module: nn.Module, train: bool) -> nn.Module:

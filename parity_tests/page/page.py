@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-from parity_tests.compare.depth_plot import depth_plot
-from parity_tests.compare.page_parts import coverage, entry, figure, key, many, power, swatch
-from parity_tests.compare.page_training import training_cells, training_figures
-from parity_tests.compare.plot import Style, escape, histogram_plot, mark, number, shorten
 from parity_tests.compare.report import Point, Report
+from parity_tests.page.depth_plot import depth_plot
+from parity_tests.page.parts import coverage, entry, figure, key, many, power, swatch
+from parity_tests.page.plot import Style, escape, histogram_plot, mark, number, shorten
+from parity_tests.page.training import training_cells, training_figures
 from weights_convert.commandline import write_report
 
 FIXED = {"torch": Style("k0", 0), "keras": Style("k1", 1), "tf1": Style("k2", 2)}  # in every report ever

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 
-from parity_tests.compare.plot import (
+from parity_tests.compare.report import Point
+from parity_tests.page.plot import (
     LEFT,
     RIGHT,
     TOP,
@@ -22,7 +23,6 @@ from parity_tests.compare.plot import (
     shorten,
     slots,
 )
-from parity_tests.compare.report import Point
 
 NAMED = 56  # up to so many points carry their names below
 HEIGHT, LETTERS = 300.0, 30  # of the field, and of a name below it

@@ -13,16 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from parity_tests.compare.structure import leaves
-from parity_tests.compare.trace import (
-    Call,
-    TF1Model,
-    Trace,
-    Weights,
-    channels_first,
-    channels_last,
-    numbered,
-)
+from parity_tests.watch.structure import leaves
+from parity_tests.watch.trace import Call, TF1Model, Trace, Weights, channels_first, channels_last, numbered
 from weights_convert.errors import SpecError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from parity_tests import tolerances
+from parity_tests.judge import tolerances
 from weights_convert.errors import SpecError
 
 # What float32 does to a network's outputs, in multiples of what a change of its images by one float32 ulp

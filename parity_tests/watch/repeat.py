@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from parity_tests import tolerances
-from parity_tests.compare.trace import Trace, Tracer, Weights
+from parity_tests.judge import tolerances
+from parity_tests.watch.trace import Trace, Tracer, Weights
 from weights_convert.errors import SpecError, WeightsConvertError
 
 # Layers may be random in one of many runs only, as stochastic depth is. Who draws random numbers and still

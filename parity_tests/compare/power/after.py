@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parity_tests.compare.power_model import Model
-from parity_tests.compare.power_scopes import (
+from parity_tests.compare.power.model import Model
+from parity_tests.compare.power.scopes import (
     NOWHERE,
     Found,
     Item,
@@ -27,7 +27,7 @@ from parity_tests.compare.power_scopes import (
     largest_change,
     same_random_numbers,
 )
-from parity_tests.compare.trace import OUTPUT, numbered
+from parity_tests.watch.trace import OUTPUT, numbered
 
 _POINTS = 4  # after a layer: most of its block
 _STEP = 1e-6  # small enough for a linear answer, large enough to stand out of rounding

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity_tests.compare.rounding import check_rounding
-from parity_tests.compare.structure import arrays, tensors
-from parity_tests.compare.trace import Call, Trace, Weights, joined, numbered
+from parity_tests.watch.rounding import check_rounding
+from parity_tests.watch.structure import arrays, tensors
+from parity_tests.watch.trace import Call, Trace, Weights, joined, numbered
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
 _DROPOUTS = (torch.nn.modules.dropout._DropoutNd,)

@@ -1,0 +1,1 @@
+"""Watching a live model run, whichever framework it is of."""
