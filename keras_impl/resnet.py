@@ -12,7 +12,7 @@ A constructor returns a built model. Class names and attribute names are the lay
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -102,10 +102,11 @@ class ResNet(keras.Model):
         dropout: float = 0.0,
         num_classes: int = 1000,
         in_channels: int = 3,
+        name: str | None = None,
         **keywords: Any,
     ):
-        c = {name: value for name, value in locals().items() if name not in ("self", "__class__", "keywords")}
-        super().__init__(**keywords)
+        c = {k: v for k, v in locals().items() if k not in ("self", "__class__", "name", "keywords")}
+        super().__init__(name=name, **keywords)
         self.config = c = check_keywords(c)
         names = ("block", "depths", "width", "stem", "stem_width", "stem_pool", "norm")
         block, depths, width, stem, stem_width, stem_pool, norm = (c[name] for name in names)
@@ -201,70 +202,4 @@ class ResNet(keras.Model):
         return super().get_config() | self.live_keywords()
 
 
-def _named(name: str, **defaults: Any) -> Callable[..., ResNet]:
-    """The constructor of a named model: `ResNet` with other defaults."""
-
-    def constructor(**keywords: Any) -> ResNet:
-        return ResNet(**{"name": name, **defaults, **keywords})
-
-    constructor.__name__ = constructor.__qualname__ = name
-    constructor.__doc__ = f"`ResNet` with {defaults}; every keyword of `ResNet` can be given."
-    constructor.__dict__["defaults"] = defaults
-    return constructor
-
-
-_R18: dict[str, Any] = {"block": "basic", "depths": (2, 2, 2, 2)}
-_R34: dict[str, Any] = {"block": "basic", "depths": (3, 4, 6, 3)}
-_R50: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 6, 3)}
-_R101: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 23, 3)}
-_R152: dict[str, Any] = {"block": "bottleneck", "depths": (3, 8, 36, 3)}
-_32X4D: dict[str, Any] = {"groups": 32, "width_per_group": 4}
-_CIFAR: dict[str, Any] = {"block": "basic", "width": 16, "stem": "3x3", "stem_width": 16, "num_classes": 10}
-
-resnet18 = _named("resnet18", **_R18)
-resnet34 = _named("resnet34", **_R34)
-resnet50 = _named("resnet50", **_R50)
-resnet101 = _named("resnet101", **_R101)
-resnet152 = _named("resnet152", **_R152)
-resnext50_32x4d = _named("resnext50_32x4d", **_R50, **_32X4D)
-resnext101_32x4d = _named("resnext101_32x4d", **_R101, **_32X4D)
-resnet20 = _named("resnet20", **_CIFAR, depths=(3, 3, 3))
-resnet32 = _named("resnet32", **_CIFAR, depths=(5, 5, 5))
-resnet56 = _named("resnet56", **_CIFAR, depths=(9, 9, 9))
-se_resnet18 = _named("se_resnet18", **_R18, attention="se")
-se_resnet34 = _named("se_resnet34", **_R34, attention="se")
-se_resnet50 = _named("se_resnet50", **_R50, attention="se")
-se_resnet101 = _named("se_resnet101", **_R101, attention="se")
-se_resnet152 = _named("se_resnet152", **_R152, attention="se")
-se_resnext50_32x4d = _named("se_resnext50_32x4d", **_R50, **_32X4D, attention="se")
-se_resnext101_32x4d = _named("se_resnext101_32x4d", **_R101, **_32X4D, attention="se")
-senet154 = _named(
-    "senet154",
-    **_R152,
-    groups=64,
-    width_per_group=4,
-    reduce_first=2,
-    stem="deep",
-    downsample_kernel=3,
-    attention="se",
-    dropout=0.2,
-)
-se_resnet20 = _named("se_resnet20", **_CIFAR, depths=(3, 3, 3), attention="se")
-se_resnet32 = _named("se_resnet32", **_CIFAR, depths=(5, 5, 5), attention="se")
-se_resnet56 = _named("se_resnet56", **_CIFAR, depths=(9, 9, 9), attention="se")
-cbam_resnet18 = _named("cbam_resnet18", **_R18, attention="cbam")
-cbam_resnet34 = _named("cbam_resnet34", **_R34, attention="cbam")
-cbam_resnet50 = _named("cbam_resnet50", **_R50, attention="cbam")
-cbam_resnet101 = _named("cbam_resnet101", **_R101, attention="cbam")
-cbam_resnet152 = _named("cbam_resnet152", **_R152, attention="cbam")
-cbam_resnet20 = _named("cbam_resnet20", **_CIFAR, depths=(3, 3, 3), attention="cbam")
-cbam_resnet32 = _named("cbam_resnet32", **_CIFAR, depths=(5, 5, 5), attention="cbam")
-cbam_resnet56 = _named("cbam_resnet56", **_CIFAR, depths=(9, 9, 9), attention="cbam")
-eca_resnet18 = _named("eca_resnet18", **_R18, attention="eca")
-eca_resnet34 = _named("eca_resnet34", **_R34, attention="eca")
-eca_resnet50 = _named("eca_resnet50", **_R50, attention="eca")
-eca_resnet101 = _named("eca_resnet101", **_R101, attention="eca")
-eca_resnet152 = _named("eca_resnet152", **_R152, attention="eca")
-eca_resnet20 = _named("eca_resnet20", **_CIFAR, depths=(3, 3, 3), attention="eca")
-eca_resnet32 = _named("eca_resnet32", **_CIFAR, depths=(5, 5, 5), attention="eca")
-eca_resnet56 = _named("eca_resnet56", **_CIFAR, depths=(9, 9, 9), attention="eca")
+network = ResNet  # by the name that `models.py` has for it in the three folders

@@ -12,9 +12,8 @@ reads alike.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import tensorflow.compat.v1 as tf
 
@@ -146,72 +145,4 @@ def resnet(
     return end_points["logits"], end_points
 
 
-def _named(name: str, **defaults: Any) -> Callable[..., tuple[tf.Tensor, dict[str, tf.Tensor]]]:
-    """The function of a named model: `resnet` with other defaults."""
-
-    def network(
-        images: tf.Tensor, is_training: bool = False, **keywords: Any
-    ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        return resnet(images, is_training, **{**defaults, **keywords})
-
-    network.__name__ = network.__qualname__ = name
-    network.__doc__ = f"`resnet` with {defaults}; every keyword of `resnet` can be given."
-    network.__dict__["defaults"] = defaults
-    return network
-
-
-_R18: dict[str, Any] = {"block": "basic", "depths": (2, 2, 2, 2)}
-_R34: dict[str, Any] = {"block": "basic", "depths": (3, 4, 6, 3)}
-_R50: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 6, 3)}
-_R101: dict[str, Any] = {"block": "bottleneck", "depths": (3, 4, 23, 3)}
-_R152: dict[str, Any] = {"block": "bottleneck", "depths": (3, 8, 36, 3)}
-_32X4D: dict[str, Any] = {"groups": 32, "width_per_group": 4}
-_CIFAR: dict[str, Any] = {"block": "basic", "width": 16, "stem": "3x3", "stem_width": 16, "num_classes": 10}
-
-resnet18 = _named("resnet18", **_R18)
-resnet34 = _named("resnet34", **_R34)
-resnet50 = _named("resnet50", **_R50)
-resnet101 = _named("resnet101", **_R101)
-resnet152 = _named("resnet152", **_R152)
-resnext50_32x4d = _named("resnext50_32x4d", **_R50, **_32X4D)
-resnext101_32x4d = _named("resnext101_32x4d", **_R101, **_32X4D)
-resnet20 = _named("resnet20", **_CIFAR, depths=(3, 3, 3))
-resnet32 = _named("resnet32", **_CIFAR, depths=(5, 5, 5))
-resnet56 = _named("resnet56", **_CIFAR, depths=(9, 9, 9))
-se_resnet18 = _named("se_resnet18", **_R18, attention="se")
-se_resnet34 = _named("se_resnet34", **_R34, attention="se")
-se_resnet50 = _named("se_resnet50", **_R50, attention="se")
-se_resnet101 = _named("se_resnet101", **_R101, attention="se")
-se_resnet152 = _named("se_resnet152", **_R152, attention="se")
-se_resnext50_32x4d = _named("se_resnext50_32x4d", **_R50, **_32X4D, attention="se")
-se_resnext101_32x4d = _named("se_resnext101_32x4d", **_R101, **_32X4D, attention="se")
-senet154 = _named(
-    "senet154",
-    **_R152,
-    groups=64,
-    width_per_group=4,
-    reduce_first=2,
-    stem="deep",
-    downsample_kernel=3,
-    attention="se",
-    dropout=0.2,
-)
-se_resnet20 = _named("se_resnet20", **_CIFAR, depths=(3, 3, 3), attention="se")
-se_resnet32 = _named("se_resnet32", **_CIFAR, depths=(5, 5, 5), attention="se")
-se_resnet56 = _named("se_resnet56", **_CIFAR, depths=(9, 9, 9), attention="se")
-cbam_resnet18 = _named("cbam_resnet18", **_R18, attention="cbam")
-cbam_resnet34 = _named("cbam_resnet34", **_R34, attention="cbam")
-cbam_resnet50 = _named("cbam_resnet50", **_R50, attention="cbam")
-cbam_resnet101 = _named("cbam_resnet101", **_R101, attention="cbam")
-cbam_resnet152 = _named("cbam_resnet152", **_R152, attention="cbam")
-cbam_resnet20 = _named("cbam_resnet20", **_CIFAR, depths=(3, 3, 3), attention="cbam")
-cbam_resnet32 = _named("cbam_resnet32", **_CIFAR, depths=(5, 5, 5), attention="cbam")
-cbam_resnet56 = _named("cbam_resnet56", **_CIFAR, depths=(9, 9, 9), attention="cbam")
-eca_resnet18 = _named("eca_resnet18", **_R18, attention="eca")
-eca_resnet34 = _named("eca_resnet34", **_R34, attention="eca")
-eca_resnet50 = _named("eca_resnet50", **_R50, attention="eca")
-eca_resnet101 = _named("eca_resnet101", **_R101, attention="eca")
-eca_resnet152 = _named("eca_resnet152", **_R152, attention="eca")
-eca_resnet20 = _named("eca_resnet20", **_CIFAR, depths=(3, 3, 3), attention="eca")
-eca_resnet32 = _named("eca_resnet32", **_CIFAR, depths=(5, 5, 5), attention="eca")
-eca_resnet56 = _named("eca_resnet56", **_CIFAR, depths=(9, 9, 9), attention="eca")
+network = resnet  # by the name that `models.py` has for it in the three folders

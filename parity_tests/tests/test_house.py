@@ -29,7 +29,15 @@ FREE = "parity_tests.quiet_start"  # what a command line does before it imports 
 def modules() -> dict[str, Path]:
     """Every module of the product by its dotted name."""
     found = {}
-    for top in ("torch_impl", "keras_impl", "tf1_compat", "weights_convert", "parity_tests", "benchmarks", "fuzz"):
+    for top in (
+        "torch_impl",
+        "keras_impl",
+        "tf1_compat",
+        "weights_convert",
+        "parity_tests",
+        "benchmarks",
+        "fuzz",
+    ):
         for path in sorted((ROOT / top).rglob("*.py")):
             parts = path.relative_to(ROOT).with_suffix("").parts
             if parts[:2] != ("parity_tests", "tests"):

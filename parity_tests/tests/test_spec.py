@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from pathlib import Path
 
 import pytest
 import tensorflow.compat.v1 as tf
@@ -17,6 +19,7 @@ from weights_convert.errors import SpecError
 from weights_convert.layouts import LAYOUTS
 from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec, parameters
 
+IMPLEMENTATIONS = [torch_impl, keras_impl, tf1_compat]
 COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFAR sizes 10
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
@@ -127,12 +130,23 @@ def test_variant_count(name, keywords, count):
 
 @pytest.mark.quick
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("implementation", [torch_impl, keras_impl, tf1_compat])
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_constructors_are_the_spec_rows(implementation, name):
     """A constructor that is missing, or whose defaults are not the spec's row, is named here."""
     constructor = getattr(implementation, name)
     assert name in implementation.__all__
     assert model_spec(name) == ResNetSpec(**constructor.defaults)
+    shown = inspect.signature(constructor).parameters  # what an editor and `help()` show
+    for keyword, value in model_spec(name).model_kwargs().items():
+        assert shown[keyword].default == value or shown[keyword].default is None, keyword
+    assert str(shown["num_classes"]).startswith("num_classes: int = 1")
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("file", ["models.py", "named.py", "keywords.py"])
+def test_the_table_of_models_is_one_text(file):
+    texts = {Path(module.__file__).with_name(file).read_text("utf-8") for module in IMPLEMENTATIONS}
+    assert len(texts) == 1
 
 
 @pytest.mark.quick
