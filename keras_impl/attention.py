@@ -26,130 +26,6 @@ _SPATIAL_INPUTS = ("refined", "input")
 _MOST = 2**31 - 1  # of any size
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
-    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
-    for choice in choices:
-        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
-        if same_kind and given == choice:
-            return choice
-    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
-    return bool(check_choice(name, value, (True, False)))
-
-
-def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
-        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
-    if int(value) > _MOST:
-        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
-    return int(value)
-
-
-def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
-        return check_int(name, value)
-    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
-
-
-def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
-        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
-            return float(value)
-    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
-
-
-def kaiming_normal() -> keras.initializers.Initializer:
-    """He's initial values (https://arxiv.org/abs/1502.01852, fan-out), as in PyTorch's ResNets."""
-    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
-
-
-def uniform(fan_in: int) -> keras.initializers.Initializer:
-    """PyTorch's initial values of kernels and biases: uniform within 1 / sqrt(fan_in).
-
-    A new one for each variable: one of them gives the same numbers in every call.
-    """
-    return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
-
-
-def dense(inputs: int, units: int, bias: bool = True, **keywords: Any) -> keras.layers.Dense:
-    """x @ kernel + bias, with PyTorch's initial values."""
-    initial = {"kernel_initializer": uniform(inputs), "bias_initializer": uniform(inputs)}
-    return keras.layers.Dense(units, use_bias=bias, **initial, **keywords)
-
-
-def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
-    """`ops.mean`, in float64 where `x` is: Keras computes it in float32 on the JAX backend."""
-    if keras.backend.backend() == "jax":
-        import jax.numpy as jnp
-
-        return jnp.mean(x, axis, keepdims=keepdims)
-    return ops.mean(x, axis, keepdims)
-
-
-@keras.saving.register_keras_serializable("samenet")
-class BatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation whose running variance is the unbiased one, as in PyTorch and TensorFlow 1.
-
-    Keras stores the biased variance of each batch; with n = N * H * W values per channel the two differ
-    by n / (n - 1). The normalisation itself uses the biased one everywhere. `momentum` is Keras's: the
-    weight of the old value. The input is (N, H, W, C).
-    """
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
-        if mask is not None:
-            raise ValueError(f"{self.name}: masks are not supported")
-        float64 = keras.backend.standardize_dtype(inputs.dtype) == "float64"  # Keras on JAX would drop it
-        x = inputs if float64 else ops.cast(inputs, "float32")
-        beta, gamma, moving_mean, moving_variance = (
-            ops.cast(v, x.dtype) for v in (self.beta, self.gamma, self.moving_mean, self.moving_variance)
-        )
-        if training and self.trainable:
-            y, mu, unbiased = self.normalize_by_batch(x, beta, gamma)
-            self.moving_mean.assign(moving_mean * self.momentum + mu * (1 - self.momentum))
-            self.moving_variance.assign(moving_variance * self.momentum + unbiased * (1 - self.momentum))
-        else:
-            y = ops.batch_normalization(x, moving_mean, moving_variance, -1, beta, gamma, self.epsilon)
-        return ops.cast(y, self.compute_dtype)
-
-    def normalize_by_batch(self, x: Any, beta: Any, gamma: Any) -> tuple[Any, Any, Any]:
-        """`x` normalised by its own statistics, its mean, and its unbiased variance."""
-        if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(x.dtype) == "float32":
-            import tensorflow as tf
-
-            # one kernel each way: a training step of SE-ResNeXt-50 on a CPU takes 0.75 of the time
-            return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
-        mu = mean(x, (0, 1, 2))
-        variance = mean(ops.square(x - mu), (0, 1, 2))
-        batch, height, width = ops.shape(x)[:3]
-        n = ops.cast(batch * height * width, x.dtype)
-        y = ops.batch_normalization(x, mu, variance, -1, beta, gamma, self.epsilon)
-        return y, mu, variance * (n / ops.maximum(n - 1, 1))
-
-
-def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
-    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
-    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
-    reduction = check_int("reduction", reduction)
-    if hidden_rule == "absolute":
-        return reduction
-    if hidden_rule == "multiple_of_8":
-        return max(8, int(channels / reduction + 4) // 8 * 8)
-    return max(1, channels // reduction)
-
-
-def eca_kernel_size(channels: int) -> int:
-    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
-    size = int(abs((math.log2(channels) + 1) / 2))
-    return max(3, size if size % 2 else size + 1)
-
-
 class _ChannelLayer(keras.layers.Layer):
     """A layer that learns its number of channels from its input, or checks the one it was given."""
 
@@ -441,3 +317,131 @@ class ECA(_ChannelLayer):
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"kernel_size": self.kernel_size}
+
+
+# --------------------------------------------------------------------------------------------------
+# Used by the blocks above
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> Any:
+    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    for choice in choices:
+        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
+        if same_kind and given == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    return bool(check_choice(name, value, (True, False)))
+
+
+def check_int(name: str, value: Any) -> int:
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    if int(value) > _MOST:
+        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
+    return int(value)
+
+
+def check_odd(name: str, value: Any) -> int:
+    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
+        return check_int(name, value)
+    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
+
+
+def check_float(name: str, value: Any) -> float:
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
+    with suppress(OverflowError):  # an int that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
+    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
+
+
+def kaiming_normal() -> keras.initializers.Initializer:
+    """He's initial values (https://arxiv.org/abs/1502.01852, fan-out), as in PyTorch's ResNets."""
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def uniform(fan_in: int) -> keras.initializers.Initializer:
+    """PyTorch's initial values of kernels and biases: uniform within 1 / sqrt(fan_in).
+
+    A new one for each variable: one of them gives the same numbers in every call.
+    """
+    return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
+
+
+def dense(inputs: int, units: int, bias: bool = True, **keywords: Any) -> keras.layers.Dense:
+    """x @ kernel + bias, with PyTorch's initial values."""
+    initial = {"kernel_initializer": uniform(inputs), "bias_initializer": uniform(inputs)}
+    return keras.layers.Dense(units, use_bias=bias, **initial, **keywords)
+
+
+def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
+    """`ops.mean`, in float64 where `x` is: Keras computes it in float32 on the JAX backend."""
+    if keras.backend.backend() == "jax":
+        import jax.numpy as jnp
+
+        return jnp.mean(x, axis, keepdims=keepdims)
+    return ops.mean(x, axis, keepdims)
+
+
+@keras.saving.register_keras_serializable("samenet")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Batch normalisation whose running variance is the unbiased one, as in PyTorch and TensorFlow 1.
+
+    Keras stores the biased variance of each batch; with n = N * H * W values per channel the two differ
+    by n / (n - 1). The normalisation itself uses the biased one everywhere. `momentum` is Keras's: the
+    weight of the old value. The input is (N, H, W, C).
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        if mask is not None:
+            raise ValueError(f"{self.name}: masks are not supported")
+        float64 = keras.backend.standardize_dtype(inputs.dtype) == "float64"  # Keras on JAX would drop it
+        x = inputs if float64 else ops.cast(inputs, "float32")
+        beta, gamma, moving_mean, moving_variance = (
+            ops.cast(v, x.dtype) for v in (self.beta, self.gamma, self.moving_mean, self.moving_variance)
+        )
+        if training and self.trainable:
+            y, mu, unbiased = self.normalize_by_batch(x, beta, gamma)
+            self.moving_mean.assign(moving_mean * self.momentum + mu * (1 - self.momentum))
+            self.moving_variance.assign(moving_variance * self.momentum + unbiased * (1 - self.momentum))
+        else:
+            y = ops.batch_normalization(x, moving_mean, moving_variance, -1, beta, gamma, self.epsilon)
+        return ops.cast(y, self.compute_dtype)
+
+    def normalize_by_batch(self, x: Any, beta: Any, gamma: Any) -> tuple[Any, Any, Any]:
+        """`x` normalised by its own statistics, its mean, and its unbiased variance."""
+        if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(x.dtype) == "float32":
+            import tensorflow as tf
+
+            # one kernel each way: a training step of SE-ResNeXt-50 on a CPU takes 0.75 of the time
+            return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
+        mu = mean(x, (0, 1, 2))
+        variance = mean(ops.square(x - mu), (0, 1, 2))
+        batch, height, width = ops.shape(x)[:3]
+        n = ops.cast(batch * height * width, x.dtype)
+        y = ops.batch_normalization(x, mu, variance, -1, beta, gamma, self.epsilon)
+        return y, mu, variance * (n / ops.maximum(n - 1, 1))
+
+
+def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
+    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
+    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    reduction = check_int("reduction", reduction)
+    if hidden_rule == "absolute":
+        return reduction
+    if hidden_rule == "multiple_of_8":
+        return max(8, int(channels / reduction + 4) // 8 * 8)
+    return max(1, channels // reduction)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    size = int(abs((math.log2(channels) + 1) / 2))
+    return max(3, size if size % 2 else size + 1)

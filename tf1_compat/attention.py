@@ -28,147 +28,6 @@ _SPATIAL_INPUTS = ("refined", "input")
 _MOST = 2**31 - 1  # of any size
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
-    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
-    for choice in choices:
-        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
-        if same_kind and given == choice:
-            return choice
-    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
-    return bool(check_choice(name, value, (True, False)))
-
-
-def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
-        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
-    if int(value) > _MOST:
-        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
-    return int(value)
-
-
-def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
-        return check_int(name, value)
-    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
-
-
-def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
-        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
-            return float(value)
-    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
-
-
-def check_is_training(is_training: Any) -> None:
-    """Raise `TypeError` for what is no bool: a graph trains or does not, and no tensor can choose."""
-    if not isinstance(is_training, (bool, np.bool_)):
-        raise TypeError(f"is_training: expected a Python bool, got {is_training!r}; build one graph for each")
-
-
-def graph_input(x: Any, channels: int | None = None, name: str = "input") -> tf.Tensor:
-    """`x`, which may be a NumPy array, in the graph under construction; each public function begins with it.
-
-    Raises `RuntimeError` in eager mode, where every call would make new, random variables, and `ValueError`
-    unless `x` is (N, H, W, C) with so many channels.
-    """
-    if tf.executing_eagerly():
-        raise RuntimeError(
-            "tf1_compat builds graphs: call it inside tf.Graph().as_default() "
-            "or after tf.compat.v1.disable_eager_execution()"
-        )
-    x = tf.convert_to_tensor(x)
-    known = x.shape.as_list()[-1] if x.shape.rank == 4 else None
-    if known is None or channels not in (None, known):
-        wanted = "C" if channels is None else channels
-        raise ValueError(f"{name} of shape {x.shape}, expected (N, H, W, {wanted})")
-    return x
-
-
-def kaiming_normal() -> Any:
-    """He's initial values (https://arxiv.org/abs/1502.01852, fan-out), as in PyTorch's ResNets."""
-    return tf.variance_scaling_initializer(2.0, "fan_out", "untruncated_normal")
-
-
-def uniform(fan_in: int) -> Any:
-    """PyTorch's initial values of kernels and biases: uniform within 1 / sqrt(fan_in)."""
-    return tf.random_uniform_initializer(-(fan_in**-0.5), fan_in**-0.5)
-
-
-def batch_norm(
-    x: tf.Tensor, is_training: bool = False, *, epsilon: float = 1e-5, momentum: float = 0.1, scope: str
-) -> tf.Tensor:
-    """Batch normalisation; variables `gamma`, `beta`, `moving_mean`, `moving_variance`.
-
-    The running variance is the unbiased one, as in PyTorch, and `momentum` is PyTorch's: the weight of
-    the new batch. In training the updates go to `tf.GraphKeys.UPDATE_OPS`.
-    """
-    check_is_training(is_training)
-    ones, zeros, shape = tf.ones_initializer(), tf.zeros_initializer(), x.shape[-1:]
-    with tf.variable_scope(scope):
-        gamma = tf.get_variable("gamma", shape, x.dtype, ones)
-        beta = tf.get_variable("beta", shape, x.dtype, zeros)
-        moving_mean = tf.get_variable("moving_mean", shape, x.dtype, zeros, trainable=False)
-        moving_variance = tf.get_variable("moving_variance", shape, x.dtype, ones, trainable=False)
-        if not is_training:
-            if x.dtype == tf.float32:
-                y, _, _ = tf.nn.fused_batch_norm(
-                    x, gamma, beta, moving_mean, moving_variance, epsilon, is_training=False
-                )
-                return y
-            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, gamma, epsilon)
-        if x.dtype == tf.float32:
-            y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)  # already unbiased
-        else:  # the fused op has no float64
-            mean, biased = tf.nn.moments(x, [0, 1, 2])
-            y = tf.nn.batch_normalization(x, mean, biased, beta, gamma, epsilon)
-            n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), x.dtype)
-            variance = biased * (n / tf.maximum(n - 1, 1))
-        for moving, new in ((moving_mean, mean), (moving_variance, variance)):
-            update = tf.assign(moving, (1 - momentum) * moving + momentum * tf.stop_gradient(new))
-            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
-        return y
-
-
-def dense(x: tf.Tensor, units: int, bias: bool = True, *, scope: str) -> tf.Tensor:
-    """x @ kernel + bias; variables `kernel` (C, units) and `bias`."""
-    with tf.variable_scope(scope):
-        inputs = int(x.shape[-1])
-        y = tf.matmul(x, tf.get_variable("kernel", (inputs, units), x.dtype, uniform(inputs)))
-        if bias:
-            y += tf.get_variable("bias", (units,), x.dtype, uniform(inputs))
-        return y
-
-
-def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
-    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
-    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
-    reduction = check_int("reduction", reduction)
-    if hidden_rule == "absolute":
-        return reduction
-    if hidden_rule == "multiple_of_8":
-        return max(8, int(channels / reduction + 4) // 8 * 8)
-    return max(1, channels // reduction)
-
-
-def eca_kernel_size(channels: int) -> int:
-    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
-    size = int(abs((math.log2(channels) + 1) / 2))
-    return max(3, size if size % 2 else size + 1)
-
-
-def open_scope(scope: str | None, reuse: bool | None = None) -> tf.variable_scope:
-    """`tf.variable_scope(scope)`, or the scope that is open, without a prefix, where `scope` is None."""
-    return tf.variable_scope(tf.get_variable_scope() if scope is None else scope, reuse=reuse)
-
-
 def squeeze_excitation(
     x: tf.Tensor,
     reduction: int = 16,
@@ -398,3 +257,148 @@ def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = Non
             z = tf.nn.conv1d(z, tf.get_variable("kernel", (size, 1, 1), x.dtype, uniform(size)), 1, "SAME")
         s = tf.sigmoid(z)[:, :, 0]  # (N, C)
         return x * s[:, None, None, :]
+
+
+# --------------------------------------------------------------------------------------------------
+# Used by the blocks above
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> Any:
+    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    for choice in choices:
+        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
+        if same_kind and given == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    return bool(check_choice(name, value, (True, False)))
+
+
+def check_int(name: str, value: Any) -> int:
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    if int(value) > _MOST:
+        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
+    return int(value)
+
+
+def check_odd(name: str, value: Any) -> int:
+    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
+        return check_int(name, value)
+    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
+
+
+def check_float(name: str, value: Any) -> float:
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
+    with suppress(OverflowError):  # an int that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
+    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
+
+
+def check_is_training(is_training: Any) -> None:
+    """Raise `TypeError` for what is no bool: a graph trains or does not, and no tensor can choose."""
+    if not isinstance(is_training, (bool, np.bool_)):
+        raise TypeError(f"is_training: expected a Python bool, got {is_training!r}; build one graph for each")
+
+
+def graph_input(x: Any, channels: int | None = None, name: str = "input") -> tf.Tensor:
+    """`x`, which may be a NumPy array, in the graph under construction; each public function begins with it.
+
+    Raises `RuntimeError` in eager mode, where every call would make new, random variables, and `ValueError`
+    unless `x` is (N, H, W, C) with so many channels.
+    """
+    if tf.executing_eagerly():
+        raise RuntimeError(
+            "tf1_compat builds graphs: call it inside tf.Graph().as_default() "
+            "or after tf.compat.v1.disable_eager_execution()"
+        )
+    x = tf.convert_to_tensor(x)
+    known = x.shape.as_list()[-1] if x.shape.rank == 4 else None
+    if known is None or channels not in (None, known):
+        wanted = "C" if channels is None else channels
+        raise ValueError(f"{name} of shape {x.shape}, expected (N, H, W, {wanted})")
+    return x
+
+
+def kaiming_normal() -> Any:
+    """He's initial values (https://arxiv.org/abs/1502.01852, fan-out), as in PyTorch's ResNets."""
+    return tf.variance_scaling_initializer(2.0, "fan_out", "untruncated_normal")
+
+
+def uniform(fan_in: int) -> Any:
+    """PyTorch's initial values of kernels and biases: uniform within 1 / sqrt(fan_in)."""
+    return tf.random_uniform_initializer(-(fan_in**-0.5), fan_in**-0.5)
+
+
+def batch_norm(
+    x: tf.Tensor, is_training: bool = False, *, epsilon: float = 1e-5, momentum: float = 0.1, scope: str
+) -> tf.Tensor:
+    """Batch normalisation; variables `gamma`, `beta`, `moving_mean`, `moving_variance`.
+
+    The running variance is the unbiased one, as in PyTorch, and `momentum` is PyTorch's: the weight of
+    the new batch. In training the updates go to `tf.GraphKeys.UPDATE_OPS`.
+    """
+    check_is_training(is_training)
+    ones, zeros, shape = tf.ones_initializer(), tf.zeros_initializer(), x.shape[-1:]
+    with tf.variable_scope(scope):
+        gamma = tf.get_variable("gamma", shape, x.dtype, ones)
+        beta = tf.get_variable("beta", shape, x.dtype, zeros)
+        moving_mean = tf.get_variable("moving_mean", shape, x.dtype, zeros, trainable=False)
+        moving_variance = tf.get_variable("moving_variance", shape, x.dtype, ones, trainable=False)
+        if not is_training:
+            if x.dtype == tf.float32:
+                y, _, _ = tf.nn.fused_batch_norm(
+                    x, gamma, beta, moving_mean, moving_variance, epsilon, is_training=False
+                )
+                return y
+            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, gamma, epsilon)
+        if x.dtype == tf.float32:
+            y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)  # already unbiased
+        else:  # the fused op has no float64
+            mean, biased = tf.nn.moments(x, [0, 1, 2])
+            y = tf.nn.batch_normalization(x, mean, biased, beta, gamma, epsilon)
+            n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), x.dtype)
+            variance = biased * (n / tf.maximum(n - 1, 1))
+        for moving, new in ((moving_mean, mean), (moving_variance, variance)):
+            update = tf.assign(moving, (1 - momentum) * moving + momentum * tf.stop_gradient(new))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
+        return y
+
+
+def dense(x: tf.Tensor, units: int, bias: bool = True, *, scope: str) -> tf.Tensor:
+    """x @ kernel + bias; variables `kernel` (C, units) and `bias`."""
+    with tf.variable_scope(scope):
+        inputs = int(x.shape[-1])
+        y = tf.matmul(x, tf.get_variable("kernel", (inputs, units), x.dtype, uniform(inputs)))
+        if bias:
+            y += tf.get_variable("bias", (units,), x.dtype, uniform(inputs))
+        return y
+
+
+def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
+    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
+    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    reduction = check_int("reduction", reduction)
+    if hidden_rule == "absolute":
+        return reduction
+    if hidden_rule == "multiple_of_8":
+        return max(8, int(channels / reduction + 4) // 8 * 8)
+    return max(1, channels // reduction)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    size = int(abs((math.log2(channels) + 1) / 2))
+    return max(3, size if size % 2 else size + 1)
+
+
+def open_scope(scope: str | None, reuse: bool | None = None) -> tf.variable_scope:
+    """`tf.variable_scope(scope)`, or the scope that is open, without a prefix, where `scope` is None."""
+    return tf.variable_scope(tf.get_variable_scope() if scope is None else scope, reuse=reuse)

@@ -27,81 +27,6 @@ _SPATIAL_INPUTS = ("refined", "input")
 _MOST = 2**31 - 1  # of any size
 
 
-def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
-    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
-    for choice in choices:
-        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
-        if same_kind and given == choice:
-            return choice
-    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
-
-
-def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
-    return bool(check_choice(name, value, (True, False)))
-
-
-def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
-        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
-    if int(value) > _MOST:
-        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
-    return int(value)
-
-
-def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
-        return check_int(name, value)
-    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
-
-
-def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
-        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
-            return float(value)
-    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
-
-
-@torch.fx.wrap  # one step of a graph that torch.fx traces, where shapes are not known yet
-def check_input(x: Tensor, channels: int | None = None) -> None:
-    """Raise `ValueError` unless `x` is (N, C, H, W) with so many channels."""
-    if torch.jit.is_tracing():  # which would warn of the comparison
-        return
-    if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
-        wanted = "C" if channels is None else str(channels)
-        shape = ", ".join([str(size) for size in x.shape])
-        raise ValueError(f"input of shape ({shape}), expected (N, {wanted}, H, W)")
-
-
-def kaiming_normal(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution with He's initial values (https://arxiv.org/abs/1502.01852, fan-out) in its kernel."""
-    # a module on the meta device waits for its weights; initialising it would import torch's compiler
-    if not conv.weight.is_meta:
-        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv
-
-
-def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
-    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
-    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
-    reduction = check_int("reduction", reduction)
-    if hidden_rule == "absolute":
-        return reduction
-    if hidden_rule == "multiple_of_8":
-        return max(8, int(channels / reduction + 4) // 8 * 8)
-    return max(1, channels // reduction)
-
-
-def eca_kernel_size(channels: int) -> int:
-    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
-    size = int(abs((math.log2(channels) + 1) / 2))
-    return max(3, size if size % 2 else size + 1)
-
-
 class SqueezeExcitation(nn.Module):
     """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
 
@@ -295,3 +220,82 @@ class ECA(nn.Module):
         z = x.mean((2, 3))[:, None, :]  # (N, 1, C): the channels are the sequence
         s = torch.sigmoid(self.conv(z))[:, 0, :]  # (N, C)
         return x * s[:, :, None, None]
+
+
+# --------------------------------------------------------------------------------------------------
+# Used by the blocks above
+
+
+def check_choice(name: str, value: Any, choices: tuple) -> Any:
+    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
+    for choice in choices:
+        same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
+        if same_kind and given == choice:
+            return choice
+    raise ValueError(f"{name}={value!r}: expected one of {', '.join(map(repr, choices))}")
+
+
+def check_bool(name: str, value: Any) -> bool:
+    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    return bool(check_choice(name, value, (True, False)))
+
+
+def check_int(name: str, value: Any) -> int:
+    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
+        raise ValueError(f"{name}={value!r}: expected an int of at least 1")
+    if int(value) > _MOST:
+        raise ValueError(f"{name}={value!r}: expected an int of at most {_MOST}")
+    return int(value)
+
+
+def check_odd(name: str, value: Any) -> int:
+    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
+        return check_int(name, value)
+    raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
+
+
+def check_float(name: str, value: Any) -> float:
+    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
+    with suppress(OverflowError):  # an int that no float holds
+        if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
+            return float(value)
+    raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
+
+
+@torch.fx.wrap  # one step of a graph that torch.fx traces, where shapes are not known yet
+def check_input(x: Tensor, channels: int | None = None) -> None:
+    """Raise `ValueError` unless `x` is (N, C, H, W) with so many channels."""
+    if torch.jit.is_tracing():  # which would warn of the comparison
+        return
+    if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
+        wanted = "C" if channels is None else str(channels)
+        shape = ", ".join([str(size) for size in x.shape])
+        raise ValueError(f"input of shape ({shape}), expected (N, {wanted}, H, W)")
+
+
+def kaiming_normal(conv: nn.Conv2d) -> nn.Conv2d:
+    """A convolution with He's initial values (https://arxiv.org/abs/1502.01852, fan-out) in its kernel."""
+    # a module on the meta device waits for its weights; initialising it would import torch's compiler
+    if not conv.weight.is_meta:
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
+
+
+def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
+    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
+    check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
+    reduction = check_int("reduction", reduction)
+    if hidden_rule == "absolute":
+        return reduction
+    if hidden_rule == "multiple_of_8":
+        return max(8, int(channels / reduction + 4) // 8 * 8)
+    return max(1, channels // reduction)
+
+
+def eca_kernel_size(channels: int) -> int:
+    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    size = int(abs((math.log2(channels) + 1) / 2))
+    return max(3, size if size % 2 else size + 1)

@@ -139,3 +139,9 @@ def test_there_are_no_circles():
 
 def test_a_circle_is_found():
     assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+
+
+@pytest.mark.parametrize("room", IMPLEMENTATIONS)
+def test_the_first_equation_stands_near_the_top(room):
+    lines = (ROOT / room / "attention.py").read_text(encoding="utf-8").splitlines()
+    assert any("sigmoid(W2 relu(W1 mean(x)))" in line for line in lines[:60])
