@@ -26,7 +26,7 @@ from parity_tests.synthetic import tiny
 from weights_convert import SpecError, load_into
 
 X = np.random.default_rng(0).normal(size=(2, 3, 8, 8))
-SPEC = tiny(attention="se")
+SPEC = tiny(attention="se", depths=(1, 1))
 
 
 def ours() -> tuple[torch.nn.Module, keras.Model]:
