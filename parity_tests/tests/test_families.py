@@ -466,8 +466,7 @@ WRITTEN = {
 }
 
 
-@pytest.mark.quick
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz"])
+@pytest.mark.parametrize("suffix", [".pth", pytest.param(".safetensors", marks=pytest.mark.quick), ".npz"])
 @pytest.mark.parametrize("name", WRITTEN)
 def test_written_families_come_back(tmp_path, name, suffix):
     spec, family = WRITTEN[name], name.partition(" ")[0]

@@ -76,7 +76,6 @@ def test_the_first_step_in_float32(name):
         assert max(errors["momentum"]) > 1e-8, "float32 was not computed in float32"
 
 
-@pytest.mark.quick
 def test_deep_nets_have_no_float32_limit():
     found = of(tiny(depths=(2, 2, 1), block="basic"), steps=1, dtype="float32", frameworks=("torch",))
     assert (found.limit, found.checked_steps, found.errors) == (math.inf, 1, {})
