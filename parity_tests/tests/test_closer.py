@@ -219,6 +219,7 @@ def test_the_example_finds_the_mistake(capsys):
     ]
 
 
+@pytest.mark.exhaustive  # test_report_docs runs such a test in an ordinary run
 def test_the_example_runs_in_pytest(tmp_path):
     command = [
         sys.executable,
