@@ -29,10 +29,8 @@ VARIANTS = {
     "bias_basic": {"norm": "bias", "block": "basic", "stem": "3x3", "attention": "eca"},
     "bias_cbam": {"norm": "bias", "stem": "deep_tiered", "attention": "cbam", "bn_epsilon": 1e-3},
     "se_no_bias": {"attention": "se", "se_bias": False, "hidden_rule": "multiple_of_8"},
-    "se_absolute": {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
     "se_relu": {"attention": "se", "block": "basic", "relu_before_attention": True},
     "cbam": {"attention": "cbam"} | TWO,
-    "cbam_mean_max": {"attention": "cbam", "cbam_order": "mean_max", "cbam_mlp_bias": False},
     "cbam_input": {
         "attention": "cbam",
         "cbam_bn": False,
@@ -41,10 +39,12 @@ VARIANTS = {
         "cbam_kernel_size": 3,
     },
     "eca": {"attention": "eca"},
-    "eca_sizes": {"attention": "eca", "eca_kernel_sizes": (5, 7)},
     "one_channel": {"in_channels": 1, "num_classes": 2, "bn_epsilon": 1e-3},
 }
-ONCE_MORE = {  # with `-m exhaustive`: the keywords above in other company
+ONCE_MORE = {  # with `-m exhaustive`: in other company above, or block by block in test_attention
+    "se_absolute": {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
+    "cbam_mean_max": {"attention": "cbam", "cbam_order": "mean_max", "cbam_mlp_bias": False},
+    "eca_sizes": {"attention": "eca", "eca_kernel_sizes": (5, 7)},
     "grouped": {"groups": 8, "width_per_group": 16} | TWO,
     "pool_ceil": {"stem_pool": "ceil"},
     "deep_tiered": {"stem": "deep_tiered", "stem_width": 10},
