@@ -62,7 +62,8 @@ class ResNet(keras.Model):
         ValueError: a keyword's value is not one of those above.
 
     Example:
-        >>> model = se_resnet20()
+        >>> import keras_impl
+        >>> model = keras_impl.se_resnet20()
         >>> features = model.forward_features(keras.ops.zeros((1, 32, 32, 3)))
         >>> [name for name in features], tuple(features["layer3"].shape)
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], (1, 8, 8, 64))

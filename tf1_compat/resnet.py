@@ -107,8 +107,9 @@ def resnet(
         TypeError: `is_training` is not a Python bool.
 
     Example:
+        >>> import tf1_compat
         >>> with tf.Graph().as_default():
-        ...     logits, end_points = se_resnet20(tf.zeros((1, 32, 32, 3)), scope="net")
+        ...     logits, end_points = tf1_compat.se_resnet20(tf.zeros((1, 32, 32, 3)), scope="net")
         ...     list(end_points), tf.trainable_variables()[0].name
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], 'net/conv1/kernel:0')
     """

@@ -70,8 +70,8 @@ class ResNet(nn.Module):
         ValueError: a keyword's value is not one of those above.
 
     Example:
-        >>> import torch
-        >>> model = se_resnet20().eval()
+        >>> import torch, torch_impl
+        >>> model = torch_impl.se_resnet20().eval()
         >>> features = model.forward_features(torch.zeros(1, 3, 32, 32))
         >>> list(features), tuple(features["layer3"].shape)
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], (1, 64, 8, 8))

@@ -26,6 +26,12 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("
 importlib.import_module("weights_convert.import_order")  # before a test imports a framework
 
 
+def pytest_collection_finish() -> None:
+    """What the frameworks' imports left is here to stay: each collection of garbage would look through it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def give_memory_back() -> Iterator[None]:
     """Keras and TensorFlow keep what was built until they are told; whole networks add up to gigabytes."""

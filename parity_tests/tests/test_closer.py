@@ -220,6 +220,7 @@ def test_the_example_finds_the_mistake(capsys):
     ]
 
 
+@pytest.mark.exhaustive  # test_report_docs runs such a test in an ordinary run
 def test_the_example_runs_in_pytest(tmp_path):
     command = [
         sys.executable,
@@ -377,12 +378,17 @@ def test_bad_input_is_one_line(capsys, line, message):
 # The sweep
 
 
-def test_the_sweep_runs_a_switch_in_its_own_process(monkeypatch):
+@pytest.mark.parametrize(
+    "names",
+    [["channels_last"], pytest.param(["as it is", "channels_last"], marks=pytest.mark.exhaustive)],
+    ids=len,
+)
+def test_the_sweep_runs_a_switch_in_its_own_process(monkeypatch, names):
     spec = tiny(depths=(1,), block="basic", stem="3x3")
-    chosen = {name: SWITCHES[name] for name in ("torch: as it is", "torch: channels_last")}
+    chosen = {name: SWITCHES[name] for name in (f"torch: {name}" for name in names)}
     monkeypatch.setattr("parity_tests.compare.sweep.SWITCHES", chosen)
     costs = sweep(synthetic.weights(spec), synthetic.images((8, 8)), ["torch"])
-    assert [cost.switch for cost in costs] == ["as it is", "channels_last"]
+    assert [cost.switch for cost in costs] == names
     for cost in costs:
         assert cost.float64 is not None
         assert cost.float32 is not None

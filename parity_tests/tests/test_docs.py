@@ -32,11 +32,16 @@ def test_the_readme_lists_every_model_with_its_parameters():
     assert rows == {name: f"{count_parameters(model_spec(name)):,}" for name in MODELS}
 
 
-EXAMPLES = [("cbam.pth", "True"), ("optimize_for_inference", "torch.Size([8, 10])")]
+OPTIMIZE = ("optimize_for_inference", "torch.Size([8, 10])")
+EXAMPLES = [  # what is in it, what it prints, and the environment
+    ("cbam.pth", "True", {}),
+    pytest.param(*OPTIMIZE, {"TORCH_COMPILE_DISABLE": "1"}, id="optimize, not compiled"),
+    pytest.param(*OPTIMIZE, {}, id="optimize", marks=pytest.mark.exhaustive),  # a minute
+]
 
 
-@pytest.mark.parametrize(("word", "printed"), EXAMPLES)
-def test_the_readme_example_prints_what_it_says(word, printed, tmp_path):
+@pytest.mark.parametrize(("word", "printed", "environment"), EXAMPLES)
+def test_the_readme_example_prints_what_it_says(word, printed, environment, tmp_path):
     """In a process of its own, in an empty folder, as a reader would run it."""
     code = next(block for block in blocks("python") if word in block)
     if "optimize" in word and not shutil.which("g++"):
@@ -46,6 +51,7 @@ def test_the_readme_example_prints_what_it_says(word, printed, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
+        env=os.environ | environment,
         capture_output=True,
         text=True,
         check=False,

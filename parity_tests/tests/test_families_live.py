@@ -33,7 +33,6 @@ FRAMEWORKS = ("torch", "keras", "tf1")
 # In all three frameworks in an ordinary run: small, and between them every kind of layer.
 EVERYWHERE = [
     Foreign("pytorchcv", "cbam_resnet18", "pytorchcv"),
-    Foreign("pytorchcv", "resneta18", "pytorchcv"),  # deep stem, average pool in the projection
     Foreign("pytorchcv", "seresnet20_cifar10", "pytorchcv", size=(32, 32)),
     Foreign("timm", "seresnet18", "timm"),
     Foreign("timm", "resnet18d", "timm"),
@@ -45,6 +44,7 @@ AMBIGUOUS = [
     for name in ("seresnet50", "resnet50", "resnet50b", "seresnet50b")
 ]
 IN_TORCH = [
+    Foreign("pytorchcv", "resneta18", "pytorchcv"),  # deep stem, average pool in the projection
     AMBIGUOUS[0],
     Foreign("pytorchcv", "senet16", "pytorchcv"),  # 32 groups, deep stem, 3x3 projections
     Foreign("timm", "seresnet50", "timm"),

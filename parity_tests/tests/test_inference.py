@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable
 
@@ -22,14 +23,15 @@ from weights_convert.changes import fold_bn
 from weights_convert.spec import ResNetSpec
 
 SPECS = {
-    "grouped_se": tiny(groups=8, width_per_group=16, attention="se", bn_epsilon=1e-3),
+    "grouped_se": tiny(depths=(1, 1), groups=8, width_per_group=16, attention="se", bn_epsilon=1e-3),
     "cbam": tiny(attention="cbam"),
     "cbam_without_bn": tiny(attention="cbam", cbam_bn=False, block="basic"),
-    "cbam_bias": tiny(attention="cbam", cbam_spatial_bias=True, cbam_order="mean_max"),
+    "cbam_bias": tiny(depths=(1, 1), attention="cbam", cbam_spatial_bias=True, cbam_order="mean_max"),
     "eca": tiny(attention="eca", stem="deep", downsample_pool="avg"),
-    "bias_bn": tiny(norm="bias_bn", stem="deep_tiered", dropout=0.5),
+    "bias_bn": tiny(depths=(1, 1), norm="bias_bn", stem="deep_tiered", dropout=0.5),
     "bias": tiny(norm="bias", attention="cbam"),
 }
+ORDINARY = ("grouped_se", "cbam_bias", "bias_bn")
 Optimized = tuple[np.ndarray, Checkpoint | None, Checkpoint]  # logits, its weights, the plain ones
 
 
@@ -76,7 +78,9 @@ OPTIMIZED: dict[str, Callable[..., Optimized]] = {
 
 
 @pytest.mark.parametrize("framework", OPTIMIZED)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in ORDINARY else pytest.mark.exhaustive) for n in SPECS]
+)
 def test_the_numbers_are_those_of_the_plain_network(name, framework):
     spec, x = SPECS[name], synthetic.images((37, 45))
     weights = synthetic.weights(spec)
@@ -118,10 +122,12 @@ def test_compiled_torch_gives_the_same_numbers():
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
-def test_every_shape_of_images_is_compiled():
+def test_every_shape_of_images_is_compiled(monkeypatch):
     """More than the eight at which torch stops by itself, and runs the others uncompiled."""
     spec = tiny(depths=(1,), width=1, stem_width=1, stem="3x3", block="basic")
     fast = torch_impl.optimize_for_inference(torch_impl.ResNet(**spec.model_kwargs()))
+    # traced for each shape all the same, without a C++ compiler's ten runs
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch._dynamo.utils.counters.clear()
     for size in range(4, 14):
         fast(torch.zeros(1, 3, size, size))

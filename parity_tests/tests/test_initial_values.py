@@ -61,7 +61,11 @@ def pooled(framework: str, spec: ResNetSpec) -> dict[str, np.ndarray]:
     return {kind: np.concatenate(arrays) for kind, arrays in values.items() if "num_batches" not in kind}
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize(
+    "name",
+    ["se_resnext", "bias_bn"]
+    + [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("cbam_resnet20", "eca", "bias")],
+)
 def test_the_three_start_from_the_same_distributions(name):
     """Mean, deviation and mean size (which tells a uniform from a normal one), to five standard errors."""
     spec = SPECS[name]
@@ -108,6 +112,6 @@ def test_blocks_alone_start_as_in_the_networks(block):
 @pytest.mark.parametrize("framework", STATES)
 def test_no_two_tensors_are_alike(framework):
     """One initialiser with one seed would give equal tensors of one shape."""
-    state = STATES[framework](SPECS["bias"], 1)
+    state = STATES[framework](SPECS["bias_bn"], 1)
     random = [a.tobytes() for n, a in state.items() if a.ndim > 1 or (n.endswith("bias") and a.size > 1)]
     assert len(set(random)) == len(random)

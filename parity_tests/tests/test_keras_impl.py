@@ -11,7 +11,13 @@ from parity_tests.judge import synthetic
 from parity_tests.judge.synthetic import tiny
 from weights_convert import load_into, state_of
 
-SPECS = {kind: tiny(attention=kind, groups=2, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}
+SPECS = {
+    kind: tiny(attention=kind, groups=2, width_per_group=32, depths=(1, 1))
+    for kind in ("none", "se", "cbam", "eca")
+}
+# Keras traces and compiles the whole network in these: one kind in an ordinary run
+TRACED = [pytest.param(kind, marks=[] if kind == "cbam" else pytest.mark.exhaustive) for kind in SPECS]
+traced = pytest.mark.parametrize("model", TRACED, indirect=True)
 
 
 @pytest.fixture(params=SPECS)
@@ -45,6 +51,7 @@ def compiled(model: keras_impl.ResNet) -> keras_impl.ResNet:
     return model
 
 
+@traced
 def test_fit_evaluate_predict(model, images):
     before, labels = state_of(model), np.arange(4) % 5
     history = compiled(model).fit(images, labels, batch_size=2, epochs=2, verbose=0)
@@ -61,6 +68,7 @@ def test_grouped_networks_do_not_compile_to_xla_on_a_cpu(model):
     assert compiled(model).jit_compile is False
 
 
+@traced
 def test_summary_counts_the_parameters(model):
     lines: list[str] = []
     model.summary(print_fn=lines.append)
@@ -74,6 +82,7 @@ def test_save_and_load_weights(model, images, tmp_path):
     np.testing.assert_array_equal(run(other, images), run(model, images))
 
 
+@traced
 def test_save_and_load_model(model, images, tmp_path):
     compiled(model).fit(images, np.arange(4) % 5, verbose=0)
     model.save(tmp_path / "model.keras")
@@ -93,6 +102,7 @@ def test_clone_from_config(model):
     assert [v.path.split("/")[1:] for v in other.weights] == [v.path.split("/")[1:] for v in model.weights]
 
 
+@traced
 def test_inside_a_functional_model(model, images):
     inputs = keras.Input((None, None, 3))
     outer = keras.Model(inputs, keras.layers.Softmax()(model(inputs)))

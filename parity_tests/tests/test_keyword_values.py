@@ -79,13 +79,20 @@ SIZES = ("width", "groups", "width_per_group", "stem_width", "reduction", "num_c
 TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
 
 
+@pytest.mark.parametrize("built", [1, pytest.param(len(POOL) + 1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("name", NAMES)
-def test_any_value_of_a_keyword_has_one_verdict(name):
-    seen = set()
+def test_any_value_of_a_keyword_has_one_verdict(name, built):
+    """As many networks of Keras and TF1 are `built`; of the other valid values their checks are asked."""
+    seen, valid = set(), 0
     for value in [BASE[name], *POOL]:
         if isinstance(value, int) and (name, value) in TOO_LARGE:
             continue
-        said = {who: verdict(build, BASE | {name: value}) for who, build in BUILD.items()}
+        keywords = BASE | {name: value}
+        said = {room: verdict(checked(room), keywords) for room in ROOMS}
+        said |= {who: verdict(BUILD[who], keywords) for who in ("spec", "torch")}
+        valid += said["spec"] == ""
+        if said["spec"] or valid <= built:
+            said |= {who: verdict(BUILD[who], keywords) for who in ("keras", "tf1")}
         assert len(set(said.values())) == 1, (value, said)
         seen.add(said["spec"] == "")
     assert seen == {True, False}  # some are refused, and some are not

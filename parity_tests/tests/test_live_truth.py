@@ -133,7 +133,11 @@ def test_torch_changes_that_keywords_describe_are_read(tmp_path, case):
         torch.testing.assert_close(twin(x), copy.deepcopy(model).eval()(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("case", READ_IN_KERAS)
+# every second in an ordinary run: PyTorch's cases above have the same keywords
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=pytest.mark.exhaustive if i % 2 else []) for i, c in enumerate(READ_IN_KERAS)],
+)
 def test_keras_changes_that_keywords_describe_are_read(tmp_path, case):
     change, keywords = READ_IN_KERAS[case]
     model = keras_network(SPEC)

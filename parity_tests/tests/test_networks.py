@@ -13,33 +13,25 @@ import pytest
 from parity_tests import harness
 from parity_tests.judge import numpy_reference, synthetic, tolerances
 from parity_tests.judge.synthetic import tiny
+from parity_tests.tests import test_train_mode
 from parity_tests.watch.build import NETWORKS, same_bits
 from weights_convert.spec import MODELS, ResNetSpec, model_spec
 
 SIZES = ((64, 64), (33, 47), (50, 31))
+TWO = {"depths": (2, 1)}  # a block without a projection; in the others every block has one
 VARIANTS = {
-    "bottleneck": {},
-    "basic": {"block": "basic"},
-    "grouped": {"groups": 8, "width_per_group": 16},
+    "bottleneck": TWO,
+    "basic": {"block": "basic"} | TWO,
     "stride_in_conv1": {"stride_in": "conv1", "stem_pool": "ceil"},
     "senet": {"groups": 4, "width_per_group": 32, "reduce_first": 2, "stem": "deep", "downsample_kernel": 3},
     "pool_same": {"stem_pool": "same"},
-    "pool_ceil": {"stem_pool": "ceil"},
     "avg_down": {"downsample_pool": "avg", "stem": "deep"},
-    "deep_tiered": {"stem": "deep_tiered", "stem_width": 10},
     "bias_bn_grouped": {"norm": "bias_bn", "groups": 8, "width_per_group": 16},
-    "bias_bn_basic": {"norm": "bias_bn", "block": "basic", "stem": "deep"},
-    "bias_grouped": {"norm": "bias", "groups": 8, "width_per_group": 16, "downsample_kernel": 3},
     "bias_basic": {"norm": "bias", "block": "basic", "stem": "3x3", "attention": "eca"},
     "bias_cbam": {"norm": "bias", "stem": "deep_tiered", "attention": "cbam", "bn_epsilon": 1e-3},
-    "cifar": {"stem": "3x3", "block": "basic", "depths": (1, 1, 1)},
-    "se": {"attention": "se"},
     "se_no_bias": {"attention": "se", "se_bias": False, "hidden_rule": "multiple_of_8"},
-    "se_absolute": {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
     "se_relu": {"attention": "se", "block": "basic", "relu_before_attention": True},
-    "cbam": {"attention": "cbam"},
-    "cbam_absolute": {"attention": "cbam", "hidden_rule": "absolute", "reduction": 3},
-    "cbam_mean_max": {"attention": "cbam", "cbam_order": "mean_max", "cbam_mlp_bias": False},
+    "cbam": {"attention": "cbam"} | TWO,
     "cbam_input": {
         "attention": "cbam",
         "cbam_bn": False,
@@ -48,14 +40,31 @@ VARIANTS = {
         "cbam_kernel_size": 3,
     },
     "eca": {"attention": "eca"},
-    "eca_sizes": {"attention": "eca", "eca_kernel_sizes": (5, 7)},
-    "epsilon": {"bn_epsilon": 1e-3},
-    "one_channel": {"in_channels": 1, "num_classes": 2},
+    "one_channel": {"in_channels": 1, "num_classes": 2, "bn_epsilon": 1e-3},
 }
-QUICK = ("basic", "grouped", "senet", "se", "cbam", "eca", "pool_same", "avg_down", "bias_cbam", "cifar")
+ONCE_MORE = {  # with `-m exhaustive`: in other company above, or block by block in test_attention
+    "se_absolute": {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
+    "cbam_mean_max": {"attention": "cbam", "cbam_order": "mean_max", "cbam_mlp_bias": False},
+    "eca_sizes": {"attention": "eca", "eca_kernel_sizes": (5, 7)},
+    "grouped": {"groups": 8, "width_per_group": 16} | TWO,
+    "pool_ceil": {"stem_pool": "ceil"},
+    "deep_tiered": {"stem": "deep_tiered", "stem_width": 10},
+    "bias_bn_basic": {"norm": "bias_bn", "block": "basic", "stem": "deep"},
+    "bias_grouped": {"norm": "bias", "groups": 8, "width_per_group": 16, "downsample_kernel": 3},
+    "cifar": {"stem": "3x3", "block": "basic", "depths": (1, 1, 1)},
+    "se": {"attention": "se"} | TWO,
+    "cbam_absolute": {"attention": "cbam", "hidden_rule": "absolute", "reduction": 3},
+    "epsilon": {"bn_epsilon": 1e-3},
+}
+SPECS = {name: tiny(**{"depths": (1, 1)} | keywords) for name, keywords in (VARIANTS | ONCE_MORE).items()}
+QUICK = ("senet", "bias_cbam")
+FLOAT32 = ("basic", "senet", "cbam", "bias_bn_grouped", "bias_basic")
 FULL_DEPTH = {  # the main job, which test_docs runs, is se_resnext50_32x4d at 224
-    "plain": ["eca_resnet34", "cbam_resnet50", "se_resnet56"],
+    "plain": ["eca_resnet18", "cbam_resnet20"],
     "exhaustive": [
+        "eca_resnet34",
+        "cbam_resnet50",
+        "se_resnet56",
         "resnet50",
         "resnext101_32x4d",
         "se_resnet152",
@@ -64,7 +73,16 @@ FULL_DEPTH = {  # the main job, which test_docs runs, is se_resnext50_32x4d at 2
         "eca_resnet152",
     ],
 }
-FLOAT32_DEPTH = {"plain": ["cbam_resnet18"], "exhaustive": ["se_resnext50_32x4d", "eca_resnet34", "senet154"]}
+FLOAT32_DEPTH = {
+    "plain": ["cbam_resnet20"],
+    "exhaustive": ["cbam_resnet18", "se_resnext50_32x4d", "eca_resnet34", "senet154"],
+}
+
+
+def marked(name: str) -> object:
+    """A variant as a parameter: `quick`, `exhaustive` or neither."""
+    marks = [pytest.mark.quick] if name in QUICK else [pytest.mark.exhaustive] if name in ONCE_MORE else []
+    return pytest.param(name, marks=marks)
 
 
 def names(table: dict[str, list[str]]) -> list:
@@ -93,23 +111,23 @@ def check_float64(
         assert same_bits(weights, network.state(), "float64") == []
 
 
-@pytest.mark.quick
 @pytest.mark.parametrize("framework", NETWORKS)
-@pytest.mark.parametrize("variant", QUICK)
-def test_float64_at_one_size(variant, framework):
-    check_float64(tiny(**VARIANTS[variant]), framework, SIZES[1:2])
-
-
-@pytest.mark.parametrize("framework", NETWORKS)
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [marked(name) for name in SPECS])
 def test_float64(variant, framework):
-    check_float64(tiny(**VARIANTS[variant]), framework, SIZES)
+    check_float64(SPECS[variant], framework, SIZES)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+def test_one_size():
+    """What `test_environments` runs on JAX, which compiles every operation for every shape."""
+    check_float64(test_train_mode.SPECS["grouped_cbam"], "keras", (test_train_mode.SIZE,), batch=3)
+
+
+@pytest.mark.parametrize(
+    "variant", [pytest.param(v, marks=[] if v in FLOAT32 else pytest.mark.exhaustive) for v in SPECS]
+)
 def test_float32(variant):
     """Every point within 8 times torch's own float32 noise there, in all three frameworks."""
-    check_float32(tiny(**VARIANTS[variant]), SIZES)
+    check_float32(SPECS[variant], SIZES)
 
 
 def check_float32(spec: ResNetSpec, sizes: tuple[tuple[int, int], ...], batch: int = 2) -> None:

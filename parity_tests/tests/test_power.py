@@ -40,6 +40,7 @@ def check(found: list[Injection]) -> None:
     assert len(right) >= 0.95 * len(found), wrong
 
 
+@pytest.mark.exhaustive
 def test_stated_is_true_in_other_peoples_layers():
     """All kinds together: `MultiheadAttention` uses its inner layer's weight without calling that layer."""
     found = []

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import json
 import pickle
+import tempfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +64,15 @@ def save_inside(path: Path) -> Path:
     return path / "x.pth"
 
 
+@functools.cache
+def keras_file() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        filled(keras_network(SPEC)).save(f"{folder}/x.keras")
+        return Path(folder, "x.keras").read_bytes()
+
+
 def save_keras(path: Path) -> Path:
-    filled(keras_network(SPEC)).save(path / "x.keras")
+    (path / "x.keras").write_bytes(keras_file())
     return path / "x.keras"
 
 
@@ -76,18 +85,30 @@ def save_compiled_keras(path: Path) -> Path:
     """With an optimiser, under a policy, in float64."""
     model = filled(keras_network(SPEC, dtype="float64"))
     model.compile("adam", "mse")
-    model.fit(np.zeros((1, 9, 9, 3)), np.zeros((1, 5)), verbose=0, epochs=1)
-    load_into(model, weights(SPEC))
+    model.optimizer.build(model.trainable_variables)  # as `fit` does: its slots are in the file
     model.save(path / "x.keras")
     return path / "x.keras"
 
 
+@functools.cache
+def tf1_files(scope: str | None) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        write_tf1(Path(folder), scope)
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+
+
 def save_tf1(path: Path, scope: str | None = "net") -> Path:
+    for name, content in tf1_files(scope).items():
+        (path / name).write_bytes(content)
+    return path / "x.ckpt-7"
+
+
+def write_tf1(path: Path, scope: str | None) -> None:
     with tf.Session(graph=tf.Graph()) as session:
         tf1_network(session, SPEC, scope=scope)
         load_into(session, weights(SPEC))
         with session.graph.as_default():
-            return Path(tf.train.Saver().save(session, str(path / "x.ckpt"), global_step=7))
+            tf.train.Saver().save(session, str(path / "x.ckpt"), global_step=7)
 
 
 def save_tf1_without_scope(path: Path) -> Path:

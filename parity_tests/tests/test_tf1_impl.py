@@ -16,10 +16,15 @@ from parity_tests.judge import numpy_reference, synthetic, tolerances
 from parity_tests.judge.synthetic import tiny
 from weights_convert import load_into, state_of
 
-SPECS = {kind: tiny(attention=kind, groups=4, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}
+SPECS = {
+    kind: tiny(attention=kind, groups=4, width_per_group=32, depths=(1, 1))
+    for kind in ("none", "se", "cbam", "eca")
+}
 
 
-@pytest.fixture(params=SPECS)
+@pytest.fixture(
+    params=["se", "cbam", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in ("none", "eca"))]
+)
 def spec(request) -> synthetic.ResNetSpec:
     return SPECS[request.param]
 
@@ -139,7 +144,13 @@ with tf.Graph().as_default(), tf.Session() as session:
 """
 
 
-@pytest.mark.parametrize(("kind", "onednn"), [("none", "0"), ("cbam", "0"), ("se", "1")])
+@pytest.mark.parametrize(
+    ("kind", "onednn"),
+    [
+        ("cbam", "0"),
+        *(pytest.param(*case, marks=pytest.mark.exhaustive) for case in (("none", "0"), ("se", "1"))),
+    ],
+)
 def test_frozen_graph_runs_elsewhere(kind, images, tmp_path, onednn):
     """Frozen here, it runs in a fresh process with oneDNN off too: no fused op that refuses groups."""
     spec = SPECS[kind]

@@ -24,11 +24,12 @@ from weights_convert import Checkpoint, SpecError, model_spec
 from weights_convert.spec import ResNetSpec
 
 SPECS = {
-    "cbam": tiny(attention="cbam", cbam_bn_momentum=0.05),
+    "cbam": tiny(attention="cbam", cbam_bn_momentum=0.05, depths=(1, 1)),
     "eca": tiny(attention="eca", block="basic", bn_momentum=0.3),
-    "se_grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered"),
+    "se_grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered", depths=(1,)),
 }
 SMALL = tiny(attention="eca", block="basic", depths=(1,))  # what is broken on purpose
+exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 KINDS = {"loss", "parameters", "statistics", "momentum"}
 
 
@@ -54,7 +55,9 @@ def test_one_block():
         assert {len(errors) for errors in found.errors[candidate].values()} == {6}
 
 
-@pytest.mark.parametrize(("name", "steps"), [("cbam", 20), ("eca", 8), ("se_grouped", 20)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [("cbam", 20), ("se_grouped", 4), *map(exhaustive, ("eca", "se_grouped"), (8, 20))]
+)
 def test_many_steps_in_float64(name, steps):
     found = of(SPECS[name], steps=steps)
     assert found.failures() == []
@@ -62,7 +65,7 @@ def test_many_steps_in_float64(name, steps):
     assert Report("", "torch", ["keras", "tf1"], "float64", training=found).holds
 
 
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", ["cbam", *map(exhaustive, ("eca", "se_grouped"))])
 def test_the_first_step_in_float32(name):
     found = of(SPECS[name], steps=2, dtype="float32")
     assert found.failures() == []
@@ -73,7 +76,6 @@ def test_the_first_step_in_float32(name):
         assert max(errors["momentum"]) > 1e-8, "float32 was not computed in float32"
 
 
-@pytest.mark.quick
 def test_deep_nets_have_no_float32_limit():
     found = of(tiny(depths=(2, 2, 1), block="basic"), steps=1, dtype="float32", frameworks=("torch",))
     assert (found.limit, found.checked_steps, found.errors) == (math.inf, 1, {})
@@ -97,7 +99,6 @@ def test_what_there_is_none_of_is_not_compared(spec, keywords, without):
     assert set(found.errors["keras"]) == set(found.errors["tf1"]) == KINDS - {without}
 
 
-@pytest.mark.quick
 def test_dropout_is_off():
     found = of(dataclasses.replace(SMALL, dropout=0.5), steps=2, frameworks=("keras",))
     assert found.failures() == []
@@ -109,7 +110,6 @@ def test_no_drop():
     assert found.learning_rates == [2**-5] * 2
 
 
-@pytest.mark.quick
 def test_weight_decay_need_not_be_exact():
     """It is added to the gradient here, so it passes through nobody's float32."""
     assert of(SMALL, steps=2, weight_decay=1e-4).failures() == []
