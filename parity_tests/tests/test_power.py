@@ -16,6 +16,7 @@ from parity_tests.tests.injected import KINDS, randomised
 from parity_tests.tests.injections import Injection, Injector
 from parity_tests.watch.torch import TorchTracer
 from weights_convert import load_into, model_spec
+from weights_convert.spec import MODELS
 
 IMAGES = np.random.default_rng(0).normal(size=(2, 3, 8, 8))
 
@@ -63,6 +64,22 @@ def test_stated_is_true_in_our_networks(name):
     module, images = torch_impl.ResNet(**spec.model_kwargs()).eval(), synthetic.images((16, 16), batch=2)
     load_into(module, synthetic.weights(spec))
     check(ratios(name, module, images, limits_of(module, images)))
+
+
+@pytest.mark.exhaustive
+def test_stated_is_true_in_every_named_network():
+    """Some items of each: more than 1,000 injections in all; the figures are in docs/parity.md."""
+    found = []
+    for name in MODELS:
+        spec = model_spec(name)
+        module, images = torch_impl.ResNet(**spec.model_kwargs()).eval(), synthetic.images((32, 32), batch=1)
+        load_into(module, synthetic.weights(spec))
+        limits = limits_of(module, images)
+        items, injector = measure_power(module, images, limits).items, Injector(module, images, limits)
+        drawn = sorted(np.random.default_rng(len(name)).choice(len(items), size=29, replace=False))
+        found += [injector.inject(name, items[number], seed) for seed, number in enumerate(drawn)]
+    assert len(found) > 1000
+    check(found)
 
 
 def test_what_cannot_be_seen_is_named():
