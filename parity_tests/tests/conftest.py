@@ -14,10 +14,13 @@ from typing import Any, NamedTuple
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Each process of pytest-xdist takes its share of the cores: threads that wait for a core burn its time.
-_SHARE = str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+# Each process of pytest-xdist takes its share of the cores: threads that wait for a core burn its time. A worker
+# inherits what the process that started it has set here, all cores, and has to set it again.
+_WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+_SHARE = str(max(1, (os.cpu_count() or 1) // _WORKERS))
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
-    os.environ.setdefault(_name, _SHARE)
+    if _WORKERS > 1 or _name not in os.environ:
+        os.environ[_name] = _SHARE
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 # for the processes that tests start, in whichever folder: the project need not be installed
 _ROOT = str(Path(__file__).parents[2])
