@@ -31,13 +31,13 @@ ENVIRONMENTS = {  # what differs in the environment, the files, the tests in an 
     "jax": (
         {"KERAS_BACKEND": "jax"},
         [KERAS],
-        "(test_fit_evaluate_predict or test_save_and_load_weights) and cbam",
+        "test_fit_evaluate_predict and one_block or test_save_and_load_weights and cbam",
         BACKEND,
     ),
     "torch": (
         {"KERAS_BACKEND": "torch"},
         [NETWORKS, TRAINING, KERAS],
-        "test_float32 and (senet or outputs and grouped_cbam) or test_save_and_load_model and cbam",
+        "test_float32 and (senet or outputs and grouped_cbam) or test_save_and_load_model and one_block",
         f"test_float32 or {BACKEND}",
     ),
 }

@@ -22,11 +22,13 @@ from weights_convert.spec import AttentionSpec, ResNetSpec
 
 SPECS = {
     "se": tiny(attention="se"),
-    "cbam": tiny(attention="cbam"),
+    "cbam": tiny(attention="cbam", depths=(1, 1)),
     "cbam_input": tiny(attention="cbam", block="basic", cbam_spatial_input="input", cbam_bn=False),
     "eca": tiny(attention="eca", block="basic"),
-    "grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered"),
-    "bias_bn": tiny(attention="cbam", norm="bias_bn", cbam_spatial_bias=True),  # biases whose gradient is 0
+    "grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered", depths=(1, 1)),
+    "bias_bn": tiny(
+        attention="cbam", norm="bias_bn", cbam_spatial_bias=True, depths=(1, 1)
+    ),  # biases whose gradient is 0
     "bias": tiny(attention="eca", norm="bias"),
 }
 CANDIDATES = ("keras", "tf1")
@@ -47,14 +49,23 @@ def test_one_block(attention):
     assert failures(of(tiny(attention=attention, block="basic", depths=(1,)))) == {}
 
 
-@pytest.mark.parametrize("name", SPECS)
+# what is left out of an ordinary run is in others of these, or in test_one_block
+EXHAUSTIVE = ("se", "cbam_input", "bias")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.exhaustive if n in EXHAUSTIVE else []) for n in SPECS]
+)
 def test_float64(name):
     points = of(SPECS[name])
     assert failures(points) == {}
     assert {tuple(point.errors) for point in points} == {CANDIDATES}
 
 
-@pytest.mark.parametrize("name", ["se", "cbam", "eca", "grouped"])
+@pytest.mark.parametrize(
+    "name",
+    ["cbam", "grouped", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("se", "eca"))],
+)
 def test_float32_of_shallow_nets(name):
     points = of(SPECS[name], dtype="float32")
     assert failures(points) == {}

@@ -16,7 +16,7 @@ from parity_tests.tests.test_isolation import ROOT
 
 FOLDERS = ("torch_impl", "keras_impl", "tf1_compat", "weights_convert")
 IMPORTS = ("torch", "tensorflow", "keras", "jax", "torch_impl", "keras_impl", "tf1_compat")
-PLAIN = [("tensorflow", "torch"), ("torch_impl", "keras")]
+PLAIN = [("tensorflow", "torch")]  # the order that ends without `import_order`
 REST = [pair for pair in itertools.permutations(IMPORTS, 2) if pair not in PLAIN]
 # an optimiser's step and the compiler import triton
 AFTERWARDS = """

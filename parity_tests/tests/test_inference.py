@@ -123,15 +123,16 @@ def test_compiled_torch_gives_the_same_numbers():
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
 def test_every_shape_of_images_is_compiled(monkeypatch):
-    """More than the eight at which torch stops by itself, and runs the others uncompiled."""
+    """More than those at which torch stops by itself (8, here 2), and runs the others uncompiled."""
     spec = tiny(depths=(1,), width=1, stem_width=1, stem="3x3", block="basic")
     fast = torch_impl.optimize_for_inference(torch_impl.ResNet(**spec.model_kwargs()))
-    # traced for each shape all the same, without a C++ compiler's ten runs
+    # traced for each shape all the same, without a run of a C++ compiler
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch._dynamo.utils.counters.clear()
-    for size in range(4, 14):
-        fast(torch.zeros(1, 3, size, size))
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 10
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for size in range(4, 8):
+            fast(torch.zeros(1, 3, size, size))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
 def test_what_cannot_be_optimized_is_said(session):

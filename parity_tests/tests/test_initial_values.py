@@ -112,6 +112,6 @@ def test_blocks_alone_start_as_in_the_networks(block):
 @pytest.mark.parametrize("framework", STATES)
 def test_no_two_tensors_are_alike(framework):
     """One initialiser with one seed would give equal tensors of one shape."""
-    state = STATES[framework](SPECS["bias_bn"], 1)
+    state = STATES[framework](tiny(norm="bias", block="basic", attention="cbam", cbam_spatial_bias=True), 1)
     random = [a.tobytes() for n, a in state.items() if a.ndim > 1 or (n.endswith("bias") and a.size > 1)]
     assert len(set(random)) == len(random)

@@ -136,17 +136,20 @@ PROJECT = {"torch_impl", "keras_impl", "tf1_compat", "weights_convert", "parity_
 
 @pytest.mark.parametrize("room", RUN)
 def test_a_copy_runs_alone(room, tmp_path):
-    shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    """First the file of the blocks alone in its folder, then the package, in one process."""
+    attention, package = tmp_path / "attention", tmp_path / "package"
+    attention.mkdir()
+    shutil.copy(ROOT / room / "attention.py", attention)
+    shutil.copytree(ROOT / room, package / room, ignore=shutil.ignore_patterns("__pycache__"))
     others = (OTHERS[room] | PROJECT) - {room}
-    code = f"{RUN[room]}\nimport sys; print(tuple(y.shape), sorted({others} & set(sys.modules)))"
-    assert python(code, tmp_path, KERAS_BACKEND="tensorflow") == "(2, 10) []"
-
-
-@pytest.mark.parametrize("room", ATTENTION)
-def test_a_copy_of_attention_alone_runs(room, tmp_path):
-    shutil.copy(ROOT / room / "attention.py", tmp_path)
-    code = f"{ATTENTION[room]}\nimport sys; print(len(y.shape), sorted({PROJECT} & set(sys.modules)))"
-    assert python(code, tmp_path, KERAS_BACKEND="tensorflow") == "4 []"
+    code = f"""import sys
+{ATTENTION[room]}
+print(len(y.shape), sorted({PROJECT} & set(sys.modules)))
+sys.path.insert(0, {str(package)!r})
+{RUN[room]}
+print(tuple(y.shape), sorted({others} & set(sys.modules)))
+"""
+    assert python(code, attention, KERAS_BACKEND="tensorflow") == "4 []\n(2, 10) []"
 
 
 @pytest.mark.parametrize("file", ["attention.py", "blocks.py", "resnet.py"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import os
 import random
 import shutil
@@ -21,6 +22,8 @@ from weights_convert import DestinationError, ResNetSpec, convert, load, save
 from weights_convert.formats.tf1_place import index_path, tf1_files
 
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
+MOST = (".pth", ".ckpt")  # of one file and of several: the other containers are written as .pth is
+exhaustive = pytest.mark.exhaustive
 OLD, NEW = position_coded(SMALL), weights(SMALL)
 
 
@@ -76,8 +79,11 @@ def usual_names(suffix: str) -> set[str]:
     return {"src.safetensors", *(file.name for file in files)}
 
 
-@pytest.mark.parametrize("old", [True, False], ids=["old", "none"])
-@pytest.mark.parametrize("suffix", CONTAINERS)
+@pytest.mark.parametrize(
+    ("suffix", "old"),
+    [pytest.param(s, True, id=f"{s}-old") for s in CONTAINERS]
+    + [pytest.param(s, False, id=f"{s}-none", marks=[] if s in MOST else exhaustive) for s in CONTAINERS],
+)
 def test_killed_at_every_step(tmp_path, suffix: str, old: bool):
     options = ["--overwrite"] if old else []
     folder = start(tmp_path / "start", suffix, old)
@@ -92,7 +98,7 @@ def test_killed_at_every_step(tmp_path, suffix: str, old: bool):
     assert set(found) == {before, "new"}
 
 
-@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize("shards", [1, pytest.param(2, marks=exhaustive), 3])
 def test_tensorflow_reads_every_state(tmp_path, shards: int):
     tf = pytest.importorskip("tensorflow")
     folder = start(tmp_path / "start", ".ckpt", old=True)
@@ -213,9 +219,14 @@ def stopped(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("tensor", [3, 30], ids=["writing", "reading back"])
-@pytest.mark.parametrize("number", STOPPED)
-@pytest.mark.parametrize("suffix", [".pth", ".weights.h5", ".ckpt"])
+# every signal for one container, and every container and moment for one signal
+SIGNALLED = [
+    pytest.param(*case, marks=[] if case[:2] == (".pth", 3) or case[2] == signal.SIGTERM else exhaustive)
+    for case in itertools.product([".pth", ".weights.h5", ".ckpt"], [3, 30], STOPPED)
+]
+
+
+@pytest.mark.parametrize(("suffix", "tensor", "number"), SIGNALLED)  # tensor 30: while it reads back
 @pytest.mark.usefixtures("folder")
 def test_stopped_by_a_signal(unchanged, suffix: str, number: int, tensor: int):
     convert_it = ["convert", "good.npz", f"good{suffix}", "--overwrite"]

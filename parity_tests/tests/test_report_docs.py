@@ -79,11 +79,17 @@ sys.modules["parity_tests.compare.layers"] = layers
 """
 
 
-def test_the_test_that_is_shown_passes(pytester, monkeypatch):
+SMALL = "(torch_impl, name)(depths=(1, 1, 1))"  # in an ordinary run: three blocks for nine
+
+
+@pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+def test_the_test_that_is_shown_passes(pytester, monkeypatch, small):
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     if importlib.util.find_spec("parity_tests.compare.layers") is None:
         pytester.makeconftest(PRETEND)
-    pytester.makepyfile(test_it=blocks("python")[1])
+    code = blocks("python")[1]
+    assert "(torch_impl, name)()" in code
+    pytester.makepyfile(test_it=code.replace("(torch_impl, name)()", SMALL) if small else code)
     command, *shown = blocks("console")[0].splitlines()
     arguments = command.removeprefix("$ python -m pytest ").split()
     ran = pytester.runpytest_subprocess("-p", "parity_tests.plugin", "-p", "no:cacheprovider", *arguments)

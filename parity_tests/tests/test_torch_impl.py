@@ -16,6 +16,9 @@ from parity_tests.watch.build import same_bits
 from weights_convert import load_into, save, state_of
 
 SPECS = {kind: tiny(attention=kind, groups=4, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}
+# torch traces the whole network in these: one kind in an ordinary run
+TRACED = [pytest.param(kind, marks=[] if kind == "cbam" else pytest.mark.exhaustive) for kind in SPECS]
+traced = pytest.mark.parametrize("model", TRACED, indirect=True)
 
 
 @pytest.fixture(params=SPECS)
@@ -37,6 +40,7 @@ def test_the_output_is_that_of_the_features(model, images):
         assert torch.equal(model(images), model.forward_features(images)["logits"])
 
 
+@traced
 def test_export(model, images):
     batch = torch.export.Dim("batch", min=1, max=8)
     program = torch.export.export(model, (images,), dynamic_shapes=({0: batch},))
@@ -44,6 +48,7 @@ def test_export(model, images):
     torch.testing.assert_close(program.module()(wide), model(wide), rtol=1e-5, atol=1e-6)
 
 
+@traced
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from inside the compiler
 def test_compile(model, images):
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)

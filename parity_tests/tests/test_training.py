@@ -56,7 +56,8 @@ def test_one_block():
 
 
 @pytest.mark.parametrize(
-    ("name", "steps"), [("cbam", 20), ("se_grouped", 4), *map(exhaustive, ("eca", "se_grouped"), (8, 20))]
+    ("name", "steps"),
+    [("cbam", 8), ("se_grouped", 4), *map(exhaustive, ("cbam", "eca", "se_grouped"), (20, 8, 20))],
 )
 def test_many_steps_in_float64(name, steps):
     found = of(SPECS[name], steps=steps)
