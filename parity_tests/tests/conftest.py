@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# Each process of pytest-xdist takes its share of the cores: threads that wait for a core burn its time. A worker
-# inherits what the process that started it has set here, all cores, and has to set it again.
+# Each process of pytest-xdist takes its share of the cores: threads that wait for a core burn its time.
+# A worker inherits what the process that started it has set here, all cores, and has to set it again.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _SHARE = str(max(1, (os.cpu_count() or 1) // _WORKERS))
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):

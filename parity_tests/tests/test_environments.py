@@ -31,7 +31,7 @@ ENVIRONMENTS = {  # what differs in the environment, the files, the tests in an 
     "jax": (
         {"KERAS_BACKEND": "jax"},
         [KERAS],
-        "test_fit_evaluate_predict and one_block or test_save_and_load_weights and cbam",
+        "test_fit_evaluate_predict and one_block",
         BACKEND,
     ),
     "torch": (
