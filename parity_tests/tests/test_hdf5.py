@@ -410,7 +410,8 @@ def test_after_an_interrupted_read_nothing_is_read(reader, monkeypatch):
     """What is still in the pipe is not the next tensor."""
     real = ProcessReader._answer
 
-    def interrupted(*_: object) -> None:
+    def interrupted(self: ProcessReader, *_: object) -> None:
+        self._process.stdout.peek(1)  # the answer is there
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ProcessReader, "_answer", interrupted)

@@ -81,8 +81,10 @@ class ProcessReader(Reader):
             self._answer(info.nbytes, raw)
         except WeightsConvertError:
             raise
-        except BaseException:  # interrupted: what comes next would be taken for the next tensor
+        except BaseException:  # interrupted: what is in the pipe already would be taken for the next tensor
             self._process.kill()
+            if self._process.stdout:
+                self._process.stdout.close()
             raise
         if info.dtype == bool:
             raw = (raw != 0).view(np.uint8)
