@@ -155,7 +155,8 @@ def settings(layer: keras.Layer) -> dict[str, Any]:
 def _attributes_of_keras() -> frozenset[str]:
     """What every layer and model has; the names keep Keras from counting these among the user's layers."""
     inputs = keras.Input((1,), name="x")
-    model = keras.Model(inputs, inputs, name="model")
+    # Keras 3.13 refuses a model whose output is its input
+    model = keras.Model(inputs, keras.layers.Identity(name="identity")(inputs), name="model")
     model.compile("sgd", "mse")
     bare = (keras.Layer(name="layer"), keras.Sequential(name="sequential"), model)
     return _OF_TRAINING.union(*(vars(layer) for layer in bare))
