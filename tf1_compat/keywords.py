@@ -1,7 +1,7 @@
 """What the keywords of a network may be.
 
-This file is the same in `torch_impl`, `keras_impl` and `tf1_compat`, and `weights_convert/checks.py` has its
-text too: a value that one refuses, all refuse in the same words. A test compares them.
+This file is the same in `torch_impl`, `keras_impl` and `tf1_compat`, and `weights_convert/spec/checks.py`
+has its text too: a value that one refuses, all refuse in the same words. A test compares them.
 """
 
 from __future__ import annotations

@@ -281,10 +281,11 @@ def run_table(arguments: argparse.Namespace) -> int:
 
     spec = model_spec(arguments.model)
     rows = []
-    for name, shape, _ in parameters(spec):
-        renamed = [LAYOUTS[family].rename(name, spec) or "-" for family in ("torch", "keras", "tf1")]
-        rows.append([*renamed, str(shape), str(LAYOUTS["tf1"].shape_in_file(name, shape))])
-    _print_table(_output(None), ("torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"), rows)
+    for parameter in parameters(spec):
+        renamed = [layout.rename(parameter, spec) or "-" for layout in LAYOUTS.values()]
+        in_tensorflow = LAYOUTS["tf1"].stored(parameter).shape(parameter.shape)
+        rows.append([*renamed, str(parameter.shape), str(in_tensorflow)])
+    _print_table(_output(None), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
     return 0
 
 

@@ -21,7 +21,7 @@ from parity_tests.compare.networks import Arrays
 from parity_tests.compare.report import Point
 from parity_tests.judge import tolerances
 from weights_convert import Checkpoint, load_into
-from weights_convert.layouts import role_of
+from weights_convert.layouts import like
 from weights_convert.spec import ResNetSpec
 
 
@@ -62,7 +62,7 @@ def gradients(
     noise: Arrays = {}
     if dtype == "float32":
         noise = RUNNERS[networks.REFERENCE](checkpoint, images, labels, dtype, train)
-    names = (*(name for name in reference if role_of(name) is None), *networks.trainable(checkpoint))
+    names = (*(name for name in reference if like(name) is None), *networks.trainable(checkpoint))
     # one tensor of one run may look exact by luck: the largest noise of all is the net's
     floor = max((networks.error(name, noise, reference) for name in names), default=0.0) if noise else None
     points = []

@@ -16,7 +16,7 @@ from weights_convert import (
     parameters,
 )
 from weights_convert.errors import nearest
-from weights_convert.layouts import LAYOUTS, role_of
+from weights_convert.layouts import LAYOUTS, like
 from weights_convert.spec import ResNetSpec
 
 REFERENCE = "torch"
@@ -104,9 +104,9 @@ def channels_last(images: np.ndarray, dtype: str) -> np.ndarray:
 
 def canonical(name: str, array: np.ndarray) -> np.ndarray:
     """An end point's or a parameter's array of Keras or TF1, in PyTorch's axes: by role, not by rank."""
-    if role_of(name) is None:
+    if (parameter := like(name)) is None:
         return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
-    return LAYOUTS["tf1"].to_canonical(name, array)
+    return LAYOUTS["tf1"].stored(parameter).to_canonical(array)
 
 
 def keras_variables(model: Any) -> dict[str, Any]:

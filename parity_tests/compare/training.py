@@ -32,7 +32,7 @@ from parity_tests.compare.report import Training
 from parity_tests.judge import tolerances
 from weights_convert import Checkpoint, SpecError, load_into
 from weights_convert.checkpoint import in_memory
-from weights_convert.layouts import role_of
+from weights_convert.layouts import like
 
 
 class Step(NamedTuple):
@@ -171,6 +171,11 @@ def compared(step: Step, reference: Step, highest: float) -> dict[str, tuple[flo
 
 # --------------------------------------------------------------------------------------------------
 # The frameworks: each yields after every step
+
+
+def role_of(name: str) -> str:
+    parameter = like(name)
+    return parameter.role if parameter else ""
 
 
 def split(arrays: Arrays) -> tuple[Arrays, Arrays]:

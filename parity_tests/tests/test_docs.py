@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from weights_convert.__main__ import main as weights_convert_main
-from weights_convert.checks import CHOICES
 from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec
+from weights_convert.spec.checks import CHOICES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

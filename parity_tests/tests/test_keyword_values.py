@@ -204,7 +204,7 @@ def parts(path: Path) -> dict[str, str]:
 def test_the_checks_are_one_text():
     files = [(ROOT / room / "keywords.py").read_text(encoding="utf-8") for room in ROOMS]
     assert files == files[:1] * 3
-    ours = parts(ROOT / "weights_convert" / "checks.py")
+    ours = parts(ROOT / "weights_convert" / "spec" / "checks.py")
     table = parts(ROOT / "torch_impl" / "keywords.py")
     scalars = {name for name in ours if name not in table}
     assert scalars == {"_MOST", "check_choice", "check_bool", "check_int", "check_odd", "check_float"}

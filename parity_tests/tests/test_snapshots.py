@@ -1,4 +1,4 @@
-"""Results that a change of structure must leave as they are: tables, readings of listings, written files, JSON.
+"""Results that a change of structure must leave as they are: tables, readings of listings, written files.
 
 `python -m parity_tests.tests.test_snapshots` records them anew after a change that is meant.
 """
@@ -45,12 +45,12 @@ def table(model: str) -> str:
 
 
 def reading(listing: str) -> str:
-    """All that `inspect` says of a file with these names and shapes, where each tensor goes, or the refusal."""
+    """What `inspect` says of a file of these names and shapes, the plans to convert it, or the refusal."""
     reader = ListingReader(Path("model.file"))
     for name, shape in shapes_in(listing).items():
         reader.tensors[name] = TensorInfo(shape, np.dtype(np.int64 if is_count(name) else np.float32))
-    patched = mock.patch.object(loading, "open_reader", lambda *_: reader)
-    with patched, mock.patch.object(examine, "oddities", lambda _: []):
+    patched = mock.patch.object(loading, "open_reader", return_value=reader)
+    with patched, mock.patch.object(examine, "oddities", return_value=[]):
         try:
             checkpoint = load("model.file", assume=True)
             facts = examine.facts(checkpoint)
@@ -60,7 +60,7 @@ def reading(listing: str) -> str:
     plans = []
     for family, suffix in (("torch", ".pth"), ("keras", ".weights.h5"), ("tf1", ".ckpt")):
         plan = make_plan(checkpoint, Path(f"x{suffix}"), family=family)
-        plans.append([(move.source_name, move.target_name, move.axes) for move in plan.moves])
+        plans.append([(move.source_name, move.target_name, move.stored.axes) for move in plan.moves])
     return digest([facts, places, plans])
 
 

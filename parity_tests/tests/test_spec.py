@@ -99,9 +99,9 @@ def tf1_tensors(**keywords: object) -> dict[str, tuple[int, ...]]:
 def expected(spec: ResNetSpec, family: str) -> dict[str, tuple[int, ...]]:
     """Every tensor's name and shape in a framework, from the spec."""
     layout, found = LAYOUTS[family], {}
-    for name, shape, _ in parameters(spec):
-        if renamed := layout.rename(name, spec):
-            found[renamed] = layout.shape_in_file(name, shape)
+    for parameter in parameters(spec):
+        if renamed := layout.rename(parameter, spec):
+            found[renamed] = layout.stored(parameter).shape(parameter.shape)
     return found
 
 
@@ -169,11 +169,9 @@ def check_keras(spec: ResNetSpec) -> keras_impl.ResNet:
     model = keras_impl.ResNet(**spec.model_kwargs())
     assert model.count_params() - count_statistics(spec) == count_parameters(spec)
     variables = frameworks._module("keras")._variables(model)
-    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    shapes = {name: tuple(variable.shape) for name, (variable, _) in variables.items()}
     layout = LAYOUTS["keras"]
-    assert shapes == {
-        p.name: layout.shape_in_file(p.name, p.shape) for p in parameters(spec) if p.role != "count"
-    }
+    assert shapes == {p.name: layout.stored(p).shape(p.shape) for p in parameters(spec) if p.role != "count"}
     return model
 
 

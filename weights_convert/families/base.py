@@ -7,7 +7,7 @@ parts of a tensor that is kept in several:
     >>> rules = Names({"features.stage{s}.unit{b+1}.body.conv{n}.conv": "layer{s}.{b}.conv{n}"}, ".")
     >>> rules.parse("features.stage2.unit1.body.conv3.conv.weight")
     'layer2.0.conv3.weight'
-    >>> rules.rename("layer2.0.conv3.weight")
+    >>> rules.rename(Parameter("layer2.0.conv3.weight", (64, 64, 1, 1), "conv2d"))
     'features.stage2.unit1.body.conv3.conv.weight'
 
 Equal names are not equal numbers: `implies` and `cases` say what the family's networks compute.
@@ -19,12 +19,12 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from weights_convert.families.counted import CountedLayers
-from weights_convert.layouts import ROLES, TF_LEAVES, TORCH_BOOKKEEPING, Layout, role_of
-from weights_convert.spec import ResNetSpec, Spec
+from weights_convert.layouts import ROLES, TORCH_BOOKKEEPING, Layout, from_tensorflow, like, skeleton
+from weights_convert.spec import Parameter, Spec
 
 Pattern = tuple[re.Pattern[str], str]  # a name that is no weight, and what it is
 
@@ -114,7 +114,7 @@ TORCHVISION: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """One project's checkpoints, as data.
 
@@ -133,7 +133,7 @@ class Family:
         models: the architectures of `spec.MODELS` that such names may be of.
         feeds: what its networks were trained to be fed; None where the project does not say.
         labels: how the names of `spec.MODELS` are changed into the family's own.
-        block: whether the files hold lone attention blocks; None for either.
+        kinds: of spec, that its files hold.
         marks, bookkeeping: as in `Layout`.
         refused: spec values of networks that are known and compute what this project does not, and why.
         caution: what names and shapes cannot show, for people.
@@ -154,7 +154,7 @@ class Family:
     models: tuple[str, ...] = ()
     feeds: Preprocessing | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    block: bool | None = False
+    kinds: tuple[str, ...] = ("resnet",)
     marks: tuple[str, ...] = ()
     bookkeeping: tuple[Pattern, ...] = ()
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
@@ -171,7 +171,7 @@ class Family:
         for case in (*self.cases, *([alternative] if alternative else [])):
             if case.fits(spec):
                 values |= case.implies
-        return {keyword: value for keyword, value in values.items() if concerns(keyword, spec)}
+        return {keyword: value for keyword, value in values.items() if spec.concerns(keyword)}
 
     def choices(self, spec: Spec) -> list[Case | None]:
         """The alternatives among which the user has to choose; [None] where there is nothing to choose."""
@@ -193,44 +193,50 @@ class Family:
 
     def layouts(self, modules: Collection[str]) -> list[tuple[Mapping[str, Any], Layout]]:
         """The layouts by which a file with these module paths may be read, and the spec values each means."""
-        if self.own is not None:
-            return [({}, self.own)]
-        if self.creation_order:
-            return [
-                (
-                    {},
-                    CountedLayers(
-                        name=self.name,
-                        order=self.creation_order,
-                        models=self.models,
-                        bookkeeping=self.bookkeeping,
-                    ),
-                )
-            ]
+        if self.own is not None or self.creation_order:
+            return [({}, self._layout(()))]
         seen = [variant for variant in self.variants if self._seen(variant, modules)]
         combinations = itertools.product(*[(False, True)] * len(seen))
-        return [self._layout(list(itertools.compress(seen, on))) for on in combinations]
+        chosen = [tuple(self.variants.index(v) for v in itertools.compress(seen, on)) for on in combinations]
+        return [(self._values(numbers), self._layout(numbers)) for numbers in chosen]
 
     def _seen(self, variant: Variant, modules: Collection[str]) -> bool:
         """Whether a file has any of the paths that only this variant has."""
-        own = Names({f: c for f, c in variant.names.items() if f not in self.names}, self.separator)
+        own = self._names_of(self.variants.index(variant))
         return any(own.knows(module) for module in modules)
+
+    @cache  # noqa: B019  (families are module constants)
+    def _names_of(self, number: int) -> Names:
+        """The names that only one of the variants has."""
+        names = self.variants[number].names
+        return Names({f: c for f, c in names.items() if f not in self.names}, self.separator)
 
     def layout_of(self, spec: Spec) -> Layout:
         """The layout of the files of a network."""
-        if self.own is not None or self.creation_order:
-            return self.layouts(())[0][1]
-        return self._layout([variant for variant in self.variants if _has(spec, variant.when)])[1]
+        return self._layout(tuple(i for i, variant in enumerate(self.variants) if _has(spec, variant.when)))
 
-    def _layout(self, on: list[Variant]) -> tuple[Mapping[str, Any], Layout]:
-        names, values = dict(self.names), dict[str, Any]()
-        for variant in on:
+    def _values(self, numbers: tuple[int, ...]) -> dict[str, Any]:
+        """The spec values that these variants of the names mean."""
+        when = [item for number in numbers for item in self.variants[number].when.items()]
+        return {keyword: value for keyword, value in when if not isinstance(value, tuple)}
+
+    @cache  # noqa: B019  (families are module constants)
+    def _layout(self, numbers: tuple[int, ...]) -> Layout:
+        """The layout with these variants of the names."""
+        if self.own is not None:
+            return self.own
+        if self.creation_order:
+            return CountedLayers(
+                name=self.name, order=self.creation_order, models=self.models, bookkeeping=self.bookkeeping
+            )
+        names = dict(self.names)
+        for number in numbers:
+            variant = self.variants[number]
             replaced = set(variant.names.values())
             names = {f: c for f, c in names.items() if c not in replaced} | dict(variant.names)
-            values |= {k: v for k, v in variant.when.items() if not isinstance(v, tuple)}
         rules = Names(names, self.separator)
         tensorflow = self.separator == "/"
-        return values, Layout(
+        return Layout(
             name=self.name,
             rename=rules.rename,
             parse=rules.parse,
@@ -243,33 +249,11 @@ class Family:
         )
 
 
-def concerns(keyword: str, spec: Spec) -> bool:
-    """Whether a keyword says anything about this kind of network: `cbam_order` does about one with CBAM."""
-    attention = keyword.partition("_")[0]
-    if attention in ("se", "cbam", "eca"):
-        return spec.attention == attention
-    if keyword in ("reduction", "hidden_rule"):
-        return spec.attention in ("se", "cbam")
-    if keyword == "relu_before_attention":
-        return spec.attention != "none"
-    if keyword == "stem_pool":  # networks for small images have none
-        return isinstance(spec, ResNetSpec) and spec.stem != "3x3"
-    if keyword == "stride_in":
-        return isinstance(spec, ResNetSpec) and spec.block == "bottleneck"
-    return hasattr(spec, keyword)
-
-
 # --------------------------------------------------------------------------------------------------
 # Names
 
 
 _PLACE = re.compile(r"\{(\w+)(?:\+1)?\}")  # {b}, or {b+1}: one more in the file
-
-
-@lru_cache(maxsize=65536)
-def skeleton(name: str) -> str:
-    """A name with its numbers taken out, by which rules are looked up."""
-    return re.sub(r"\d+", "#", name)
 
 
 class Names:
@@ -288,12 +272,11 @@ class Names:
         """The canonical name of a tensor in a file, or None."""
         path, _, leaf = name.removesuffix(":0").rpartition(self.separator)
         module = _translate(self._from_file, path)
-        if self.separator == ".":
-            canonical = f"{module}.{leaf}"
-            return canonical if role_of(canonical) else None
-        canonical = f"{module}.{TF_LEAVES.get(leaf)}"
-        role = role_of(canonical)
-        return canonical if role and ROLES[role].tf == leaf else None
+        if module is None:
+            return None
+        if self.separator == "/":
+            return from_tensorflow(module, leaf)
+        return f"{module}.{leaf}" if like(f"{module}.{leaf}") else None
 
     def part(self, name: str) -> int:
         """Which part of a tensor a name in a file is; 0 where it is the whole."""
@@ -303,12 +286,12 @@ class Names:
                 return int(match.groupdict().get("part", 0))
         return 0
 
-    def rename(self, canonical: str, spec: Spec | None = None) -> str | None:  # noqa: ARG002
+    def rename(self, parameter: Parameter, spec: Spec | None = None) -> str | None:  # noqa: ARG002
         """The inverse of `parse`."""
-        module, _, leaf = canonical.rpartition(".")
+        module, _, leaf = parameter.name.rpartition(".")
         file = _translate(self._to_file, module)
         if self.separator == "/":
-            leaf = ROLES[role_of(canonical) or "count"].tf or ""
+            leaf = ROLES[parameter.role].tf or ""
         return f"{file}{self.separator}{leaf}" if file and leaf else None
 
 

@@ -10,7 +10,7 @@ import torch
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.frameworks import block_config, check_config, common_dtype, config_of, match, selected
-from weights_convert.spec import AttentionSpec, is_count
+from weights_convert.spec import is_count
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
@@ -66,17 +66,18 @@ def state_of(module: torch.nn.Module, scope: str | None) -> tuple[dict[str, np.n
 
 
 def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    from torch_impl import ResNet
+    import torch_impl
     from torch_impl.blocks import make_attention
 
+    spec: Any = checkpoint.spec
     dtype = getattr(torch, common_dtype(checkpoint))
     with torch.device("meta"):  # no time for random weights
-        if isinstance(checkpoint.spec, AttentionSpec):
-            made = make_attention(checkpoint.spec.channels, 0, block_config(checkpoint))
-            assert made is not None  # an AttentionSpec has an attention
-            module = made[1]
+        if spec.network:
+            module = getattr(torch_impl, spec.network)(**spec.model_kwargs())
         else:
-            module = ResNet(**checkpoint.spec.model_kwargs())
+            made = make_attention(spec.channels, 0, block_config(checkpoint))
+            assert made is not None  # the spec of a block has an attention
+            module = made[1]
     module = module.to(dtype).to_empty(device="cpu")
     for name, buffer in module.named_buffers():
         if is_count(name):
