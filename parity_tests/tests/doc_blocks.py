@@ -55,11 +55,12 @@ def _present(block: Block, namespace: dict[str, Any], commands: set[str]) -> str
         return shown + "".join(f"# also prints: {line}\n" for line in printed)
     if block.language == "console":
         parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]
-        return "".join(_command(*part.split("\n", 1), commands) for part in parts)
+        return "".join(_command(part, commands) for part in parts)
     return block.text
 
 
-def _command(command: str, shown: str, commands: set[str]) -> str:
+def _command(part: str, commands: set[str]) -> str:
+    command, _, shown = part.partition("\n")
     name, *arguments = shlex.split(command, comments=True)
     assert name in commands, f"{command}: not run here"
     printed = _printed(_main(name), arguments)
