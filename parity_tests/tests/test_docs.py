@@ -259,3 +259,30 @@ def test_the_table_of_keywords_is_the_spec():
         assert values.split(", ")[0] == default or values == default, name
         if name in CHOICES:
             assert [value.strip('"') for value in values.split(", ")] == list(map(str, CHOICES[name]))
+
+
+# --------------------------------------------------------------------------------------------------
+# The counts of places in CONTRIBUTING
+
+
+def product_files(*words: str) -> set[str]:
+    """The modules that users install and that hold one of these words."""
+    rooms = ("torch_impl", "keras_impl", "tf1_compat", "weights_convert", "parity_tests")
+    paths = [path for room in rooms for path in (ROOT / room).rglob("*.py") if "tests" not in path.parts]
+    pattern = re.compile(rf"\b({'|'.join(words)})\b")
+    found = [path for path in paths if pattern.search(path.read_text(encoding="utf-8"))]
+    return {path.relative_to(ROOT).as_posix() for path in found}
+
+
+def test_a_model_is_a_row_of_the_spec_and_one_text_in_three_folders():
+    """By models that no example uses; the spec derives some names from others."""
+    found = product_files("resnet56", "cbam_resnet34", "eca_resnet56")
+    (spec,) = [path for path in found if path.startswith("weights_convert/spec")]
+    assert found == {spec, *(f"{room}/models.py" for room in ("torch_impl", "keras_impl", "tf1_compat"))}
+    assert f"The {len(MODELS)} models" in README
+    assert f"{len(MODELS)} named models" in PAGES["docs/index.md"].read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("family", ["luuuyi", "moskomule", "tutorial_cbam"])
+def test_a_family_of_checkpoints_is_a_file_of_its_folder(family):
+    assert {Path(path).parent.as_posix() for path in product_files(family)} == {"weights_convert/families"}
