@@ -77,6 +77,7 @@ ELSEWHERE = {  # page -> how its other blocks begin -> the test that checks them
         "- uses: ": "test_the_workflow_uses_the_inputs_of_the_action",
     },
     "docs/report.md": {"": "test_report_docs.py"},
+    "docs/extending.md": {"    names=TORCHVISION": "test_the_names_of_the_example_are_those_of_the_family"},
 }
 
 
@@ -117,6 +118,11 @@ def test_the_workflow_uses_the_inputs_of_the_action():
     assert set(re.findall(r"^    (\w+):", shown, re.MULTILINE)) <= set(
         re.findall(r"^  (\w+):", inputs, re.MULTILINE)
     )
+
+
+def test_the_names_of_the_example_are_those_of_the_family():
+    (block,) = blocks_of(PAGES["docs/extending.md"].read_text(encoding="utf-8"))
+    assert block.text in (ROOT / "weights_convert/families/cbam.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", PAGES)
