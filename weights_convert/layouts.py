@@ -16,7 +16,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -205,10 +205,27 @@ def _tf1_rename(parameter: Parameter, spec: Spec) -> str | None:  # noqa: ARG001
     return f"{module.replace('.', '/')}/{leaf}"
 
 
+@cache
+def _numbered() -> re.Pattern[str]:
+    """The lists of networks with a member's number: `layer1_0`, `features_3`."""
+    names = (p.name for kind in KINDS.values() for spec in kind.widest() for p in parameters(spec))
+    lists = {name for of in names for name in re.findall(r"(\w+)\.\d+\.", of)}
+    patterns = {re.sub(r"\d+", r"\\d+", name) for name in lists}
+    return re.compile(rf"\b({'|'.join(sorted(patterns))})_(\d+)\b")
+
+
+def tf1_module(scope: str) -> str:
+    """The canonical path of a TF1 variable scope.
+
+    >>> tf1_module("layer1_0/downsample_1"), tf1_module("conv2d_7")
+    ('layer1.0.downsample.1', 'conv2d_7')
+    """
+    return _numbered().sub(r"\1.\2", scope).replace("/", ".")
+
+
 def _tf1_parse(name: str) -> str | None:
-    *path, leaf = name.split("/")
-    module = re.sub(r"_(\d+)(?=\.|$)", r".\1", ".".join(path))
-    return from_tensorflow(module, leaf)
+    scope, _, leaf = name.rpartition("/")
+    return from_tensorflow(tf1_module(scope), leaf)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -283,6 +300,12 @@ TF1_BOOKKEEPING = (
     (re.compile(r"(.*/)?(global_step|beta[12]_power(_1)?)"), "step count"),
 )
 
+# the first variable of each kind of network, and of each attention block
+_FIRST = tuple(
+    dict.fromkeys(
+        str(_tf1_rename(parameters(spec)[0], spec)) for kind in KINDS.values() for spec in kind.widest()
+    )
+)
 LAYOUTS = {
     "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse, bookkeeping=TORCH_BOOKKEEPING),
     "keras": Layout(
@@ -299,6 +322,6 @@ LAYOUTS = {
         tensorflow_axes=True,
         bookkeeping=TF1_BOOKKEEPING,
         scoped=True,
-        marks=("conv1/kernel", "channel/fc1/kernel", "fc1/kernel", "conv/kernel"),
+        marks=_FIRST,
     ),
 }

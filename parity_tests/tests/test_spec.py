@@ -168,7 +168,7 @@ def test_keras_tensors(name):
 def check_keras(spec: ResNetSpec) -> keras_impl.ResNet:
     model = keras_impl.ResNet(**spec.model_kwargs())
     assert model.count_params() - count_statistics(spec) == count_parameters(spec)
-    variables = frameworks._module("keras")._variables(model)
+    variables = frameworks.adapter("keras")._variables(model)
     shapes = {name: tuple(variable.shape) for name, (variable, _) in variables.items()}
     layout = LAYOUTS["keras"]
     assert shapes == {p.name: layout.stored(p).shape(p.shape) for p in parameters(spec) if p.role != "count"}

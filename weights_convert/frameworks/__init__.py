@@ -121,12 +121,12 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
     checkpoint = load(path, **keywords)
     if framework == "tf1":  # its variables read when a session initialises them
         checkpoint.close_when_dropped()
-        return _module(framework).load_model(checkpoint)
+        return adapter(framework).load_model(checkpoint)
     with checkpoint:
-        return _module(framework).load_model(checkpoint)
+        return adapter(framework).load_model(checkpoint)
 
 
-def _module(framework: str) -> ModuleType:
+def adapter(framework: str) -> ModuleType:
     try:
         return importlib.import_module(f"{__name__}.{FRAMEWORKS[framework]}")
     except ModuleNotFoundError as error:
@@ -139,7 +139,7 @@ def _module(framework: str) -> ModuleType:
 def _adapter(model: Any) -> ModuleType:
     for base in type(model).__mro__:
         if framework := _BASES.get((base.__module__, base.__name__)):
-            return _module(framework)
+            return adapter(framework)
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise SpecError(f"{kind} is neither a torch module, a Keras layer nor a tensorflow.compat.v1 session")
 
@@ -265,8 +265,8 @@ def common_dtype(checkpoint: Checkpoint) -> str:
     return names.pop() if len(names) == 1 else "float32"
 
 
-def block_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def block_config(spec: Any) -> dict[str, Any]:
     """The keywords of an attention block as `blocks.make_attention` takes them."""
-    config = checkpoint.spec.model_kwargs()
+    config = spec.model_kwargs()
     size = config.pop("eca_kernel_size")
     return config | {"eca_kernel_sizes": (size,) if size else None}

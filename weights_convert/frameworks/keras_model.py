@@ -79,17 +79,20 @@ def state_of(
     return arrays, config_of(layer)
 
 
-def load_model(checkpoint: Checkpoint) -> keras.layers.Layer:
+def build(spec: Any, dtype: str) -> Any:
+    """A built network or block."""
     import keras_impl
     from keras_impl.blocks import make_attention
 
-    dtype, spec = common_dtype(checkpoint), checkpoint.spec
     if spec.network:
-        layer = getattr(keras_impl, spec.network)(**spec.model_kwargs(), dtype=dtype)
-    else:
-        made = make_attention(0, block_config(checkpoint), dtype)
-        assert made is not None  # the spec of a block has an attention
-        layer = made[1]
-        layer.build((None, None, None, spec.input_channels))
+        return getattr(keras_impl, spec.network)(**spec.model_kwargs(), dtype=dtype)
+    made = make_attention(0, block_config(spec), dtype)
+    assert made is not None  # the spec of a block has an attention
+    made[1].build((None, None, None, spec.input_channels))
+    return made[1]
+
+
+def load_model(checkpoint: Checkpoint) -> keras.layers.Layer:
+    layer = build(checkpoint.spec, common_dtype(checkpoint))
     load_into(layer, checkpoint, "", None)
     return layer

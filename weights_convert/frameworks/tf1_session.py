@@ -21,11 +21,12 @@ from weights_convert.frameworks import (
     selected,
 )
 from weights_convert.layouts import LAYOUTS, Stored, like
-from weights_convert.spec import TRAINING_ONLY, network_spec, parameters
+from weights_convert.spec import KINDS, TRAINING_ONLY, network_spec, parameters
 
 _LAYOUT = LAYOUTS["tf1"]
-# the collections in which tf1_compat notes the scope and keywords of a network, and of a CBAM block
-_CONFIGS, _BLOCKS = "resnet_config", "cbam_config"
+# the collections in which tf1_compat notes the scope and keywords of networks, and of CBAM blocks
+_CONFIGS = [f"{kind.kind}_config" for kind in KINDS.values() if kind.network]
+_BLOCKS = "cbam_config"
 
 
 def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
@@ -35,7 +36,7 @@ def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
         MismatchError: two that share their variables compute different outputs from them.
     """
     found: dict[str, dict[str, Any]] = {}
-    for note in map(json.loads, graph.get_collection(_CONFIGS)):
+    for note in (json.loads(text) for name in _CONFIGS for text in graph.get_collection(name)):
         scope, keywords = note["scope"], note["keywords"]
         for name, value in found.get(scope, keywords).items():
             if name not in TRAINING_ONLY and keywords[name] != value:
@@ -71,14 +72,17 @@ def _variables(session: tf.Session, scope: str) -> dict[str, tuple[tf.Variable, 
     """
     prefix, found, unknown = f"{scope}/" if scope else "", {}, []
     spec = network_spec(keywords_of(session, scope))
-    known = {} if spec is None else {_LAYOUT.rename(p, spec): p.name for p in parameters(spec)}
+    known = {} if spec is None else {_LAYOUT.rename(p, spec): p for p in parameters(spec)}
     for variable in session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
         name = variable.op.name
         if not name.startswith(prefix) or any(p.fullmatch(name) for p, _ in _LAYOUT.bookkeeping):
             continue
         inside = name.removeprefix(prefix)
-        canonical = known.get(inside) if known else _LAYOUT.parse(inside)
-        if canonical is None or (parameter := like(canonical)) is None:
+        parameter = known.get(inside)
+        canonical = parameter.name if parameter else None
+        if spec is None and (canonical := _LAYOUT.parse(inside)):
+            parameter = like(canonical)
+        if canonical is None or parameter is None:
             unknown.append(name)
         else:
             found[canonical] = variable, _LAYOUT.stored(parameter)
@@ -116,11 +120,22 @@ def state_of(session: tf.Session, scope: str | None) -> tuple[dict[str, np.ndarr
     return arrays, keywords_of(session, scope)
 
 
-def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
-    """A function like those of `tf1_compat`, whose variables initialise from the checkpoint."""
+def build(images: tf.Tensor, spec: Any, is_training: bool = False, scope: str | None = None) -> Any:
+    """A network's or block's output in the default graph, and its end points."""
     import tf1_compat
     from tf1_compat.blocks import make_attention
 
+    if spec.network:
+        network = getattr(tf1_compat, spec.network.lower())
+        return network(images, is_training, scope=scope, **spec.model_kwargs())
+    attend: Any = make_attention(0, block_config(spec), is_training)
+    assert attend is not None  # the spec of a block has an attention
+    y = attend(images, scope=scope)
+    return y, {"attention": y}
+
+
+def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
+    """A function like those of `tf1_compat`, whose variables initialise from the checkpoint."""
     spec = checkpoint.spec
     of = {_LAYOUT.rename(parameter, spec): parameter for parameter in parameters(spec)}
     reading = threading.Lock()  # a session runs its initialisers in parallel
@@ -156,12 +171,6 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
             return getter(name, *args, **keywords)
 
         with tf.variable_scope(tf.get_variable_scope(), custom_getter=from_file):
-            if spec.network:
-                build = getattr(tf1_compat, spec.network.lower())
-                return build(images, is_training, scope=scope, **spec.model_kwargs())
-            attend: Any = make_attention(0, block_config(checkpoint), is_training)
-            assert attend is not None  # the spec of a block has an attention
-            y = attend(images, scope=scope)
-            return y, {"attention": y}
+            return build(images, spec, is_training, scope)
 
     return network

@@ -65,22 +65,26 @@ def state_of(module: torch.nn.Module, scope: str | None) -> tuple[dict[str, np.n
     return {name: _to_numpy(tensor) for name, tensor in module.state_dict().items()}, config_of(module)
 
 
-def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
+def build(spec: Any, dtype: str) -> torch.nn.Module:
+    """A network or block without values, in eval mode: no time goes into random weights."""
     import torch_impl
     from torch_impl.blocks import make_attention
 
-    spec: Any = checkpoint.spec
-    dtype = getattr(torch, common_dtype(checkpoint))
-    with torch.device("meta"):  # no time for random weights
+    with torch.device("meta"):
         if spec.network:
             module = getattr(torch_impl, spec.network)(**spec.model_kwargs())
         else:
-            made = make_attention(spec.channels, 0, block_config(checkpoint))
+            made = make_attention(spec.channels, 0, block_config(spec))
             assert made is not None  # the spec of a block has an attention
             module = made[1]
-    module = module.to(dtype).to_empty(device="cpu")
+    module = module.to(getattr(torch, dtype)).to_empty(device="cpu").eval()
     for name, buffer in module.named_buffers():
         if is_count(name):
             buffer.zero_()
+    return module
+
+
+def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
+    module = build(checkpoint.spec, common_dtype(checkpoint))
     load_into(module, checkpoint, "", None)
-    return module.eval()
+    return module

@@ -27,8 +27,9 @@ from weights_convert.spec.base import (
 )
 from weights_convert.spec.models import MODELS, model_name, model_spec, variant_of
 from weights_convert.spec.resnet import ResNetSpec, stem_widths
+from weights_convert.spec.vgg import VGGSpec
 
-KINDS: dict[str, type[Spec]] = {kind.kind: kind for kind in (ResNetSpec, AttentionSpec)}
+KINDS: dict[str, type[Spec]] = {kind.kind: kind for kind in (ResNetSpec, VGGSpec, AttentionSpec)}
 
 
 def network_spec(keywords: Mapping[str, Any]) -> Any:
@@ -49,6 +50,7 @@ __all__ = [
     "Parameter",
     "ResNetSpec",
     "Spec",
+    "VGGSpec",
     "changed",
     "count_parameters",
     "eca_kernel_size",

@@ -88,6 +88,10 @@ class Spec(AttentionOptions):
         """The parameter that a tensor of this name is, whatever the sizes of the network."""
         return _by_name(cls.widest).get(name)
 
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """The compared points of a network in order, each with the modules that run for it."""
+        raise NotImplementedError
+
     def member_class(self, path: str) -> str:
         """Keras's name for the class of a member of a list (`layer1.0`), where it is no plain layer."""
         raise KeyError(path)
@@ -117,6 +121,11 @@ class Spec(AttentionOptions):
     def input_channels(self) -> int:
         """The channels of its inputs."""
         raise NotImplementedError
+
+    @property
+    def image_size(self) -> int:
+        """Rows and columns of the images that such networks are trained on."""
+        return 224
 
 
 def has_cbam(spec: AttentionOptions) -> bool:
@@ -206,3 +215,13 @@ def dense(
     yield Parameter(f"{prefix}.weight", (outputs, inputs), role)
     if bias:
         yield Parameter(f"{prefix}.bias", (outputs,), "bias")
+
+
+def conv_norm(
+    norm: str, conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
+) -> Iterator[Parameter]:
+    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), "conv2d")
+    if norm != "bn":
+        yield Parameter(f"{conv}.bias", (outputs,), "bias")
+    if norm != "bias":
+        yield from batch_norm(bn, outputs)

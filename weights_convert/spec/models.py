@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from weights_convert.errors import SpecError, nearest
 from weights_convert.spec.base import Spec, make_spec
 from weights_convert.spec.resnet import ResNetSpec
+from weights_convert.spec.vgg import VGGSpec
 
 _BASIC, _BOTTLENECK = {"block": "basic"}, {"block": "bottleneck"}
 _CIFAR = {"block": "basic", "stem": "3x3", "stem_width": 16, "width": 16, "num_classes": 10}
@@ -66,6 +67,7 @@ _ROWS: dict[type[Spec], dict[str, dict[str, Any]]] = {
         **_with_attention("cbam", _CIFAR_RESNETS),
         **_with_attention("eca", _CIFAR_RESNETS),
     },
+    VGGSpec: {"vgg16_bn": {}, "se_vgg16_bn": {"attention": "se"}},
 }
 
 

@@ -14,7 +14,7 @@ from weights_convert.spec.base import (
     Parameter,
     Spec,
     as_spec_error,
-    batch_norm,
+    conv_norm,
     dense,
     has_cbam,
     has_cbam_bn,
@@ -68,7 +68,7 @@ class ResNetSpec(Spec):
 
     def __post_init__(self) -> None:
         with as_spec_error():
-            checked = checks.check_keywords(vars(self))
+            checked = checks.check_keywords(vars(self), self.kind)
         if checked["stem_pool"] is None:
             checked["stem_pool"] = "none" if checked["stem"] == "3x3" else "pad1"
         set_fields(self, checked)
@@ -115,6 +115,12 @@ class ResNetSpec(Spec):
     def like(cls, name: str) -> Parameter | None:
         return super().like(_BLOCK.sub("layer1.0.", name, count=1))
 
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        numbers = range(1, 1 + len(stem_widths(self.stem, self.stem_width)))
+        stem = tuple(f"{layer}{number}" for number in numbers for layer in ("conv", "bn"))
+        layers = {f"layer{stage}": (f"layer{stage}",) for stage in range(1, 1 + len(self.depths))}
+        return {"stem": stem, **layers, "pooled": (), "logits": ("fc",)}
+
     def member_class(self, path: str) -> str:  # noqa: ARG002
         return BLOCK_CLASSES[self.block]
 
@@ -134,6 +140,10 @@ class ResNetSpec(Spec):
     def input_channels(self) -> int:
         return self.in_channels
 
+    @property
+    def image_size(self) -> int:
+        return 32 if self.stem == "3x3" else 224
+
 
 def stem_widths(stem: str, width: int) -> tuple[int, ...]:
     """The channels of each convolution of a stem.
@@ -146,13 +156,3 @@ def stem_widths(stem: str, width: int) -> tuple[int, ...]:
     if stem == "deep_tiered":
         return 3 * (width // 4), width, 2 * width
     return (width,)
-
-
-def conv_norm(
-    norm: str, conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
-) -> Iterator[Parameter]:
-    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), "conv2d")
-    if norm != "bn":
-        yield Parameter(f"{conv}.bias", (outputs,), "bias")
-    if norm != "bias":
-        yield from batch_norm(bn, outputs)
