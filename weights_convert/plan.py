@@ -61,6 +61,11 @@ class Move:
     target: TensorInfo
     sha256: str | None = None
 
+    @property
+    def axes(self) -> tuple[int, ...] | None:
+        """The transposition from canonical axes to the target's; None for none."""
+        return self.stored.axes
+
 
 @dataclass
 class Plan:
@@ -99,7 +104,7 @@ class Plan:
                     "canonical": move.canonical,
                     "source": move.source_name,
                     "target": move.target_name,
-                    "axes": move.stored.axes,
+                    "axes": move.axes,
                     "shape": move.target.shape,
                     "dtype": move.target.dtype.name,
                     "source_dtype": move.source.dtype.name,

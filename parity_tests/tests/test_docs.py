@@ -19,7 +19,7 @@ import pytest
 from parity_tests.tests.doc_blocks import blocks_of, broken_links
 from parity_tests.tests.doc_blocks import run as run_blocks
 from weights_convert.__main__ import main as weights_convert_main
-from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec
+from weights_convert.spec import MODELS, ResNetSpec, VGGSpec, count_parameters, model_spec
 from weights_convert.spec.checks import CHOICES
 
 ROOT = Path(__file__).parents[2]
@@ -254,17 +254,20 @@ def test_requirements_are_those_of_the_package():
     assert {line for line in lines if line and not line.startswith("#")} == wanted | {"-e ."}
 
 
-def test_the_table_of_keywords_is_the_spec():
+def test_the_tables_of_keywords_are_the_specs():
     text = (ROOT / "docs" / "keywords.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| (\w+) \| (.+?) \| .*\|$", text, re.MULTILINE))
-    rows.pop("keyword")
-    fields = {field.name: field for field in dataclasses.fields(ResNetSpec)}
-    assert set(rows) == set(fields)
-    for name, values in rows.items():
-        default = "None" if name == "stem_pool" else repr(fields[name].default).replace("'", '"')
-        assert values.split(", ")[0] == default or values == default, name
-        if name in CHOICES:
-            assert [value.strip('"') for value in values.split(", ")] == list(map(str, CHOICES[name]))
+    row = re.compile(r"^\| (\w+) \| (.+?) \| .*\|$", re.MULTILINE)
+    resnet, vgg = (dict(row.findall(part)) for part in text.split("## VGG"))
+    for rows, kind in ((resnet, ResNetSpec), (resnet | vgg, VGGSpec)):
+        fields = {field.name: field for field in dataclasses.fields(kind)}
+        assert set(fields) <= set(rows)
+        for name in set(rows) & set(fields):
+            default = "None" if name == "stem_pool" else repr(fields[name].default).replace("'", '"')
+            assert rows[name].split(", ")[0] == default or rows[name] == default, name
+            if name in CHOICES:
+                assert {value.strip('"') for value in rows[name].split(", ")} == set(map(str, CHOICES[name]))
+    known = {field.name for kind in (ResNetSpec, VGGSpec) for field in dataclasses.fields(kind)}
+    assert {*resnet, *vgg} - {"keyword"} == known
 
 
 # --------------------------------------------------------------------------------------------------

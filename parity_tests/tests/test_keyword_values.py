@@ -18,28 +18,39 @@ import tf1_compat
 import torch_impl
 from parity_tests.judge.synthetic import tiny
 from weights_convert.errors import SpecError
-from weights_convert.spec import AttentionSpec, ResNetSpec
+from weights_convert.spec import AttentionSpec, ResNetSpec, VGGSpec
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
 
 
 def torch_network(**keywords: Any) -> None:
+    network = torch_impl.VGG if "widths" in keywords else torch_impl.ResNet
     with torch.device("meta"):
-        torch_impl.ResNet(**keywords)
+        network(**keywords)
+
+
+def keras_network(**keywords: Any) -> None:
+    network = keras_impl.VGG if "widths" in keywords else keras_impl.ResNet
+    network(**keywords)
 
 
 def tf1_network(**keywords: Any) -> None:
     channels = keywords["in_channels"]
     with tf.Graph().as_default():
         channels = channels if isinstance(channels, (int, np.integer)) and 0 < channels < 9 else 3
-        tf1_compat.resnet(tf.zeros((1, 8, 8, channels)), **keywords)
+        network = tf1_compat.vgg if "widths" in keywords else tf1_compat.resnet
+        network(tf.zeros((1, 8, 8, channels)), **keywords)
+
+
+def spec(**keywords: Any) -> None:
+    (VGGSpec if "widths" in keywords else ResNetSpec)(**keywords)
 
 
 BUILD: dict[str, Callable[..., Any]] = {
-    "spec": ResNetSpec,
+    "spec": spec,
     "torch": torch_network,
-    "keras": keras_impl.ResNet,
+    "keras": keras_network,
     "tf1": tf1_network,
 }
 
@@ -55,6 +66,8 @@ def verdict(build: Callable[..., Any], keywords: dict[str, Any]) -> str:
 
 BASE = tiny(depths=(1,), attention="cbam").model_kwargs()
 NAMES = list(BASE)
+VGG = VGGSpec(depths=(1,), widths=(8,), pool_size=1, head_width=4, attention="cbam").model_kwargs()
+OF_VGG = [name for name in VGG if name not in BASE] + ["depths", "eca_kernel_sizes"]
 POOL = [
     *(None, True, False, 0, 1, 2, 3, 4, 5, -1, 2**31 - 1, 2**31, 10**400, 0.0, 0.5, 1.0, 1.5, -0.5),
     *(
@@ -76,18 +89,21 @@ POOL = [
 ]
 # nothing invalid, and more than this computer has: no implementation is built with it
 SIZES = ("width", "groups", "width_per_group", "stem_width", "reduction", "num_classes", "in_channels")
+SIZES += ("head_width", "pool_size")
 TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
 
 
 @pytest.mark.parametrize("built", [1, pytest.param(len(POOL) + 1, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("name", NAMES)
-def test_any_value_of_a_keyword_has_one_verdict(name, built):
+@pytest.mark.parametrize(
+    ("base", "name"), [(BASE, name) for name in NAMES] + [(VGG, name) for name in OF_VGG]
+)
+def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
     """As many networks of Keras and TF1 are `built`; of the other valid values their checks are asked."""
     seen, valid = set(), 0
-    for value in [BASE[name], *POOL]:
+    for value in [base[name], *POOL]:
         if isinstance(value, int) and (name, value) in TOO_LARGE:
             continue
-        keywords = BASE | {name: value}
+        keywords = base | {name: value}
         said = {room: verdict(checked(room), keywords) for room in ROOMS}
         said |= {who: verdict(BUILD[who], keywords) for who in ("spec", "torch")}
         valid += said["spec"] == ""
@@ -138,7 +154,7 @@ def checked(room: str) -> Callable[..., Any]:
     """`check_keywords` of a room, with which each of its networks begins."""
     module = {"torch_impl": torch_impl, "keras_impl": keras_impl, "tf1_compat": tf1_compat}[room]
     check = module.keywords.check_keywords
-    return lambda **keywords: check(keywords)
+    return lambda **keywords: check(keywords, "vgg" if "widths" in keywords else "resnet")
 
 
 @pytest.mark.quick

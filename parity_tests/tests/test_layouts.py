@@ -10,7 +10,7 @@ import pytest
 from parity_tests.judge.synthetic import ATTENTION_SPECS, position_coded, tiny
 from weights_convert import Checkpoint, MismatchError, SourceError, convert, load
 from weights_convert.families.base import skeleton
-from weights_convert.identify.candidates import infer
+from weights_convert.identify.candidates import INFERENCES, infer
 from weights_convert.layouts import LAYOUTS, ROLES, like, permuted
 from weights_convert.spec import MODELS, Spec, model_spec, parameters
 
@@ -74,7 +74,7 @@ VARIANTS = [  # of `tiny`: every keyword that leaves a trace in names and shapes
 ]
 ROWS = {" ".join(f"{k}={v}" for k, v in row.items()): row for row in VARIANTS}
 SPECS = {
-    **{name: model_spec(name) for name in MODELS},
+    **{name: model_spec(name) for name, row in MODELS.items() if row.kind.kind in INFERENCES},
     **{name: tiny(**row) for name, row in ROWS.items()},
     **{f"block {name}": spec for name, spec in ATTENTION_SPECS.items()},
 }

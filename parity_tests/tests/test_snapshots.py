@@ -60,7 +60,7 @@ def reading(listing: str) -> str:
     plans = []
     for family, suffix in (("torch", ".pth"), ("keras", ".weights.h5"), ("tf1", ".ckpt")):
         plan = make_plan(checkpoint, Path(f"x{suffix}"), family=family)
-        plans.append([(move.source_name, move.target_name, move.stored.axes) for move in plan.moves])
+        plans.append([(move.source_name, move.target_name, move.axes) for move in plan.moves])
     return digest([facts, places, plans])
 
 
