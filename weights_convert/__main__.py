@@ -103,9 +103,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_json(target: str | None, *files: str) -> None:
     """`check_target`, for checkpoints: a prefix stands for several files."""
     if target is not None:
-        from weights_convert.source import files_of
+        from weights_convert.formats.given import Given
 
-        check_target(target, *files, *(str(part) for file in files for part in files_of(Path(file))))
+        check_target(target, *files, *(str(part) for file in files for part in Given(file).files()))
 
 
 def run_convert(arguments: argparse.Namespace) -> int:

@@ -24,6 +24,7 @@ from weights_convert.checkpoint import (
 from weights_convert.errors import SourceError, SpecError
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import Reader, TensorInfo
+from weights_convert.formats.given import Given
 from weights_convert.identify.candidates import Candidate, declared, identify
 from weights_convert.identify.misfits import do_not_fit, title
 from weights_convert.identify.reading import Reading
@@ -83,8 +84,9 @@ def opened(
     limits: Limits | None = None,
 ) -> Checkpoint:
     """As `load`, without its warnings: for those who give them in another way."""
-    source = Source(path)
-    reader = open_reader(path, key, limits)
+    given = Given(path, limits)
+    source = Source(given)  # as it is before it is read
+    reader = open_reader(given, key)
     try:
         return _load(reader, source, model, dict(settings or {}), family, scope)
     except BaseException:

@@ -27,12 +27,11 @@ DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
-_ANY_LAYOUT = ("npz", "safetensors")  # containers in which a layout other than their own may stand
 
 
 def _takes(container: Format) -> list[str]:
     """The families that may stand in a container: in PyTorch's, all that PyTorch loads."""
-    if container.name in _ANY_LAYOUT:
+    if container.any_layout:
         return [name for name, family in FAMILIES.items() if family.written]
     return [
         name

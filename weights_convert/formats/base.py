@@ -133,10 +133,13 @@ class Format:
     suffixes: tuple[str, ...]  # for writing; reading goes by content
     description: str
     own_family: str  # the layout that is written into it unless another one is asked for
-    open: Callable[..., Reader]
+    recognises: Callable[[Any], bool]  # whether a `Given` is one
+    open: Callable[..., Reader]  # of a path or a `Given`
     write: Write | None  # None: read only
     files: Callable[[Path], list[Path]] = lambda path: [path]  # what `write(path)` leaves on disk
     place: Place = place_file  # (from, to, overwrite): moves them to where they are read
+    any_layout: bool = False  # whether layouts of other containers may stand in it
+    keyed: bool = False  # whether one file may hold several checkpoints, opened with `key`
     orphans: Orphans = no_orphans  # what a move that was stopped left beside `path`
 
 

@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.archive import DAMAGE, open_zip
+from weights_convert.formats.archive import DAMAGE
 from weights_convert.formats.base import (
     MAX_NDIM,
     METADATA_NAME,
@@ -28,6 +28,7 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.formats.given import Given
 from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import write
 
@@ -39,20 +40,24 @@ _HEADERS = {  # version -> bytes of the header's length, and what reads both
 _LONGEST_HEADER = 10_000  # bytes, as in NumPy, which looks only once it has read them
 
 
+def recognises_npz(given: Given) -> bool:
+    return bool(given.entries) and all(name.endswith(_SUFFIX) for name in given.entries)
+
+
 class NpzReader(Reader):
     """An .npz archive. Object arrays (pickles) are never loaded; they are listed in `left_out`."""
 
     format = "npz"
 
-    def __init__(self, path: Path, limits: Limits = DEFAULT):
-        super().__init__(path, limits)
+    def __init__(self, source: Path | Given, limits: Limits = DEFAULT):
+        given = Given.of(source, limits)
+        super().__init__(given.path, given.limits)
+        self._file = given.file
         try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
-        try:
-            self.has(self._file.seek(0, 2))
-            self._zip = open_zip(path, self._file, limits)
+            self.has(given.size)
+            if given.archive is None:
+                raise SourceError(f"{given.path}: not a zip archive, expected an .npz file")
+            self._zip = given.archive
             for entry in self._zip.infolist():
                 self._list(entry)
         except BaseException:
