@@ -37,7 +37,7 @@ from weights_convert.formats.leveldb_table import varint
 from weights_convert.formats.npz_file import write_npz
 from weights_convert.formats.safetensors_file import write_safetensors
 from weights_convert.identify.candidates import infer
-from weights_convert.identify.reading import _prefix
+from weights_convert.identify.reading import Listing
 from weights_convert.layouts import LAYOUTS
 
 SECONDS, MEMORY = 10, 2**28
@@ -430,7 +430,7 @@ def test_names_and_shapes_that_take_long(tmp_path, case):
 def test_scopes_are_not_compared_with_one_another(tmp_path):
     with open_reader(named(tmp_path / "x", {f"a{i}/conv1/kernel": () for i in range(18_000)})) as reader:
         start = time.process_time()
-        assert len(_prefix(reader, LAYOUTS["tf1"], None)[1]) == 18_000
+        assert len(Listing(reader, None).prefix(LAYOUTS["tf1"])[1]) == 18_000
         assert time.process_time() - start < 4  # 30 s if each is held against each
 
 

@@ -19,7 +19,7 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from weights_convert.families.counted import CountedLayers
@@ -263,15 +263,18 @@ class Names:
         self.separator = separator
         self._from_file = _index((file, canonical) for file, canonical in names.items())
         self._to_file = _index((c, f) for f, c in names.items() if "{part}" not in f)
+        self._in_parts = any("{part}" in file for file in names)
+        # a module has up to five tensors
+        self._module = lru_cache(maxsize=4096)(partial(_translate, self._from_file))
 
     def knows(self, module: str) -> bool:
         """Whether a module path of a file is among the names."""
-        return _translate(self._from_file, module) is not None
+        return self._module(module) is not None
 
     def parse(self, name: str) -> str | None:
         """The canonical name of a tensor in a file, or None."""
         path, _, leaf = name.removesuffix(":0").rpartition(self.separator)
-        module = _translate(self._from_file, path)
+        module = self._module(path)
         if module is None:
             return None
         if self.separator == "/":
@@ -280,6 +283,8 @@ class Names:
 
     def part(self, name: str) -> int:
         """Which part of a tensor a name in a file is; 0 where it is the whole."""
+        if not self._in_parts:
+            return 0
         path = name.removesuffix(":0").rpartition(self.separator)[0]
         for pattern, _, _ in self._from_file.get(skeleton(path), ()):
             if match := re.fullmatch(pattern, path):

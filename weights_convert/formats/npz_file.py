@@ -53,6 +53,7 @@ class NpzReader(Reader):
         given = Given.of(source, limits)
         super().__init__(given.path, given.limits)
         self._file = given.file
+        self._headers: dict[bytes, tuple[Any, ...]] = {}
         try:
             self.has(given.size)
             if given.archive is None:
@@ -92,7 +93,10 @@ class NpzReader(Reader):
                 length = int.from_bytes(size, "little")
                 if length > _LONGEST_HEADER:
                     raise ValueError(f"a header of {length} bytes")
-                shape, _, dtype = parse(io.BytesIO(size + file.read(length)))
+                header = size + file.read(length)
+                if header not in self._headers:  # a network has few shapes
+                    self._headers[header] = parse(io.BytesIO(header))
+                shape, _, dtype = self._headers[header]
                 if len(shape) > MAX_NDIM or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
                     raise ValueError(f"an impossible shape, {shape}")
                 info = TensorInfo(shape, dtype.newbyteorder("="))

@@ -18,7 +18,7 @@ from weights_convert.families.base import Case, Family
 from weights_convert.formats.base import Reader, one_line
 from weights_convert.identify import attention, resnet
 from weights_convert.identify.misfits import do_not_fit, title
-from weights_convert.identify.reading import Reading, read_for, readings
+from weights_convert.identify.reading import Listing, Reading
 from weights_convert.identify.votes import Inferred, Shapes, first_axes, inferred, most
 from weights_convert.spec import KINDS, MODELS, Spec, changed, model_spec, parameters, variant_of
 
@@ -83,11 +83,12 @@ def identify(
         family, _, label = model.partition(":")
         model = None
     families = [find_family(family)] if family is not None else list(FAMILIES.values())
-    read = [reading for f in families for reading in readings(reader, f, scope)]
+    listing = Listing(reader, scope)
+    read = [reading for f in families for reading in listing.readings(f)]
     if not read and scope is not None:
         raise _no_scope(reader, scope)
     close = [r for r in read if 2 * len(r.extra) <= len(r.extra) + len(r.names) and r.names]
-    pairs = _inferred(reader, close) or _of_rows(reader, families, scope)
+    pairs = _inferred(reader, close) or _of_rows(listing, families)
     found = [c for r, i in pairs for c in _candidates(reader, r, i, model, dict(settings or {}))]
     if not found:
         raise _unknown(reader, read, family)
@@ -108,7 +109,8 @@ def declared(
         MismatchError: the tensors are not that network's.
     """
     families = [find_family(family)] if family else list(FAMILIES.values())
-    read = [r for f in families if spec.kind in f.kinds and (r := read_for(reader, f, spec, scope))]
+    listing = Listing(reader, scope)
+    read = [r for f in families if spec.kind in f.kinds and (r := listing.read_for(f, spec))]
     best = max(read, key=lambda r: len(r.names), default=None)
     if best is None and scope is not None:
         raise _no_scope(reader, scope)
@@ -156,13 +158,14 @@ def _inferred(reader: Reader, close: Sequence[Reading]) -> list[tuple[Reading, I
     return found
 
 
-def _of_rows(reader: Reader, families: Sequence[Family], scope: str | None) -> list[tuple[Reading, Inferred]]:
+def _of_rows(listing: Listing, families: Sequence[Family]) -> list[tuple[Reading, Inferred]]:
     """Each family's reading for the named network that it fits best, where it has most of the names."""
+    reader = listing.reader
     found = []
     for family in families:
         kinds = {*family.kinds} - {*INFERENCES}
         rows = [model_spec(name) for name, row in MODELS.items() if row.kind.kind in kinds]
-        whole = [(read_for(reader, family, spec, scope), spec) for spec in rows]
+        whole = [(listing.read_for(family, spec), spec) for spec in rows]
         read = [(r, _with_sizes(reader, r, spec)) for r, spec in whole if r is not None]
         if read:
             reading, spec = min(read, key=lambda pair: len(pair[0].misfits(reader, pair[1], hints=False)))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from weights_convert.families.base import Family
@@ -71,66 +71,142 @@ class Reading:
         return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names, hints)
 
 
-def readings(reader: Reader, family: Family, scope: str | None) -> list[Reading]:
-    """The file's names as a family may have meant them."""
-    _, layout = family.layouts(())[0]
-    prefix, _ = _prefix(reader, layout, scope)
-    if prefix is None:
-        return []
-    modules = {re.sub(r"[./][^./]*$", "", name.removeprefix(prefix)) for name in reader.tensors}
-    found = [read_as(reader, family, layout, values, scope) for values, layout in family.layouts(modules)]
-    return [reading for reading in found if reading is not None]
+@dataclass
+class Inside:
+    """The names behind a prefix, without it."""
+
+    shapes: dict[str, tuple[int, ...]]
+    left_out: dict[str, str]
+
+    @cached_property
+    def kinds(self) -> dict[str, list[str]]:
+        """Names by their skeleton: where they differ in numbers only, a layout knows all or none."""
+        kinds: dict[str, list[str]] = {}
+        for name in self.shapes:
+            kinds.setdefault(skeleton(name), []).append(name)
+        return kinds
+
+    @cached_property
+    def modules(self) -> set[str]:
+        """The names without their leaves."""
+        return {re.sub(r"[./][^./]*$", "", name) for name in self.shapes}
 
 
-def read_as(
-    reader: Reader, family: Family, layout: Layout, values: Mapping[str, Any], scope: str | None
-) -> Reading | None:
-    """The file's names read by one layout; None where hardly any of them are its own."""
-    reading, inside = _begun(reader, family, layout, values, scope)
-    if reading is None:
-        return None
-    # of names that differ in numbers only, one tells whether the layout knows them
-    kinds = Counter(map(skeleton, inside))
-    examples = {skeleton(name): name for name in inside}
-    if 2 * sum(n for kind, n in kinds.items() if layout.knows(examples[kind])) < len(inside):
-        reading.extra = {reading.prefix + name: shape for name, shape in inside.items()}
-        return reading if any(layout.knows(name) for name in examples.values()) else None
-    return _filled(reading, inside, layout.assign(inside))
+class Listing:
+    """The tensors of a file as the layouts look at them; what several layouts share is found once.
+
+    Args:
+        reader: of the file.
+        scope: the variable scope that is asked for, in a TF1 checkpoint.
+    """
+
+    def __init__(self, reader: Reader, scope: str | None):
+        self.reader, self._scope = reader, scope
+        self._weights: dict[Any, tuple[list[str], dict[str, str]]] = {}
+        self._prefixes: dict[Any, tuple[str | None, list[str]]] = {}
+        self._insides: dict[Any, Inside] = {}
+
+    def readings(self, family: Family) -> list[Reading]:
+        """The file's names as a family may have meant them."""
+        _, layout = family.layouts(())[0]
+        prefix, _ = self.prefix(layout)
+        if prefix is None:
+            return []
+        layouts = family.layouts(self.inside(layout, prefix).modules)
+        found = [self.read_as(family, layout, values) for values, layout in layouts]
+        return [reading for reading in found if reading is not None]
+
+    def read_as(self, family: Family, layout: Layout, values: Mapping[str, Any]) -> Reading | None:
+        """The file's names read by one layout; None where hardly any of them are its own."""
+        prefix, scopes = self.prefix(layout)
+        if prefix is None:
+            return None
+        inside = self.inside(layout, prefix)
+        known = {kind for kind, names in inside.kinds.items() if layout.knows(names[-1])}
+        if not known:
+            return None
+        reading = Reading(family, layout, values, prefix, scopes, left_out=inside.left_out)
+        if 2 * sum(len(inside.kinds[kind]) for kind in known) < len(inside.shapes):
+            reading.extra = {prefix + name: shape for name, shape in inside.shapes.items()}
+            return reading
+        return _filled(reading, inside.shapes, layout.assign(inside.shapes))
+
+    def read_for(self, family: Family, spec: Spec) -> Reading | None:
+        """The file's names read for a known network; None where the scope that is asked for is missing."""
+        layout = family.layout_of(spec)
+        prefix, scopes = self.prefix(layout)
+        if prefix is None:
+            return None
+        inside = self.inside(layout, prefix)
+        there = {name: canonical for canonical, name in layout.names(spec).items() if name is not None}
+        assigned: dict[str, tuple[str, ...]] = {there[n]: (n,) for n in inside.shapes if n in there}
+        rest = {name: shape for name, shape in inside.shapes.items() if name not in there}
+        for canonical, names in layout.assign(rest).items():  # parts of tensors, and another network's names
+            assigned.setdefault(canonical, names)
+        reading = Reading(family, layout, {}, prefix, scopes, left_out=inside.left_out)
+        return _filled(reading, inside.shapes, assigned)
+
+    def weights(self, layout: Layout) -> tuple[list[str], dict[str, str]]:
+        """The names that are no bookkeeping, and what the others are."""
+        if layout.bookkeeping not in self._weights:
+            left_out = {}
+            for name, info in self.reader.tensors.items():
+                for pattern, what in layout.bookkeeping:
+                    if pattern.fullmatch(name):
+                        left_out[name] = f"{what} {info.shape}"
+                        break
+            names = [name for name in self.reader.tensors if name not in left_out]
+            self._weights[layout.bookkeeping] = names, left_out
+        return self._weights[layout.bookkeeping]
+
+    def inside(self, layout: Layout, prefix: str) -> Inside:
+        """The weights behind a prefix, and everything else."""
+        key = layout.bookkeeping, prefix
+        if key not in self._insides:
+            names, left_out = self.weights(layout)
+            outside = {
+                name: f"outside the prefix {prefix!r}" for name in names if not name.startswith(prefix)
+            }
+            tensors = self.reader.tensors
+            shapes = {n.removeprefix(prefix): tensors[n].shape for n in names if n not in outside}
+            self._insides[key] = Inside(shapes, left_out | outside)
+        return self._insides[key]
+
+    def prefix(self, layout: Layout) -> tuple[str | None, list[str]]:
+        """What stands before every name: a wrapper's `module.`, or the TF1 scope; and all scopes there are.
+
+        None where the scope that was asked for is not there.
+        """
+        key = layout.bookkeeping, layout.scoped, layout.marks, layout.tensorflow_axes
+        if key not in self._prefixes:
+            self._prefixes[key] = self._find_prefix(layout)
+        return self._prefixes[key]
+
+    def _find_prefix(self, layout: Layout) -> tuple[str | None, list[str]]:
+        names, _ = self.weights(layout)  # an optimiser's or an average's entries are not below the wrapper
+        if not layout.scoped:
+            return ("" if layout.tensorflow_axes else _wrapper(names)), []
+        scope = self._scope if self._scope is not None else self.reader.said("scope", str)
+        if scope is not None:
+            prefix = f"{scope.rstrip('/')}/" if scope else ""
+            return (prefix if any(name.startswith(prefix) for name in names) else None), []
+        for mark in layout.marks:
+            found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
+            outer: list[str] = []
+            for scope in sorted(found):  # what begins with another scope comes behind it
+                if not outer or not scope.startswith(outer[-1]):
+                    outer.append(scope)
+            if outer:
+                return outer[0], outer if len(outer) > 1 else []
+        return "", []
 
 
-def read_for(reader: Reader, family: Family, spec: Spec, scope: str | None) -> Reading | None:
-    """The file's names read for a known network; None where the scope that is asked for is missing."""
-    layout = family.layout_of(spec)
-    reading, inside = _begun(reader, family, layout, {}, scope)
-    if reading is None:
-        return None
-    there = {name: canonical for canonical, name in layout.names(spec).items() if name is not None}
-    assigned: dict[str, tuple[str, ...]] = {there[n]: (n,) for n in inside if n in there}
-    rest = {name: shape for name, shape in inside.items() if name not in there}
-    for canonical, names in layout.assign(rest).items():  # parts of tensors, and names of another network
-        assigned.setdefault(canonical, names)
-    return _filled(reading, inside, assigned)
-
-
-def _begun(
-    reader: Reader, family: Family, layout: Layout, values: Mapping[str, Any], scope: str | None
-) -> tuple[Reading | None, dict[str, tuple[int, ...]]]:
-    """A reading without names, and the names and shapes behind its prefix."""
-    reading = Reading(family, layout, values)
-    prefix, reading.scopes = _prefix(reader, layout, scope)
-    inside: dict[str, tuple[int, ...]] = {}
-    if prefix is None:
-        return None, inside
-    reading.prefix = prefix
-    for name, info in reader.tensors.items():
-        known = next((what for pattern, what in layout.bookkeeping if pattern.fullmatch(name)), None)
-        if known:
-            reading.left_out[name] = f"{known} {info.shape}"
-        elif not name.startswith(prefix):
-            reading.left_out[name] = f"outside the prefix {prefix!r}"
-        else:
-            inside[name.removeprefix(prefix)] = info.shape
-    return reading, inside
+def _wrapper(names: Sequence[str]) -> str:
+    """What modules around the network put before every name."""
+    prefix = ""
+    for _ in range(_MOST_WRAPPERS if names else 0):
+        prefix += next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")
+    return prefix
 
 
 def _filled(
@@ -141,30 +217,3 @@ def _filled(
     used = {name for names in assigned.values() for name in names}
     reading.extra = {prefix + name: shape for name, shape in inside.items() if name not in used}
     return reading
-
-
-def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | None, list[str]]:
-    """What stands before every name: a wrapper's `module.`, or the TF1 scope; and all scopes there are.
-
-    None where the scope that was asked for is not there.
-    """
-    # an optimiser's or an average's entries are not below the wrapper
-    names = [n for n in reader.tensors if not any(p.fullmatch(n) for p, _ in layout.bookkeeping)]
-    if not layout.scoped:
-        prefix = ""
-        for _ in range(_MOST_WRAPPERS if names else 0):
-            prefix += next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")
-        return ("" if layout.tensorflow_axes else prefix), []
-    scope = scope if scope is not None else reader.said("scope", str)
-    if scope is not None:
-        prefix = f"{scope.rstrip('/')}/" if scope else ""
-        return (prefix if any(name.startswith(prefix) for name in names) else None), []
-    for mark in layout.marks:
-        found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
-        outer: list[str] = []
-        for scope in sorted(found):  # what begins with another scope comes behind it
-            if not outer or not scope.startswith(outer[-1]):
-                outer.append(scope)
-        if outer:
-            return outer[0], outer if len(outer) > 1 else []
-    return "", []
