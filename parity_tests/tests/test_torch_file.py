@@ -701,7 +701,7 @@ def test_refuses_other_files(tmp_path):
     assert "expected one written by torch.save" in error_of(tmp_path / "pickle")
     assert "an empty file" in error_of(tmp_path / "empty")
     assert "a directory without a TF1 checkpoint in it" in error_of(tmp_path / "folder")
-    assert "No such file" in error_of(tmp_path / "missing")
+    assert "there is no such file" in error_of(tmp_path / "missing")
 
 
 def test_recognition(tmp_path):
