@@ -1,7 +1,7 @@
-"""What the keywords of a network may be.
+"""Valid values of a network's keywords.
 
-This file is the same in `torch_impl`, `keras_impl` and `tf1_compat`, and `weights_convert/checks.py` has its
-text too: a value that one refuses, all refuse in the same words. A test compares them.
+`torch_impl`, `keras_impl` and `tf1_compat` have the same file, and `weights_convert/checks.py` repeats its
+text: all refuse the same values in the same words. A test compares them.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _SIZES = (
 )
 _FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
 MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
-_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # all that block="basic" can have
+_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # the only values for block="basic"
 
 
 def check_dropout(name: str, value: Any) -> float:
-    """A probability below 1 as a Python float."""
+    """Return a probability below 1 as a Python float."""
     probability = check_float(name, value)
     if probability >= 1:
         raise ValueError(f"{name}={value!r}: expected a probability below 1, such as 0.2")
@@ -50,7 +50,7 @@ def check_dropout(name: str, value: Any) -> float:
 
 
 def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> tuple[int, ...]:
-    """A sequence with one number per stage, which may be NumPy's, as a tuple of Python ints."""
+    """Return a sequence (Python's or NumPy's) of one int per stage as a tuple of Python ints."""
     is_text = isinstance(value, (str, bytes))
     if is_text or not (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1):
         raise ValueError(f"{name}={value!r}: expected a sequence of ints, one per stage")
@@ -58,7 +58,7 @@ def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> 
 
 
 def check_depths(name: str, value: Any) -> tuple[int, ...]:
-    """The number of blocks of each stage."""
+    """Return the number of blocks per stage."""
     depths = check_per_stage(name, value, check_int)
     if not 1 <= len(depths) <= MOST_STAGES or sum(depths) > MOST_BLOCKS:
         most = f"1 to {MOST_STAGES} stages with at most {MOST_BLOCKS} blocks in all"
@@ -67,7 +67,7 @@ def check_depths(name: str, value: Any) -> tuple[int, ...]:
 
 
 def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
-    """Odd kernel sizes, one per stage, or None."""
+    """Return None or odd kernel sizes, one per stage."""
     return None if value is None else check_per_stage(name, value, check_odd)
 
 
@@ -84,10 +84,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a network as plain Python values, NumPy's too.
+    """Return a network's keywords as plain Python values.
 
     Raises:
-        ValueError: a value is invalid, or does not go with another keyword's.
+        ValueError: a value is invalid, alone or together with another keyword's.
     """
     checked = {name: CHECKS[name](name, value) for name, value in keywords.items()}
     check_together(checked)
@@ -95,7 +95,7 @@ def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_together(c: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for keywords that are valid one by one and make no network together."""
+    """Raise `ValueError` for keywords that are valid alone but invalid together."""
     stages, sizes = len(c["depths"]), c["eca_kernel_sizes"]
     if sizes is not None and len(sizes) != stages:
         raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {stages}, one per stage, or None")

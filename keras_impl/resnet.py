@@ -5,8 +5,8 @@ ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/
 
     images (N, H, W, 3) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
 
-A constructor returns a built model. Class names and attribute names are the layout of its weights file
-(`layer1/bottleneck_1/conv1`), so they are fixed. The same file in `torch_impl` and `tf1_compat` reads alike.
+A constructor returns a built model. Class and attribute names are fixed: they form the layout of the weights
+file (`layer1/bottleneck_1/conv1`). Read it beside the same file in `torch_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .keywords import check_keywords
 from .layers import Conv2D, max_pool
 from .live import live_keywords, settings
 
-_SAID = "samenet"  # what the keywords are called in a file of weights
+_METADATA = "samenet"  # name of the keywords in a weights file
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -46,8 +46,8 @@ class ResNet(keras.Model):
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
-        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
-            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
+            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -59,7 +59,7 @@ class ResNet(keras.Model):
         keywords: `name` and `dtype` ("float64", "mixed_float16" ...) as for every Keras model.
 
     Raises:
-        ValueError: a keyword's value is not one of those above.
+        ValueError: an argument is invalid.
 
     Example:
         >>> import keras_impl
@@ -134,26 +134,26 @@ class ResNet(keras.Model):
         self._made = settings(self)
 
     def live_keywords(self) -> dict[str, Any]:
-        """The keywords that the network has now, with what was changed in its layers since it was made.
+        """The current keywords of the network, including changes of its layers after construction.
 
         Raises:
-            ValueError: no keywords describe the layers as they are.
+            ValueError: no keywords describe the current layers.
         """
         now = settings(self)
         return dict(self.config) if now == self._made else live_keywords(self._made, now, self.config)
 
     def save_own_variables(self, store: Any) -> None:
-        """As every layer; and the keywords, as a text in bytes, so that `save_weights` files say them too.
+        """Also write the keywords, as the bytes of a text, so that `save_weights` files hold them.
 
-        A network that no keywords describe is saved without them.
+        If no keywords describe the network, it is saved without them.
         """
         super().save_own_variables(store)
         with suppress(ValueError):
-            said = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
-            store[_SAID] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+            metadata = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
+            store[_METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables({name: store[name] for name in store.keys() if name != _SAID})  # noqa: SIM118
+        super().load_own_variables({name: store[name] for name in store.keys() if name != _METADATA})  # noqa: SIM118
 
     def build(self, input_shape: tuple) -> None:
         if self.built:
@@ -190,7 +190,7 @@ class ResNet(keras.Model):
         return features
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        x = self.forward_stem(x, training)  # not by forward_features, which keeps every stage's output
+        x = self.forward_stem(x, training)  # forward_features would keep every stage's output
         for name in self.stage_names:
             for block in getattr(self, name):
                 x = block(x, training=training)
@@ -203,4 +203,4 @@ class ResNet(keras.Model):
         return super().get_config() | self.live_keywords()
 
 
-network = ResNet  # by the name that `models.py` has for it in the three folders
+network = ResNet  # the name in `models.py`, the same in the three folders

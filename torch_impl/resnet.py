@@ -5,7 +5,7 @@ ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/
 
     images (N, 3, H, W) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
 
-Parameter names are torchvision's. The same file in `keras_impl` and `tf1_compat` reads alike.
+Parameter names are torchvision's. Read it beside the same file in `keras_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .live import below, live_keywords, settings
 
 
 class MaxPoolSame(nn.Module):
-    """Max-pool 3x3, stride 2, with TensorFlow's SAME padding: an even size is padded at the end only."""
+    """Max-pool 3x3, stride 2, with TensorFlow's SAME padding, which pads even sizes at the end only."""
 
     def forward(self, x: Tensor) -> Tensor:
         (top, bottom), (left, right) = ((size % 2, 1) for size in x.shape[2:])
@@ -55,8 +55,8 @@ class ResNet(nn.Module):
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
-        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
-            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
+            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
         dropout: probability before `fc`, below 1.
 
     Raises:
-        ValueError: a keyword's value is not one of those above.
+        ValueError: an argument is invalid.
 
     Example:
         >>> import torch, torch_impl
@@ -138,10 +138,10 @@ class ResNet(nn.Module):
         self._made = settings(self)
 
     def live_keywords(self) -> dict[str, Any]:
-        """The keywords that the network has now, with what was changed in its modules since it was made.
+        """The current keywords of the network, including changes of its modules after construction.
 
         Raises:
-            ValueError: no keywords describe the modules as they are.
+            ValueError: no keywords describe the current modules.
         """
         now = settings(self)
         if now == self._made:
@@ -150,15 +150,15 @@ class ResNet(nn.Module):
         return live_keywords(self._made, now, self.config, pools)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """As in every module; and the keywords go into the state dict's metadata, which `torch.save` keeps.
+        """Also write the keywords to the state dict's metadata, which `torch.save` keeps.
 
-        A network that no keywords describe is saved without them.
+        If no keywords describe the network, it is saved without them.
         """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         with suppress(ValueError):
-            said = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
+            metadata = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
             if hasattr(destination, "_metadata"):
-                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(said)
+                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(metadata)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
@@ -177,10 +177,10 @@ class ResNet(nn.Module):
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.forward_stem(x)  # not by forward_features, which keeps every stage's output in memory
+        x = self.forward_stem(x)  # forward_features would keep every stage's output in memory
         for name in self.stage_names:
             x = self.get_submodule(name)(x)
         return self.fc(self.dropout(x.mean((2, 3))))
 
 
-network = ResNet  # by the name that `models.py` has for it in the three folders
+network = ResNet  # the name in `models.py`, the same in the three folders

@@ -1,7 +1,7 @@
-"""What the keywords of a network may be, in the words of the three implementations, which import nothing.
+"""Valid values of a network's keywords. The three implementations, which import nothing, repeat this text.
 
-The functions for one value stand in each `attention.py` too, the rest in each `keywords.py`. A test compares
-the texts: a value that one refuses, all refuse in the same words.
+The functions for one value are also in each `attention.py`, the rest in each `keywords.py`. A test compares
+the texts: the spec and the models refuse the same values in the same words.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
-_MOST = 2**31 - 1  # of any size
+_MOST = 2**31 - 1  # largest size
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    """Return the entry of `choices` that equals `value` (Python's or NumPy's), or raise `ValueError`."""
     given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     for choice in choices:
         same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
@@ -27,12 +27,12 @@ def check_choice(name: str, value: Any, choices: tuple) -> Any:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    """Return a bool (Python's or NumPy's) as a Python bool, or raise `ValueError`."""
     return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    """Return an int from 1 to 2 ** 31 - 1 (Python's or NumPy's) as a Python int, or raise `ValueError`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise ValueError(f"{name}={value!r}: expected an int of at least 1")
     if int(value) > _MOST:
@@ -41,15 +41,15 @@ def check_int(name: str, value: Any) -> int:
 
 
 def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    """Return an odd int as a Python int, or raise `ValueError`: frameworks pad even kernels differently."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
         return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
+    """Return a finite number of at least 0 (Python's or NumPy's) as a Python float, or raise `ValueError`."""
+    with suppress(OverflowError):  # an int too large for a float
         if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
@@ -81,11 +81,11 @@ _SIZES = (
 )
 _FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
 MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
-_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # all that block="basic" can have
+_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # the only values for block="basic"
 
 
 def check_dropout(name: str, value: Any) -> float:
-    """A probability below 1 as a Python float."""
+    """Return a probability below 1 as a Python float."""
     probability = check_float(name, value)
     if probability >= 1:
         raise ValueError(f"{name}={value!r}: expected a probability below 1, such as 0.2")
@@ -93,7 +93,7 @@ def check_dropout(name: str, value: Any) -> float:
 
 
 def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> tuple[int, ...]:
-    """A sequence with one number per stage, which may be NumPy's, as a tuple of Python ints."""
+    """Return a sequence (Python's or NumPy's) of one int per stage as a tuple of Python ints."""
     is_text = isinstance(value, (str, bytes))
     if is_text or not (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1):
         raise ValueError(f"{name}={value!r}: expected a sequence of ints, one per stage")
@@ -101,7 +101,7 @@ def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> 
 
 
 def check_depths(name: str, value: Any) -> tuple[int, ...]:
-    """The number of blocks of each stage."""
+    """Return the number of blocks per stage."""
     depths = check_per_stage(name, value, check_int)
     if not 1 <= len(depths) <= MOST_STAGES or sum(depths) > MOST_BLOCKS:
         most = f"1 to {MOST_STAGES} stages with at most {MOST_BLOCKS} blocks in all"
@@ -110,7 +110,7 @@ def check_depths(name: str, value: Any) -> tuple[int, ...]:
 
 
 def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
-    """Odd kernel sizes, one per stage, or None."""
+    """Return None or odd kernel sizes, one per stage."""
     return None if value is None else check_per_stage(name, value, check_odd)
 
 
@@ -127,10 +127,10 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a network as plain Python values, NumPy's too.
+    """Return a network's keywords as plain Python values.
 
     Raises:
-        ValueError: a value is invalid, or does not go with another keyword's.
+        ValueError: a value is invalid, alone or together with another keyword's.
     """
     checked = {name: CHECKS[name](name, value) for name, value in keywords.items()}
     check_together(checked)
@@ -138,7 +138,7 @@ def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_together(c: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for keywords that are valid one by one and make no network together."""
+    """Raise `ValueError` for keywords that are valid alone but invalid together."""
     stages, sizes = len(c["depths"]), c["eca_kernel_sizes"]
     if sizes is not None and len(sizes) != stages:
         raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {stages}, one per stage, or None")

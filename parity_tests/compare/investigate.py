@@ -1,4 +1,4 @@
-"""One checkpoint in every framework, layer by layer: the models are built, watched and let go again."""
+"""Compares one checkpoint in every framework layer by layer: builds, traces and frees the models."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def torch_model(spec: ResNetSpec, checkpoint: Checkpoint, dtype: str) -> Any:
 
 
 class Live(NamedTuple):
-    """A network of this project: what watches it, and the torch module, Keras model or TF1 session itself."""
+    """A network of this project: its tracer, and the torch module, Keras model or TF1 session."""
 
     tracer: Tracer
     model: Any
@@ -40,7 +40,7 @@ class Live(NamedTuple):
 def live(
     framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype: str, *, train: bool = False
 ) -> Iterator[Live]:
-    """A network of this project with a checkpoint's weights, being watched; `train` is for a TF1 graph."""
+    """Build a network with a checkpoint's weights and a tracer; `train` selects the TF1 graph's mode."""
     if framework == "torch":
         module = torch_model(spec, checkpoint, dtype)
         yield Live(tracer_of(module, dtype), module)
@@ -55,10 +55,10 @@ def live(
 
         import tf1_compat
 
-        with tf.Graph().as_default() as graph:  # the default for the building only: Keras must not see it
+        with tf.Graph().as_default() as graph:  # default graph only while building: Keras must not see it
             images = tf.placeholder(dtype, (None, None, None, spec.in_channels))
             logits, _ = tf1_compat.resnet(images, train, **spec.model_kwargs())
-        session = tf.Session(graph=graph)  # not entered: that too would make the graph the default
+        session = tf.Session(graph=graph)  # `with session` would make the graph the default
         with closing(session):
             load_into(session, checkpoint)
             yield Live(tracer_of(TF1Model(session, images, logits), dtype), session)
@@ -75,17 +75,17 @@ def investigate(
     train_steps: int = 0,
     say: Say = lambda _: None,
 ) -> Report:
-    """Every layer of a network in every framework against torch's float64, its gradients, and training.
+    """Compare layers, gradients and training of a network in every framework with torch's float64.
 
     Args:
         title: of the report.
         checkpoint: of a network.
         images: (N, C, H, W).
-        frameworks: the candidates; torch itself is one in float32 only.
+        frameworks: the candidates; torch is a candidate in float32 only.
         dtype: of the candidates.
-        gradients: whether to compare them.
-        train_steps: how many steps of training to compare; 0 for none.
-        say: told what is being done.
+        gradients: whether to compare gradients.
+        train_steps: number of training steps to compare; 0 for none.
+        say: called with the current step.
     """
     spec = checkpoint.spec
     assert isinstance(spec, ResNetSpec)
@@ -97,7 +97,7 @@ def investigate(
         candidates = {}
         for framework in frameworks:
             if framework == "torch" and dtype == "float64":
-                continue  # that is the reference
+                continue  # the reference itself
             say(f"{framework} in {dtype}, layer by layer")
             candidates[framework] = stack.enter_context(live(framework, spec, checkpoint, dtype))
         if candidates:
@@ -115,7 +115,7 @@ def investigate(
         else:
             report = Report(title, "torch", [], dtype, images=images.shape)
     if gradients and spec.num_classes == 1:
-        report.notes.append("one class: its loss is always 0, so there are no gradients to compare")
+        report.notes.append("one class: the loss is always 0, so there are no gradients to compare")
     elif gradients:
         from parity_tests.compare import gradients as gradient
 

@@ -1,7 +1,7 @@
 """The judge: attention blocks and the ResNet family, forward, in plain NumPy float64.
 
-Written from the papers' equations, not from the three implementations, and with nothing but NumPy.
-Arrays are (N, C, H, W); `w` maps canonical names (PyTorch's) to arrays; inference mode.
+Written from the papers' equations, independently of the three implementations, with NumPy only. Arrays are
+(N, C, H, W); `w` maps canonical names (PyTorch's) to arrays; inference mode.
 
 ResNet https://arxiv.org/abs/1512.03385    ResNeXt https://arxiv.org/abs/1611.05431
 SE     https://arxiv.org/abs/1709.01507    CBAM    https://arxiv.org/abs/1807.06521
@@ -69,8 +69,7 @@ def pool_padding(size: int, rule: str) -> tuple[int, int]:
     """Padding (before, after) of the 3x3, stride-2 max-pool."""
     if rule == "pad1":
         return 1, 1
-    # a last window that would hang over the edge: Caffe's ceil rule adds it, TensorFlow's SAME
-    # additionally centres the padding when it has to add two
+    # both rules add a last window across the edge; TensorFlow's SAME also centres a padding of two
     windows_wanted = -(-size // 2) if rule == "same" else -(-(size - 3) // 2) + 1
     total = max((windows_wanted - 1) * 2 + 3 - size, 0)
     return (total // 2, total - total // 2) if rule == "same" else (0, total)
@@ -84,7 +83,7 @@ def max_pool(x: np.ndarray, rule: str) -> np.ndarray:
 
 
 def average_pool_2x2(x: np.ndarray) -> np.ndarray:
-    """Means of 2x2 squares; at an odd edge of what is there."""
+    """Means of 2x2 squares; an odd edge averages only the existing values."""
     rows, columns = x.shape[2] % 2, x.shape[3] % 2
     total = windows(pad(x, (0, rows), (0, columns)), 2, 2).sum((4, 5))
     count = windows(pad(np.ones_like(x[:1, :1]), (0, rows), (0, columns)), 2, 2).sum((4, 5))
@@ -92,7 +91,7 @@ def average_pool_2x2(x: np.ndarray) -> np.ndarray:
 
 
 # --------------------------------------------------------------------------------------------------
-# Attention: `name` is the block's prefix with its dot ("layer1.0.se."), "" for a block alone.
+# Attention: `name` is the block's prefix with its dot ("layer1.0.se."), "" for a single block.
 
 
 def squeeze_excitation(x: np.ndarray, w: Weights, name: str = "") -> np.ndarray:
@@ -111,8 +110,8 @@ def cbam(x: np.ndarray, w: Weights, options: AttentionOptions, name: str = "") -
     channel_gate = sigmoid(mlp(x.mean((2, 3))) + mlp(x.max((2, 3))))  # eq. 2
     refined = x * channel_gate[:, :, None, None]
 
-    looked_at = refined if options.cbam_spatial_input == "refined" else x
-    maximum, mean = looked_at.max(1), looked_at.mean(1)
+    spatial_input = refined if options.cbam_spatial_input == "refined" else x
+    maximum, mean = spatial_input.max(1), spatial_input.mean(1)
     maps = [maximum, mean] if options.cbam_order == "max_mean" else [mean, maximum]
     gate = conv2d(np.stack(maps, 1), w[f"{name}spatial.conv.weight"])  # eq. 3
     if options.cbam_spatial_bias:
@@ -143,7 +142,7 @@ def attend(x: np.ndarray, w: Weights, options: AttentionOptions, name: str = "")
 
 
 def attention_block(x: np.ndarray, w: Weights, spec: AttentionSpec) -> np.ndarray:
-    """A block alone; `x` and the weights are taken to float64."""
+    """A single block; `x` and the weights are cast to float64."""
     return attend(x.astype(np.float64), _float64(w), spec)
 
 
@@ -154,7 +153,7 @@ def attention_block(x: np.ndarray, w: Weights, spec: AttentionSpec) -> np.ndarra
 def conv_norm(
     x: np.ndarray, w: Weights, spec: ResNetSpec, conv: str, bn: str, stride: int = 1, groups: int = 1
 ) -> np.ndarray:
-    """A convolution and what follows it: batch normalisation, a bias, or both."""
+    """A convolution followed by batch normalisation, a bias, or both."""
     y = conv2d(x, w[f"{conv}.weight"], stride, groups)
     if spec.norm in ("bias_bn", "bias"):
         y = y + w[f"{conv}.bias"].reshape(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""A torch module as `power_torch` measures it: a float64 copy, and its compared modules with their inputs."""
+"""A torch module prepared for `measure`: a float64 copy, and its compared modules with their inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parity_tests.watch.trace import OUTPUT
 
 
 def wide(module: nn.Module, train: bool) -> nn.Module:
-    """A float64 copy in the mode of the comparison: dropout off, what is frozen by hand stays so."""
+    """A float64 copy in the mode of the comparison, without dropout; frozen submodules stay frozen."""
     model = copy.deepcopy(module).to("cpu", torch.float64)
     frozen = [inner for inner in model.modules() if model.training and not inner.training]
     dropouts = [inner for inner in model.modules() if isinstance(inner, nn.modules.dropout._DropoutNd)]
@@ -29,13 +29,13 @@ def wide(module: nn.Module, train: bool) -> nn.Module:
 
 @dataclass
 class Model:
-    """A model that is measured: its modules, the arguments of their calls, and the compared ones.
+    """A model to measure: its modules, the arguments of their calls, and the compared modules.
 
     Attributes:
         modules, calls, scopes: by name; "" is the model itself.
-        outermost: the scope that every item can reach; None for none.
+        outermost: the scope that every item can reach, or None.
         limits: compared point -> limit.
-        batch: how many images.
+        batch: the number of images.
     """
 
     modules: dict[str, nn.Module]
@@ -46,13 +46,13 @@ class Model:
     batch: int
 
     def scope_of(self, owner: str) -> Scope | None:
-        """The compared module nearest to one: itself, else one around it."""
+        """The nearest compared module: `owner` itself or one around it."""
         while owner and owner not in self.scopes:
             owner = owner.rpartition(".")[0]
         return self.scopes.get(owner)
 
     def around(self, owner: str) -> str | None:
-        """The nearest compared module around one; None for none."""
+        """The nearest compared module around `owner`, or None."""
         while owner:
             owner = owner.rpartition(".")[0]
             if owner in self.scopes and self.scopes[owner].points:
@@ -61,7 +61,7 @@ class Model:
 
 
 def compared(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
-    """The compared modules of a model, with the inputs they have on the images."""
+    """The compared modules of a model, with their inputs for these images."""
     modules = dict(model.named_modules())
     wanted = {point.partition("#")[0] for point in limits} | {o for item in items for o in item.owners}
     moving = {n: b for n, b in model.named_buffers() if model.training and n in limits}
@@ -79,7 +79,7 @@ def compared(model: nn.Module, images: Tensor, limits: Mapping[str, float], item
 
 
 def stages(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
-    """A network of `torch_impl` of which only the stages are compared: "stem", "layer1" ..., "logits"."""
+    """A network of `torch_impl` with only its stages compared: "stem", "layer1" ..., "logits"."""
     modules = dict(model.named_modules())
     names = [name for name in limits if name in modules]
     calls = recorded(model, {*names, "fc"} | {o for item in items for o in item.owners} - {""}, images)
@@ -89,7 +89,7 @@ def stages(model: nn.Module, images: Tensor, limits: Mapping[str, float], items:
     }
     if "logits" in limits:
         scopes["fc"] = Scope(modules["fc"], calls["fc"], [("logits", limits["logits"])], {}, modules["fc"])
-    # the modules of the stem have no prefix, so they are looked for here last
+    # the modules of the stem have no common prefix: "" is the last scope of the search
     stem: Any = model.forward_stem
     scopes[""] = Scope(stem, calls[""], [("stem", limits["stem"])], {}, model)
     return Model(modules, calls, scopes, None, {}, len(images))
