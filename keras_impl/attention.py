@@ -4,8 +4,8 @@ SE:   Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
 CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 ECA:  Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 
-Each block maps (N, H, W, C) to the same shape and dtype and can stand in anyone's network. This file
-needs nothing but Keras. The same file in `torch_impl` and `tf1_compat` reads alike.
+Each block keeps the shape (N, H, W, C) and the dtype of its input, so it fits into any network. This file
+depends only on Keras. Read it beside the same file in `torch_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcita
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
-_MOST = 2**31 - 1  # of any size
+_MOST = 2**31 - 1  # largest size
 
 
 class _ChannelLayer(keras.layers.Layer):
-    """A layer that learns its number of channels from its input, or checks the one it was given."""
+    """A layer that takes its number of channels from its first input, or checks the given number."""
 
     def __init__(self, channels: int | None = None, **keywords: Any):
         super().__init__(**keywords)
@@ -37,7 +37,7 @@ class _ChannelLayer(keras.layers.Layer):
         if len(input_shape) != 4 or self.channels not in (None, input_shape[-1]):
             wanted = "C" if self.channels is None else self.channels
             raise ValueError(f"{self.name}: input of shape {input_shape}, expected (N, H, W, {wanted})")
-        self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: input_shape[-1]})  # of every later call
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes={-1: input_shape[-1]})  # checks later calls
         return input_shape[-1]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -55,12 +55,12 @@ class SqueezeExcitation(_ChannelLayer):
 
     Args:
         channels: C of the input; None takes it from the first input.
-        reduction: r, how much narrower the hidden layer is.
-        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm); or "absolute": r is it.
+        reduction: r, the factor by which the hidden layer is narrower.
+        hidden_rule: hidden width: C / r by "floor" or to a "multiple_of_8" (timm), or r itself ("absolute").
         bias: whether the two layers have biases (the paper's models: yes).
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> SqueezeExcitation()(keras.ops.zeros((2, 7, 7, 64))).shape
@@ -110,7 +110,7 @@ class ChannelAttention(SqueezeExcitation):
         bias: whether the shared MLP has biases (the authors' code: yes).
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> ChannelAttention()(keras.ops.zeros((2, 7, 7, 64))).shape
@@ -129,19 +129,19 @@ class ChannelAttention(SqueezeExcitation):
 class SpatialAttention(keras.layers.Layer):
     """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, H, W, 1).
 
-    Input (N, H, W, C), output (N, H, W, 1): the gate, not the gated input, because CBAM's
-    variants differ in what they multiply it with.
+    Input (N, H, W, C), output (N, H, W, 1): the gate itself, because CBAM's variants multiply different
+    tensors with it.
 
     Args:
         kernel_size: odd.
-        order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
+        order: order of the two pooled maps, "max_mean" (the authors' code) or "mean_max".
         bn: whether a batch normalisation follows the convolution (the authors' code: yes).
         bn_momentum: weight of the new batch in its running statistics (PyTorch's meaning).
         bn_epsilon: added to the variance in that batch normalisation.
         bias: whether the convolution has a bias.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> SpatialAttention(kernel_size=3)(keras.ops.zeros((2, 7, 7, 64))).shape
@@ -217,10 +217,10 @@ class CBAM(_ChannelLayer):
         mlp_bias: whether the channel MLP has biases.
         order, kernel_size, bn, bn_momentum, bn_epsilon: as in `SpatialAttention`.
         spatial_bias: whether the spatial convolution has a bias.
-        spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+        spatial_input: input of the spatial gate, the channel-"refined" map (the paper) or the "input".
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> CBAM(order="mean_max")(keras.ops.zeros((2, 7, 7, 64))).shape
@@ -278,11 +278,11 @@ class ECA(_ChannelLayer):
     Input and output: (N, H, W, C).
 
     Args:
-        channels: C of the input, which decides the kernel size by eq. 12; None takes it from the input.
-        kernel_size: odd; None for eq. 12.
+        channels: C of the input; None takes it from the first input.
+        kernel_size: odd; None computes it from C by eq. 12.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> eca = ECA(256)
@@ -324,7 +324,7 @@ class ECA(_ChannelLayer):
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    """Return the entry of `choices` that equals `value` (Python's or NumPy's), or raise `ValueError`."""
     given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     for choice in choices:
         same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
@@ -334,12 +334,12 @@ def check_choice(name: str, value: Any, choices: tuple) -> Any:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    """Return a bool (Python's or NumPy's) as a Python bool, or raise `ValueError`."""
     return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    """Return an int from 1 to 2 ** 31 - 1 (Python's or NumPy's) as a Python int, or raise `ValueError`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise ValueError(f"{name}={value!r}: expected an int of at least 1")
     if int(value) > _MOST:
@@ -348,15 +348,15 @@ def check_int(name: str, value: Any) -> int:
 
 
 def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    """Return an odd int as a Python int, or raise `ValueError`: frameworks pad even kernels differently."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
         return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
+    """Return a finite number of at least 0 (Python's or NumPy's) as a Python float, or raise `ValueError`."""
+    with suppress(OverflowError):  # an int too large for a float
         if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
@@ -370,7 +370,7 @@ def kaiming_normal() -> keras.initializers.Initializer:
 def uniform(fan_in: int) -> keras.initializers.Initializer:
     """PyTorch's initial values of kernels and biases: uniform within 1 / sqrt(fan_in).
 
-    A new one for each variable: one of them gives the same numbers in every call.
+    Each variable needs its own initializer: one initializer returns the same numbers in every call.
     """
     return keras.initializers.RandomUniform(-(fan_in**-0.5), fan_in**-0.5)
 
@@ -382,7 +382,7 @@ def dense(inputs: int, units: int, bias: bool = True, **keywords: Any) -> keras.
 
 
 def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
-    """`ops.mean`, in float64 where `x` is: Keras computes it in float32 on the JAX backend."""
+    """`ops.mean` that keeps float64: on the JAX backend Keras computes it in float32."""
     if keras.backend.backend() == "jax":
         import jax.numpy as jnp
 
@@ -392,17 +392,17 @@ def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
 
 @keras.saving.register_keras_serializable("samenet")
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Batch normalisation whose running variance is the unbiased one, as in PyTorch and TensorFlow 1.
+    """Batch normalisation with an unbiased running variance, as in PyTorch and TensorFlow 1.
 
-    Keras stores the biased variance of each batch; with n = N * H * W values per channel the two differ
-    by n / (n - 1). The normalisation itself uses the biased one everywhere. `momentum` is Keras's: the
-    weight of the old value. The input is (N, H, W, C).
+    Keras's own layer stores the biased variance, which is smaller by the factor n / (n - 1) for n = N * H * W
+    values per channel. The normalisation itself uses the biased variance in every framework. `momentum` is
+    Keras's: the weight of the old value. The input is (N, H, W, C).
     """
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         if mask is not None:
             raise ValueError(f"{self.name}: masks are not supported")
-        float64 = keras.backend.standardize_dtype(inputs.dtype) == "float64"  # Keras on JAX would drop it
+        float64 = keras.backend.standardize_dtype(inputs.dtype) == "float64"  # which Keras on JAX loses
         x = inputs if float64 else ops.cast(inputs, "float32")
         beta, gamma, moving_mean, moving_variance = (
             ops.cast(v, x.dtype) for v in (self.beta, self.gamma, self.moving_mean, self.moving_variance)
@@ -420,7 +420,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if keras.backend.backend() == "tensorflow" and keras.backend.standardize_dtype(x.dtype) == "float32":
             import tensorflow as tf
 
-            # one kernel each way: a training step of SE-ResNeXt-50 on a CPU takes 0.75 of the time
+            # one fused kernel: a training step of SE-ResNeXt-50 on a CPU takes 0.75 of the time
             return tf.compat.v1.nn.fused_batch_norm(x, gamma, beta, epsilon=self.epsilon)
         mu = mean(x, (0, 1, 2))
         variance = mean(ops.square(x - mu), (0, 1, 2))
@@ -431,7 +431,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
-    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
+    """Hidden width of an attention MLP: C // r, C / r rounded to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
     reduction = check_int("reduction", reduction)
     if hidden_rule == "absolute":
@@ -442,6 +442,6 @@ def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -
 
 
 def eca_kernel_size(channels: int) -> int:
-    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    """ECA's kernel size by eq. 12 with gamma = 2 and b = 1: rounded up to odd, at least 3."""
     size = int(abs((math.log2(channels) + 1) / 2))
     return max(3, size if size % 2 else size + 1)

@@ -1,7 +1,7 @@
 """Residual blocks in Keras 3: `BasicBlock` and `Bottleneck`, each with a place for attention.
 
 ResNet: https://arxiv.org/abs/1512.03385   ResNeXt: https://arxiv.org/abs/1611.05431
-The attention stands after the last batch normalisation, before the addition: SE (1709.01507) fig. 3.
+Attention follows the last batch normalisation and precedes the addition: SE (1709.01507) fig. 3.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from .layers import Conv2D, average_pool
 
 
 class ResidualBlock(keras.layers.Layer):
-    """What `BasicBlock` and `Bottleneck` share: relu(attention(branch(x)) + shortcut(x)).
+    """Base class of `BasicBlock` and `Bottleneck`: relu(attention(branch(x)) + shortcut(x)).
 
-    A subclass makes its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
+    A subclass creates its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
     """
 
     branch: Callable[[Any, bool | None], Any]
@@ -47,13 +47,13 @@ class ResidualBlock(keras.layers.Layer):
         downsample_kernel: int = 1,
         downsample_pool: str = "none",
     ) -> None:
-        """Add what follows the branch.
+        """Add the layers that follow the branch.
 
         Args:
             inputs, outputs: channels of the block's input and output.
             stride: 1 or 2.
-            attention: its name in the block and the layer, such as ("se", SqueezeExcitation()).
-            relu_before_attention: a ReLU between the last batch normalisation and the attention.
+            attention: name in the block and layer, such as ("se", SqueezeExcitation()).
+            relu_before_attention: whether a ReLU precedes the attention.
             downsample_kernel, downsample_pool: the projection of a strided block.
         """
         self.relu_before_attention = relu_before_attention
@@ -91,12 +91,12 @@ class ResidualBlock(keras.layers.Layer):
         if self.relu_before_attention:
             y = ops.relu(y)
         if self.attention is not None:
-            y = getattr(self, self.attention)(y)  # CBAM learns `training` from the call's context
+            y = getattr(self, self.attention)(y)  # CBAM takes `training` from Keras's call context
         return ops.relu(y + self.shortcut(x, training))
 
 
 def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
-    """Build layers that follow one another, from the input's shape; the output's shape."""
+    """Build consecutive layers for an input of this shape; return the shape of the output."""
     for layer in layers:
         layer.build(shape)
         shape = layer.compute_output_shape(shape)
@@ -160,7 +160,7 @@ class Bottleneck(ResidualBlock):
         planes: nominal width; the output has four times as many channels.
         stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
-        reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
+        reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: "bn", "bias_bn" or "bias", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
         attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
@@ -208,7 +208,7 @@ class Bottleneck(ResidualBlock):
 
 
 def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, keras.layers.Layer] | None:
-    """The attention of one block under its name in the block, from the keywords of `ResNet`."""
+    """Name and layer of a block's attention, from the keywords of `ResNet`."""
     name = c["attention"]
     if name == "se":
         layer = SqueezeExcitation(
@@ -239,7 +239,7 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
 
 
 def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:
-    """What follows a convolution under its name in the block, from the keywords of `ResNet`."""
+    """The norm layer after a convolution, from the keywords of `ResNet`."""
     if c["norm"] == "bias":
         return keras.layers.Identity(name=name, dtype=dtype)
     # Keras's momentum is the weight of the old value
@@ -247,7 +247,7 @@ def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer
 
 
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> list[ResidualBlock]:
-    """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
+    """The blocks of one stage. `stage` counts from 0; every stage but the first halves the resolution."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
     names += ["norm", "bn_epsilon", "bn_momentum"]

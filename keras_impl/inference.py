@@ -1,4 +1,4 @@
-"""A network made for inference, in Keras 3: batch norms folded into the convolutions before them."""
+"""Networks for inference in Keras 3: batch norms folded into the preceding convolutions."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def optimize_for_inference(model: ResNet) -> ResNet:
     b' = beta + (b - mean) gamma / sqrt(variance + epsilon), computed in float64 and rounded once.
 
     Args:
-        model: it stays as it is.
+        model: it is not changed.
 
     Returns:
         A `ResNet` with `norm="bias"`, not trainable. `predict_on_batch(images)` and `predict` run it
-        compiled; calling it runs layer by layer, which costs several times as much for one image.
+        compiled; calling it directly runs layer by layer, several times slower for one image.
 
     Raises:
-        TypeError: it is not a `ResNet` of this package.
+        TypeError: `model` is not a `ResNet` of this package.
 
     Example:
         >>> from keras_impl import se_resnet20
@@ -34,7 +34,7 @@ def optimize_for_inference(model: ResNet) -> ResNet:
         (1, 10)
     """
     if not isinstance(model, ResNet):
-        raise TypeError(f"a {type(model).__name__} was given, expected a keras_impl.ResNet")
+        raise TypeError(f"received a {type(model).__name__}, expected a keras_impl.ResNet")
     config = model.get_config()
     spatial_bias = config["cbam_spatial_bias"] or config["cbam_bn"]
     config |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias, "trainable": False}

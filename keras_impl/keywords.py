@@ -1,4 +1,4 @@
-"""What the keywords of a network may be.
+"""Valid values of a network's keywords.
 
 This file is the same in `torch_impl`, `keras_impl` and `tf1_compat`, and `weights_convert/spec/checks.py`
 has its text too: a value that one refuses, all refuse in the same words. A test compares them.
@@ -45,7 +45,7 @@ _OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # all that 
 
 
 def check_dropout(name: str, value: Any) -> float:
-    """A probability below 1 as a Python float."""
+    """Return a probability below 1 as a Python float."""
     probability = check_float(name, value)
     if probability >= 1:
         raise ValueError(f"{name}={value!r}: expected a probability below 1, such as 0.2")
@@ -53,7 +53,7 @@ def check_dropout(name: str, value: Any) -> float:
 
 
 def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> tuple[int, ...]:
-    """A sequence with one number per stage, which may be NumPy's, as a tuple of Python ints."""
+    """Return a sequence (Python's or NumPy's) of one int per stage as a tuple of Python ints."""
     is_text = isinstance(value, (str, bytes))
     if is_text or not (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1):
         raise ValueError(f"{name}={value!r}: expected a sequence of ints, one per stage")
@@ -61,7 +61,7 @@ def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> 
 
 
 def check_depths(name: str, value: Any) -> tuple[int, ...]:
-    """The number of blocks of each stage."""
+    """Return the number of blocks per stage."""
     depths = check_per_stage(name, value, check_int)
     if not 1 <= len(depths) <= MOST_STAGES or sum(depths) > MOST_BLOCKS:
         most = f"1 to {MOST_STAGES} stages with at most {MOST_BLOCKS} blocks in all"
@@ -70,7 +70,7 @@ def check_depths(name: str, value: Any) -> tuple[int, ...]:
 
 
 def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
-    """Odd kernel sizes, one per stage, or None."""
+    """Return None or odd kernel sizes, one per stage."""
     return None if value is None else check_per_stage(name, value, check_odd)
 
 

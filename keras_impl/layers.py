@@ -1,7 +1,8 @@
 """Convolution and pooling where stock Keras layers differ from PyTorch: padding and groups.
 
-Everything is channels_last, whatever `keras.config.image_data_format()` says. What `attention.py` needs
-too (`BatchNormalization`, `mean`, initial values) is defined there, so that it alone can be copied.
+All layers are channels_last and ignore `keras.config.image_data_format()`. Layers that `attention.py` needs
+too (`BatchNormalization`, `mean`, initial values) are defined there, so that `attention.py` can be copied
+alone.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ from .attention import kaiming_normal, uniform
 
 @keras.saving.register_keras_serializable("samenet")
 class Conv2D(keras.layers.Conv2D):
-    """Convolution padded by k // 2 on each side, in groups, without bias unless asked for.
+    """Convolution padded by k // 2 on each side, in groups, by default without bias.
 
-    Keras's "same" pads a strided convolution of an even size at the end only, which shifts it by one
-    pixel against PyTorch. Keras's grouped convolution on TensorFlow goes through XLA, which on a CPU is
-    slow forward and over a thousand times slower backward; see `grouped_conv2d`.
+    Keras's "same" pads a strided convolution of an even size at the end only, which shifts the output by one
+    pixel against PyTorch. Keras's grouped convolution on TensorFlow goes through XLA: on a CPU its forward
+    pass is slow and its backward pass over a thousand times slower; see `grouped_conv2d`.
     """
 
     def __init__(self, filters: int, kernel_size: int, strides: int = 1, groups: int = 1, **keywords: Any):
@@ -32,7 +33,7 @@ class Conv2D(keras.layers.Conv2D):
         }
         super().__init__(filters, kernel_size, strides, groups=groups, **(defaults | keywords))
         if self.groups > 1 and _on_tensorflow_cpu():
-            self.supports_jit = False  # compile(jit_compile="auto") would take the slow XLA path again
+            self.supports_jit = False  # otherwise compile(jit_compile="auto") uses the slow XLA path
 
     def build(self, input_shape: tuple) -> None:
         rows, columns = self.kernel_size
@@ -59,8 +60,8 @@ class Conv2D(keras.layers.Conv2D):
 def grouped_conv2d(x: Any, kernel: Any, strides: tuple[int, int], padding: str, groups: int) -> Any:
     """Convolution in groups, (N, H, W, C) with a kernel (kH, kW, C / groups, O).
 
-    JAX and torch do it natively. TensorFlow does where its grouped gradient exists (GPU, or oneDNN in
-    float32); elsewhere one convolution per group and a concatenation, which works everywhere.
+    JAX and torch have it. TensorFlow has it where its grouped gradient exists (GPU, or oneDNN in float32);
+    elsewhere this function computes one convolution per group and concatenates.
     """
     if keras.backend.backend() != "tensorflow":
         return ops.conv(x, kernel, strides, padding, "channels_last")
@@ -85,10 +86,10 @@ def _on_tensorflow_cpu() -> bool:
 
 @cache
 def _has_grouped_gradient(dtype: str) -> bool:
-    """Whether this CPU build of TensorFlow can differentiate a grouped convolution: tried once per dtype."""
+    """Whether this CPU build of TensorFlow can differentiate a grouped convolution; tried once per dtype."""
     import tensorflow as tf
 
-    # the op itself, not a GradientTape: tf.init_scope, which leaves a graph under construction, stops tapes
+    # calls the op directly, because tf.init_scope (needed to leave a graph under construction) stops tapes
     with tf.init_scope(), tf.device("CPU:0"):
         y, kernel = tf.ones((1, 1, 1, 2), dtype), tf.ones((1, 1, 1, 2), dtype)
         try:
@@ -106,15 +107,15 @@ def max_pool(x: Any, rule: str) -> Any:
         return x
     if rule == "same":
         return ops.max_pool(x, 3, 2, "same", "channels_last")
-    # padding with -inf, not zero, is right for negative inputs too; Caffe's rule is one at the end,
-    # where an odd size does not reach it
+    # -inf instead of zero: inputs may be negative; Caffe's rule pads by one at the end, unused if the size is
+    # odd
     pad = {"pad1": (1, 1), "ceil": (0, 1)}[rule]
     x = ops.pad(x, ((0, 0), pad, pad, (0, 0)), constant_values=float("-inf"))
     return ops.max_pool(x, 3, 2, "valid", "channels_last")
 
 
 def average_pool(x: Any) -> Any:
-    """Means of 2x2 squares; at an odd edge of what is there."""
+    """Means of 2x2 squares; an odd edge averages only the existing values."""
     return ops.average_pool(x, 2, 2, "same", "channels_last")
 
 

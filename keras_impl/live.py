@@ -1,7 +1,7 @@
-"""The keywords that a network has now, read from its layers: what was changed after it was made counts.
+"""The current keywords of a network, read from its layers, so that changes after construction count.
 
-A file of weights holds no stride and no epsilon. `save` and `save_weights` therefore write the keywords too,
-and they have to be those of the layers as they are.
+A weights file holds no stride and no epsilon. `save` and `save_weights` therefore write the keywords too, and
+these keywords must describe the current layers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a lay
     "cbam_spatial_input": r".*\.cbam\.spatial_input",
     "relu_before_attention": r".*\.relu_before_attention",
 }
-_SETTINGS = (  # what a layer's call reads
+_SETTINGS = (  # attributes that a layer's call reads
     *("filters", "units", "kernel_size", "strides", "groups", "padding", "dilation_rate", "data_format"),
     *("activation", "use_bias", "axis", "momentum", "epsilon", "center", "scale", "rate", "order", "bn"),
     *("spatial_input", "relu_before_attention", "attention", "downsample_pool", "deep_stem", "stem_pool"),
@@ -117,13 +117,15 @@ class Network(keras.Model):
 
 
 def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
-    """The keywords of a network whose settings were `made` when it was made and are what they are `now`.
+    """The current keywords of a network.
 
     Args:
-        keywords: those that it was made with.
+        made: its settings after construction.
+        now: its current settings.
+        keywords: the keywords of its construction.
 
     Raises:
-        ValueError: a setting was changed to what no keyword describes.
+        ValueError: no keyword describes a changed setting.
     """
     found = dict(keywords)
     changed = [name for name in {**made, **now} if made.get(name, _ABSENT) != now.get(name, _ABSENT)]
@@ -131,14 +133,14 @@ def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str,
         shown = [name for name in changed if re.fullmatch(pattern, name)]
         values = [value for name, value in now.items() if re.fullmatch(pattern, name)]
         if shown and len(set(map(repr, values))) == 1:
-            old_weighs = keyword.endswith("momentum")  # Keras's momentum is the weight of the old value
-            found[keyword] = round(1 - values[0], 12) if old_weighs else values[0]
+            is_momentum = keyword.endswith("momentum")  # Keras's momentum is the weight of the old value
+            found[keyword] = round(1 - values[0], 12) if is_momentum else values[0]
             changed = [name for name in changed if name not in shown]
     if changed:
         name = changed[0]
         raise ValueError(
-            f"{name} is {now.get(name, _ABSENT)!r}, and {made.get(name, _ABSENT)!r} by the network's keywords"
+            f"{name} is {now.get(name, _ABSENT)!r}, but {made.get(name, _ABSENT)!r} by the network's keywords"
             f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
-            "make the network with the keywords that are meant"
+            "create the network with the keywords you need"
         )
     return found

@@ -5,8 +5,8 @@ ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/
 
     images (N, H, W, 3) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
 
-A constructor returns a built model. Class names and attribute names are the layout of its weights file
-(`layer1/bottleneck_1/conv1`), so they are fixed. The same file in `torch_impl` and `tf1_compat` reads alike.
+A constructor returns a built model. Class and attribute names are fixed: they form the layout of the weights
+file (`layer1/bottleneck_1/conv1`). Read it beside the same file in `torch_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class ResNet(Network):
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
-        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
-            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
+            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -53,7 +53,7 @@ class ResNet(Network):
         keywords: `name` and `dtype` ("float64", "mixed_float16" ...) as for every Keras model.
 
     Raises:
-        ValueError: a keyword's value is not one of those above.
+        ValueError: an argument is invalid.
 
     Example:
         >>> import keras_impl
@@ -161,7 +161,7 @@ class ResNet(Network):
         return features
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        x = self.forward_stem(x, training)  # not by forward_features, which keeps every stage's output
+        x = self.forward_stem(x, training)  # forward_features would keep every stage's output
         for name in self.stage_names:
             for block in getattr(self, name):
                 x = block(x, training=training)
@@ -171,4 +171,4 @@ class ResNet(Network):
         return (input_shape[0], self.fc.units)
 
 
-network = ResNet  # by the name that `models.py` has for it in the three folders
+network = ResNet  # the name in `models.py`, the same in the three folders

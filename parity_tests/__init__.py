@@ -1,1 +1,1 @@
-"""The proof that the three implementations give the same numbers, and its tests."""
+"""Proves that the three implementations compute the same numbers; also holds the tests."""

@@ -1,6 +1,6 @@
 """The main job on the command line: `parity` and `python -m parity_tests [MODEL | CHECKPOINT ...]`.
 
-Exit 0: parity holds. 1: a difference was found, or one could not have been. 2: bad usage or bad input.
+Exit 0: parity holds. 1: found a difference, or could not have noticed one. 2: bad usage or bad input.
 """
 
 from __future__ import annotations
@@ -41,31 +41,34 @@ def parser() -> Parser:
         nargs="*",
         default=["se_resnext50_32x4d"],
         metavar="MODEL | CHECKPOINT",
-        help="a model's name (with random weights) or a file; by default se_resnext50_32x4d",
+        help="a model's name (random weights) or a file; default: se_resnext50_32x4d",
     )
     root.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
-    root.add_argument("--dtype", choices=DTYPES, help="by default both")
-    root.add_argument("--images", metavar="DIR", type=Path, help="photographs; by default the project's own")
+    root.add_argument("--dtype", choices=DTYPES, help="default: both")
+    root.add_argument("--images", metavar="DIR", type=Path, help="photographs; default: the project's own")
     root.add_argument(
-        "--size", type=_positive, metavar="N", help="of the images: by default 224, for layers 64; CIFAR 32"
+        "--size",
+        type=_positive,
+        metavar="N",
+        help="size of the images; default: 224, with layers 64, CIFAR 32",
     )
-    root.add_argument("--json", metavar="FILE", help="the differences for a machine; - for stdout")
-    root.add_argument("--layers", action="store_true", help="every layer, and which is wrong by itself")
+    root.add_argument("--json", metavar="FILE", help="write the differences as JSON; - for stdout")
+    root.add_argument("--layers", action="store_true", help="compare every layer and name the wrong ones")
     root.add_argument(
         "--train-steps",
         metavar="N",
         type=_positive,
         default=0,
-        help="layers, gradients and N steps of training",
+        help="compare layers, gradients and N training steps",
     )
-    root.add_argument("--report", metavar="FILE.html", type=Path, help="layers and gradients, as a page")
+    root.add_argument("--report", metavar="FILE.html", type=Path, help="write layers and gradients as a page")
     root.add_argument(
         "--allow-no-power",
         action="store_true",
         help="exit 0 although a tensor or setting could change by 1 %% unnoticed",
     )
-    root.add_argument("--sweep", action="store_true", help="what oneDNN, XLA, threads ... cost in accuracy")
-    root.add_argument("--dump", metavar="FILE", type=Path, help="record a run, to compare with later")
+    root.add_argument("--sweep", action="store_true", help="accuracy with oneDNN, XLA, threads ... switched")
+    root.add_argument("--dump", metavar="FILE", type=Path, help="record a run for later comparison")
     root.add_argument("--against", metavar="FILE", type=Path, help="compare with a recorded run")
     add_reading_options(root)
     return root
@@ -78,7 +81,7 @@ def _positive(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the main job; its exit code."""
+    """Run the main job and return its exit code."""
     with python_stderr_apart():
         return exit_code(lambda: _run(parser().parse_args(argv)))
 
@@ -99,8 +102,8 @@ def _run(arguments: argparse.Namespace) -> int:
     return 0 if holds else 1
 
 
-_TARGETS = {"json": JSON, "report": HTML, "dump": ()}  # and how an earlier one begins, which is replaced
-_TAKES = {  # what an option does not take is not done: say so
+_TARGETS = {"json": JSON, "report": HTML, "dump": ()}  # option -> first bytes of a file it may replace
+_TAKES = {  # the other options that an option uses; the rest are refused
     "sweep": ("images", "size"),
     "dump": ("images", "size"),
     "against": ("dtype", "report", "allow_no_power"),
@@ -109,7 +112,7 @@ _OPTIONS = ("images", "size", "dtype", "layers", "train_steps", "report", "allow
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Refuse what would be ignored, and targets that would replace an input or one another."""
+    """Refuse options without effect, and targets that would replace an input or each other."""
     for option, takes in _TAKES.items():
         if getattr(arguments, option):
             others = (*_OPTIONS, *_TAKES)
@@ -124,13 +127,13 @@ def _check_options(arguments: argparse.Namespace) -> None:
 
 
 def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
-    """What makes a named model's random weights, or gives a file's own; bad input is refused at once."""
+    """Return a function that creates a model's random weights or returns a file's; check the input now."""
     if what in MODELS:
         from parity_tests.judge.synthetic import weights
 
         if given := [name for name in ("model", "family", "key", "scope") if options[name] is not None]:
             option = "--from" if given[0] == "family" else f"--{given[0]}"
-            raise SpecError(f"{option} says what a file is, and {what} is a model: leave it out")
+            raise SpecError(f"{option} applies to a file, but {what} is a model; omit {option}")
         return partial(weights, model_spec(what, **options["settings"]))
     if not Path(what).exists() and os.sep not in what and "." not in what:
         raise SpecError(f"{what}: neither a model nor a file{nearest(what, MODELS)}")

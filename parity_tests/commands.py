@@ -1,4 +1,4 @@
-"""What the command line does: the main job, layers and training, sweeps, recorded runs."""
+"""The jobs of the command line: the main job, layers and training, sweeps, recorded runs."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ if TYPE_CHECKING:
     from parity_tests.harness import Result
 
 DTYPES = ("float64", "float32")
-_OWN_PHOTOGRAPHS = 2  # of four: the other two take a third of the time more and show nothing else
+_OWN_PHOTOGRAPHS = 2  # of four: the other two add a third to the time and show nothing new
 _ACCEPT = "--allow-no-power accepts that"
-CLOSER = 64  # pixels, for what is recorded layer by layer: at 224 the arrays of one network take gigabytes
+CLOSER = 64  # pixels, for runs that record every layer: at 224 the arrays of one network take gigabytes
 
 Sources = dict[str, Callable[[], Checkpoint]]
 Outcome = tuple[bool, list[dict[str, Any]]]
 
 
 def prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
-    """The main job; where it finds a difference, layer by layer, to name the layer."""
+    """The main job; after a difference it compares layer by layer to name the layer."""
     from parity_tests import harness
     from parity_tests.compare.investigate import investigate
     from parity_tests.compare.table import show
 
-    # meanwhile the judge and the files are made: 0.93 of the time of one after the other
+    # imports run in parallel with the judge and the files: 0.93 of the sequential time
     threading.Thread(target=start, args=(arguments.frameworks,)).start()
     results = []
     for what, source in sources.items():
         checkpoint = source()
         images = _images(arguments, checkpoint)
-        with _saying(what) as say:
+        with _progress(what) as say:
             result = harness.prove(
                 what,
                 checkpoint,
@@ -54,7 +54,7 @@ def prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
         results.append(result)
         if (failing := result.failing()) is not None:
             framework, dtype = failing
-            with _saying(what) as say:
+            with _progress(what) as say:
                 report = investigate(
                     f"{what}, {dtype}, layer by layer",
                     checkpoint,
@@ -64,18 +64,18 @@ def prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
                     gradients=False,
                     say=say,
                 )
-            if report.layers:  # torch in float64 is what layers are compared with
+            if report.layers:  # none if only the reference, torch in float64, was requested
                 show(console, report, rows=8)
     return _good(results, arguments), [result.to_json() for result in results]
 
 
 def _good(results: Iterable[Result | Report], arguments: argparse.Namespace) -> bool:
-    """Whether parity holds and a difference would have been noticed."""
+    """Whether parity holds and the comparison would have noticed a difference."""
     return all(result.holds and (arguments.allow_no_power or not result.caveat) for result in results)
 
 
 def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
-    """Layer by layer, gradients, training: a table, and a page if one is asked for."""
+    """Compare layers, gradients and training; print a table and write a page if requested."""
     start(["torch", *arguments.frameworks])
     from parity_tests.compare.investigate import investigate
     from parity_tests.compare.power.result import best_of
@@ -88,8 +88,8 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
         powers: list[Power] = []
         for dtype in _dtypes(arguments):
             if dtype == "float64" and list(arguments.frameworks) == ["torch"]:
-                continue  # that is what the others are compared with
-            with _saying(what) as say:
+                continue  # the reference itself
+            with _progress(what) as say:
                 report = investigate(
                     f"{what}, {dtype}",
                     checkpoint,
@@ -102,11 +102,11 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
                 )
             if report.power:
                 powers.append(report.power)
-                report.power = best_of(powers)  # float32 cannot see an epsilon that float64 has seen
+                report.power = best_of(powers)  # float32 cannot notice every epsilon that float64 notices
             show(console, report)
             reports.append(report)
     if not reports:
-        raise SpecError("torch in float64 is what is compared with: choose another --dtype or --frameworks")
+        raise SpecError("torch in float64 is the reference: choose another --dtype or --frameworks")
     if arguments.report:
         from parity_tests.page.page import write_page
 
@@ -116,7 +116,7 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
 
 
 def _sweep(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
-    """What every switch costs: a table; nothing is judged."""
+    """Print the error under every switch; there is no verdict."""
     from dataclasses import asdict
 
     from rich.table import Table
@@ -127,7 +127,7 @@ def _sweep(arguments: argparse.Namespace, console: Console, sources: Sources) ->
     for what, source in sources.items():
         checkpoint = source()
         images = _images(arguments, checkpoint)
-        with _saying(what) as say:
+        with _progress(what) as say:
             costs = sweep(checkpoint, images, arguments.frameworks, say)
         table = Table(
             "framework", "switch", "float32", "float64", "", box=None, header_style="bold", title=what
@@ -151,7 +151,7 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
     what, source = next(iter(sources.items()))
     checkpoint = source()
     images = _images(arguments, checkpoint, CLOSER)
-    with _saying(what) as say:
+    with _progress(what) as say:
         say("torch in float64, layer by layer")
         model = torch_module(checkpoint.spec, checkpoint, "float64")
         tracer = tracer_of(model, "float64")
@@ -177,7 +177,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
     checkpoint, dump, reports = source(), read_dump(arguments.against), []
     powers: list[Power] = []
     for dtype in _dtypes(arguments):
-        with ExitStack() as stack, _saying(what) as say:
+        with ExitStack() as stack, _progress(what) as say:
             say(f"against {arguments.against}, {dtype}")
             tracers = {
                 framework: stack.enter_context(live(framework, checkpoint.spec, checkpoint, dtype)).tracer
@@ -197,7 +197,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
     return _good(reports, arguments), [report.to_json() for report in reports]
 
 
-JOBS = {  # the first option that is given decides
+JOBS = {  # the first option in use decides
     "sweep": _sweep,
     "dump": _dump,
     "against": _against,
@@ -208,7 +208,7 @@ JOBS = {  # the first option that is given decides
 
 
 def _images(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int | None = None) -> np.ndarray:
-    """Photographs of the size that is asked for, or of `size`, or of the network's own."""
+    """Photographs of the requested size, else of `size`, else of the network's default size."""
     from parity_tests.judge.photographs import OWN, photographs
 
     spec = checkpoint.spec
@@ -223,20 +223,20 @@ def _dtypes(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 @contextmanager
-def _saying(what: str) -> Iterator[Callable[[str], None]]:
-    """A line on a terminal: which step of the work is under way, and for how long the work has been."""
+def _progress(what: str) -> Iterator[Callable[[str], None]]:
+    """Show the current step and the elapsed time on a terminal."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    console = Console(stderr=True)  # elsewhere than on a terminal rich would leave an empty line
+    console = Console(stderr=True)  # rich leaves an empty line if this is no terminal
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(what, total=None)
         yield lambda step: progress.update(task, description=f"{what}: {step}")
 
 
 def _show(console: Console, result: Result) -> None:
-    """The table of a `harness.Result`, and the verdict."""
+    """Print a `harness.Result` as a table with the verdict."""
     from rich.table import Table
 
     batch, _, height, width = result.images
@@ -259,7 +259,7 @@ def _show(console: Console, result: Result) -> None:
     console.print(table)
     console.print(f"files: {', '.join(f'{suffix} {size:,}' for suffix, size in result.files.items())} bytes")
     if result.not_equal:
-        console.print(f"weights: {len(result.not_equal)} tensors are not the same bits:", style="bold red")
+        console.print(f"weights: {len(result.not_equal)} tensors differ in their bits:", style="bold red")
         for line in result.not_equal[:20]:
             console.print(f"  {line}", markup=False)
     else:

@@ -1,4 +1,4 @@
-"""The main job: one set of weights in every container, loaded by each framework from its own file, one table.
+"""The main job: writes one set of weights to every container and compares the frameworks that load them.
 
     weights -> .pth -> .safetensors, .npz, .weights.h5, .ckpt -> torch, Keras, TF1 -> differences per stage
 
@@ -29,7 +29,7 @@ CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
 
 @dataclass
 class Row:
-    """One point of the network: its largest value, and per dtype the limit and each framework's error."""
+    """One point of the network, with the limit per dtype and each framework's error."""
 
     point: str
     shape: tuple[int, ...]
@@ -38,21 +38,21 @@ class Row:
     finite: bool = True  # whether the reference has a finite value there
 
     def failures(self) -> list[tuple[str, str]]:
-        """What exceeds its limit; infinity and NaN exceed every limit."""
+        """(dtype, framework) of every error beyond its limit; infinity and NaN exceed every limit."""
         return [key for key, error in self.errors.items() if not error <= self.limits[key[0]] < math.inf]
 
 
 @dataclass
 class Result:
-    """What the main job found for one network."""
+    """The result of the main job for one network."""
 
     name: str
     parameters: int
     images: tuple[int, ...]
     rows: list[Row] = field(default_factory=list)
     files: dict[str, int] = field(default_factory=dict)  # suffix -> bytes
-    not_equal: list[str] = field(default_factory=list)  # weights or files that are not the same bits
-    power: Power | None = None  # None where it does not hold anyway
+    not_equal: list[str] = field(default_factory=list)  # weights or files whose bits differ
+    power: Power | None = None  # None if parity does not hold
     seconds: float = 0.0
 
     @property
@@ -62,7 +62,7 @@ class Result:
 
     @property
     def caveat(self) -> str:
-        """ "without power for: ..." where a change of 1 % would not have been noticed, else ""."""
+        """ "without power for: ..." if some change of 1 % would stay unnoticed, else ""."""
         return self.power.caveat() if self.power and self.holds else ""
 
     def failing(self) -> tuple[str, str] | None:
@@ -71,7 +71,7 @@ class Result:
         return None if found is None else (found[1], found[0])
 
     def first_divergence(self) -> str | None:
-        """The first point, in execution order, at which a framework exceeds its limit."""
+        """The first point in execution order that exceeds its limit."""
         for row in self.rows:
             for dtype, framework in row.failures():
                 error, limit = row.errors[dtype, framework], row.limits[dtype]
@@ -118,14 +118,14 @@ def prove(
     dtypes: Sequence[str] = ("float64", "float32"),
     say: Callable[[str], None] | None = None,
 ) -> Result:
-    """Carry out the main job for one checkpoint.
+    """Run the main job for one checkpoint.
 
     Args:
-        name: how the result is called.
-        checkpoint: of a network, in memory or of a file.
+        name: of the result.
+        checkpoint: of a network, in memory or in a file.
         images: (N, C, H, W).
-        frameworks, dtypes: which to run.
-        say: told what is being done.
+        frameworks, dtypes: to run.
+        say: called with the current step.
     """
     started, say = time.perf_counter(), say or (lambda _: None)
     spec = checkpoint.spec
@@ -167,14 +167,14 @@ def prove(
             all_limits["float32"] = tolerances.float32_limit(noise[row.point])
         row.limits = {dtype: all_limits[dtype] for dtype in dtypes}
     if result.holds:
-        say("power: what would have been noticed")
+        say("power: the smallest changes noticed")
         result.power = _power(spec, checkpoint, images, result.rows)
     result.seconds = time.perf_counter() - started
     return result
 
 
 def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str, Path]:
-    """The checkpoint in every container, each made from the one before, and compared with the first."""
+    """Write every container, each converted from the previous one, and compare the last with the first."""
     files: dict[str, Path] = {}
     previous: Path | None = None
     for suffix in CONTAINERS:
@@ -182,8 +182,8 @@ def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str,
         plan = save(checkpoint, path) if previous is None else convert(previous, path, assume=True)
         files[suffix] = previous = path
         result.files[suffix] = sum(file.stat().st_size for file in plan.container.files(path))
-    assert previous is not None  # there are containers
-    with load(previous, assume=True) as last:  # what is assumed was said of the file that was given
+    assert previous is not None  # CONTAINERS is not empty
+    with load(previous, assume=True) as last:  # assumptions were reported for the original file
         result.not_equal += [
             f"{previous.suffix}: {line['tensor']} {line['what']}" for line in diff(checkpoint, last)
         ]
@@ -203,7 +203,7 @@ def _power(spec: Spec, checkpoint: Checkpoint, images: np.ndarray, rows: Sequenc
 def _noise(
     spec: Spec, checkpoint: Checkpoint, images: np.ndarray, runs: dict[str, Points]
 ) -> dict[str, float]:
-    """torch's float32 against torch's float64, same weights: what rounding alone does at each point."""
+    """The rounding noise at each point: torch's float32 against torch's float64 with the same weights."""
     for dtype in ("float32", "float64"):
         if dtype not in runs:
             runs[dtype] = RUNNERS["torch"](spec, checkpoint, images, dtype).points

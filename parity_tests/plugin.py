@@ -1,6 +1,6 @@
-"""The pytest plugin `parity`: the fixture `parity`, and `--parity-report out.html` for what it compared.
+"""The pytest plugin `parity`: the fixture `parity`, and `--parity-report out.html` for a page of its reports.
 
-With pytest-xdist the reports come from the workers, with the results of their tests.
+With pytest-xdist the workers send the reports with the results of their tests.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from parity_tests.compare.report import Report
 
 _OF_THIS_TEST = pytest.StashKey[list["Report"]]()
-_ATTRIBUTE = "_parity_reports"  # of a pytest.TestReport: text, which any worker can send
+_ATTRIBUTE = "_parity_reports"  # of a pytest.TestReport; holds text, which workers can send
 
 
 class Parity:
-    """What the fixture gives: comparisons that the page at the end of the session shows."""
+    """The value of the fixture: makes comparisons and keeps their reports for the page."""
 
     def __init__(self, node: pytest.Item) -> None:
         self._title = node.nodeid
         self._reports = node.stash.setdefault(_OF_THIS_TEST, [])
 
     def compare(self, reference: Any, candidate: Any, inputs: Any, **keywords: Any) -> Report:
-        """`parity_tests.compare.layers.compare_models`, remembered under the name of the test."""
-        # frameworks are imported here and not when pytest starts
+        """Call `parity_tests.compare.layers.compare_models` and keep the report under the test's name."""
+        # imported here, because pytest must not import frameworks when it starts
         layers = importlib.import_module("parity_tests.compare.layers")
         report: Report = layers.compare_models(reference, candidate, inputs, **keywords)
         number = len(self._reports) + 1
@@ -39,10 +39,10 @@ class Parity:
         return report
 
     def assert_same(self, reference: Any, candidate: Any, inputs: Any, **keywords: Any) -> Report:
-        """As `parity_tests.compare.layers.assert_parity`; the report of a failure is kept too.
+        """Like `parity_tests.compare.layers.assert_parity`; also keeps the report of a failure.
 
         Raises:
-            AssertionError: with the first divergence, or what was not compared.
+            AssertionError: names the first divergence, or parts that were not compared.
         """
         report = self.compare(reference, candidate, inputs, **keywords)
         if not report.holds:
@@ -59,7 +59,7 @@ def parity(request: pytest.FixtureRequest) -> Parity:
 
 
 class _Collector:
-    """In the main process: the reports of all tests, and the page."""
+    """Collects the reports of all tests in the main process and writes the page."""
 
     def __init__(self, target: str | None, *, in_workers: bool) -> None:
         self.target = target
@@ -70,14 +70,14 @@ class _Collector:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         sent = getattr(report, _ATTRIBUTE, None)
         if sent:
-            self.tests.append((report.nodeid, pickle.loads(base64.b64decode(sent))))  # of our own worker
+            self.tests.append((report.nodeid, pickle.loads(base64.b64decode(sent))))  # from our own worker
 
     @property
     def reports(self) -> list[Report]:
         return [report for _, reports in self.tests for report in reports]
 
     def pytest_sessionfinish(self) -> None:
-        if self.in_workers:  # they finish in any order
+        if self.in_workers:  # workers finish in any order
             self.tests.sort(key=lambda test: test[0])
         if self.target is None:
             return
@@ -106,12 +106,12 @@ class _Collector:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.getgroup("parity").addoption(
-        "--parity-report", metavar="FILE.html", help="write what the fixture `parity` compared as a page"
+        "--parity-report", metavar="FILE.html", help="write the reports of the fixture `parity` as a page"
     )
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if hasattr(config, "workerinput"):  # of pytest-xdist: the main process collects
+    if hasattr(config, "workerinput"):  # a worker of pytest-xdist; the main process collects
         return
     target = config.getoption("--parity-report")
     if target is not None:
@@ -130,7 +130,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     result: Any = yield
     reports = item.stash.get(_OF_THIS_TEST, None)
-    if reports and result.when == "teardown":  # which comes whether the set-up or the test failed or not
+    if reports and result.when == "teardown":  # runs even if the set-up or the test failed
         del item.stash[_OF_THIS_TEST]
         setattr(result, _ATTRIBUTE, base64.b64encode(pickle.dumps(reports)).decode())
     return result

@@ -1,8 +1,7 @@
 """Start frameworks from a command line without their start-up lines on stderr.
 
-TensorFlow, oneDNN, XLA and CUDA report from native code which libraries and devices they found. Some of
-these lines come before any setting is read. Only the command line calls this: a user's program keeps its own
-settings.
+The native code of TensorFlow, oneDNN, XLA and CUDA reports libraries and devices, partly before it reads any
+setting. Only the command line calls this module; a user's program keeps its own settings.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _STDERR = 2  # the file descriptor that native code writes to
 
 @contextmanager
 def python_stderr_apart() -> Iterator[None]:
-    """Give `sys.stderr` a descriptor of its own, so that native output can be discarded beside it."""
+    """Give `sys.stderr` its own descriptor, so that native output can be discarded separately."""
     before = sys.stderr
     try:
         own = before.fileno() == _STDERR
@@ -40,7 +39,7 @@ def python_stderr_apart() -> Iterator[None]:
 
 @contextmanager
 def _native_stderr_discarded() -> Iterator[None]:
-    """Discard what native code writes to stderr; after an exception it is written after all."""
+    """Discard native output to stderr; write it after an exception."""
     before = os.dup(_STDERR)
     with tempfile.TemporaryFile() as file:
         os.dup2(file.fileno(), _STDERR)
@@ -56,9 +55,9 @@ def _native_stderr_discarded() -> Iterator[None]:
 
 
 def start(frameworks: Iterable[str]) -> None:
-    """Import these frameworks and have them look for their devices, quietly.
+    """Import these frameworks quietly and let them find their devices.
 
-    An import that fails is left to the import that needs it, which fails again.
+    A failing import is ignored here: the import that needs the framework fails again.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with suppress(Exception), _native_stderr_discarded(), warnings.catch_warnings():

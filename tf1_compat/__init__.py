@@ -4,7 +4,7 @@ from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_excitation
 from .blocks import basic_block, bottleneck
 from .inference import optimize_for_inference
-from .models import *  # noqa: F403  (every name in it is a model)
+from .models import *  # noqa: F403  (each name is a model)
 from .resnet import resnet
 from .vgg import vgg
 

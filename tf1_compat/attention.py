@@ -4,8 +4,8 @@ SE:   Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
 CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 ECA:  Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 
-Each function maps (N, H, W, C) to the same shape and dtype and can stand in anyone's graph; `scope=None`
-puts its variables into the scope that is open. The same file in `torch_impl` and `keras_impl` reads alike.
+Each function keeps the shape (N, H, W, C) and the dtype of its input, so it fits into any graph; `scope=None`
+puts its variables into the current scope. Read it beside the same file in `torch_impl` and `keras_impl`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ CONFIG_COLLECTION = "cbam_config"  # one JSON text per CBAM block: its scope and
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
-_MOST = 2**31 - 1  # of any size
+_MOST = 2**31 - 1  # largest size
 
 
 def squeeze_excitation(
@@ -41,14 +41,14 @@ def squeeze_excitation(
     Input and output: (N, H, W, C).
 
     Args:
-        x: (N, H, W, C), float; a NumPy array too.
-        reduction: r, how much narrower the hidden layer is.
-        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm); or "absolute": r is it.
+        x: (N, H, W, C), float, a tensor or NumPy array.
+        reduction: r, the factor by which the hidden layer is narrower.
+        hidden_rule: hidden width: C / r by "floor" or to a "multiple_of_8" (timm), or r itself ("absolute").
         bias: whether the two layers have biases (the paper's models: yes).
         scope: variable scope of `fc1` and `fc2`.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
         RuntimeError: called in eager mode.
 
     Example:
@@ -84,7 +84,7 @@ def channel_attention(
         bias: whether the shared MLP has biases (the authors' code: yes).
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
         RuntimeError: called in eager mode.
 
     Example:
@@ -121,23 +121,23 @@ def spatial_attention(
 ) -> tf.Tensor:
     """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, H, W, 1).
 
-    Input (N, H, W, C), output (N, H, W, 1): the gate, not the gated input, because CBAM's
-    variants differ in what they multiply it with.
+    Input (N, H, W, C), output (N, H, W, 1): the gate itself, because CBAM's variants multiply different
+    tensors with it.
 
     Args:
-        x: (N, H, W, C), float; a NumPy array too.
+        x: (N, H, W, C), float, a tensor or NumPy array.
         kernel_size: odd.
-        order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
+        order: order of the two pooled maps, "max_mean" (the authors' code) or "mean_max".
         bn: whether a batch normalisation follows the convolution (the authors' code: yes).
         bn_momentum: weight of the new batch in its running statistics (PyTorch's meaning).
         bn_epsilon: added to the variance in that batch normalisation.
         bias: whether the convolution has a bias.
-        is_training: a Python bool. In training the batch's own statistics are used, and the updates of the
-            running ones go to `tf.GraphKeys.UPDATE_OPS`.
+        is_training: a Python bool. Training uses the batch's statistics and adds the updates of the running
+            statistics to `tf.GraphKeys.UPDATE_OPS`.
         scope: variable scope of `conv` and `bn`.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
         RuntimeError: called in eager mode.
         TypeError: `is_training` is not a Python bool.
 
@@ -191,11 +191,11 @@ def cbam(
         mlp_bias: whether the channel MLP has biases.
         order, kernel_size, bn, bn_momentum, bn_epsilon, is_training: as in `spatial_attention`.
         spatial_bias: whether the spatial convolution has a bias.
-        spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+        spatial_input: input of the spatial gate, the channel-"refined" map (the paper) or the "input".
         scope: variable scope of `channel` and `spatial`.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
         RuntimeError: called in eager mode.
         TypeError: `is_training` is not a Python bool.
 
@@ -208,11 +208,11 @@ def cbam(
     spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
     bn_epsilon, bn_momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
     mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
-    check_is_training(is_training)  # before there is any variable
+    check_is_training(is_training)  # before any variable is created
     with open_scope(scope) as opened:
-        said: dict[str, Any] = {"cbam_order": order, "cbam_spatial_input": spatial_input}
-        said |= {"bn_epsilon": bn_epsilon, "cbam_bn_momentum": bn_momentum} if bn else {}
-        tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": said}))
+        keywords: dict[str, Any] = {"cbam_order": order, "cbam_spatial_input": spatial_input}
+        keywords |= {"bn_epsilon": bn_epsilon, "cbam_bn_momentum": bn_momentum} if bn else {}
+        tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": keywords}))
         refined = channel_attention(x, reduction, hidden_rule=hidden_rule, bias=mlp_bias, scope="channel")
         gate = spatial_attention(
             refined if spatial_input == "refined" else x,
@@ -234,12 +234,12 @@ def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = Non
     Input and output: (N, H, W, C).
 
     Args:
-        x: (N, H, W, C), float; a NumPy array too.
-        kernel_size: odd; None for eq. 12, by which C decides it.
+        x: (N, H, W, C), float, a tensor or NumPy array.
+        kernel_size: odd; None computes it from C by eq. 12.
         scope: variable scope of `conv`.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
         RuntimeError: called in eager mode.
 
     Example:
@@ -264,7 +264,7 @@ def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = Non
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    """Return the entry of `choices` that equals `value` (Python's or NumPy's), or raise `ValueError`."""
     given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     for choice in choices:
         same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
@@ -274,12 +274,12 @@ def check_choice(name: str, value: Any, choices: tuple) -> Any:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    """Return a bool (Python's or NumPy's) as a Python bool, or raise `ValueError`."""
     return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    """Return an int from 1 to 2 ** 31 - 1 (Python's or NumPy's) as a Python int, or raise `ValueError`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise ValueError(f"{name}={value!r}: expected an int of at least 1")
     if int(value) > _MOST:
@@ -288,31 +288,31 @@ def check_int(name: str, value: Any) -> int:
 
 
 def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    """Return an odd int as a Python int, or raise `ValueError`: frameworks pad even kernels differently."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
         return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
+    """Return a finite number of at least 0 (Python's or NumPy's) as a Python float, or raise `ValueError`."""
+    with suppress(OverflowError):  # an int too large for a float
         if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
 
 def check_is_training(is_training: Any) -> None:
-    """Raise `TypeError` for what is no bool: a graph trains or does not, and no tensor can choose."""
+    """Raise `TypeError` unless this is a bool: a tensor cannot switch a finished graph to training."""
     if not isinstance(is_training, (bool, np.bool_)):
         raise TypeError(f"is_training: expected a Python bool, got {is_training!r}; build one graph for each")
 
 
 def graph_input(x: Any, channels: int | None = None, name: str = "input") -> tf.Tensor:
-    """`x`, which may be a NumPy array, in the graph under construction; each public function begins with it.
+    """Convert `x` (a tensor or a NumPy array) to a tensor of the current graph and check its shape.
 
-    Raises `RuntimeError` in eager mode, where every call would make new, random variables, and `ValueError`
-    unless `x` is (N, H, W, C) with so many channels.
+    Raises `RuntimeError` in eager mode, where each call would create new random variables, and `ValueError`
+    unless `x` is (N, H, W, C) with C = `channels` (None: any C).
     """
     if tf.executing_eagerly():
         raise RuntimeError(
@@ -342,8 +342,8 @@ def batch_norm(
 ) -> tf.Tensor:
     """Batch normalisation; variables `gamma`, `beta`, `moving_mean`, `moving_variance`.
 
-    The running variance is the unbiased one, as in PyTorch, and `momentum` is PyTorch's: the weight of
-    the new batch. In training the updates go to `tf.GraphKeys.UPDATE_OPS`.
+    The running variance is unbiased, as in PyTorch, and `momentum` is PyTorch's: the weight of the new
+    batch. In training the updates go to `tf.GraphKeys.UPDATE_OPS`.
     """
     check_is_training(is_training)
     ones, zeros, shape = tf.ones_initializer(), tf.zeros_initializer(), x.shape[-1:]
@@ -383,7 +383,7 @@ def dense(x: tf.Tensor, units: int, bias: bool = True, *, scope: str) -> tf.Tens
 
 
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
-    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
+    """Hidden width of an attention MLP: C // r, C / r rounded to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
     reduction = check_int("reduction", reduction)
     if hidden_rule == "absolute":
@@ -394,11 +394,11 @@ def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -
 
 
 def eca_kernel_size(channels: int) -> int:
-    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    """ECA's kernel size by eq. 12 with gamma = 2 and b = 1: rounded up to odd, at least 3."""
     size = int(abs((math.log2(channels) + 1) / 2))
     return max(3, size if size % 2 else size + 1)
 
 
 def open_scope(scope: str | None, reuse: bool | None = None) -> tf.variable_scope:
-    """`tf.variable_scope(scope)`, or the scope that is open, without a prefix, where `scope` is None."""
+    """`tf.variable_scope(scope)`; for None the current scope, without a prefix."""
     return tf.variable_scope(tf.get_variable_scope() if scope is None else scope, reuse=reuse)

@@ -1,7 +1,7 @@
 """Residual blocks as TensorFlow 1 graph functions, each with a place for attention.
 
 ResNet: https://arxiv.org/abs/1512.03385   ResNeXt: https://arxiv.org/abs/1611.05431
-The attention stands after the last batch normalisation, before the addition: SE (1709.01507) fig. 3.
+Attention follows the last batch normalisation and precedes the addition: SE (1709.01507) fig. 3.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def attention_and_shortcut(
     norm: Callable[..., tf.Tensor],
     bias: bool,
 ) -> tf.Tensor:
-    """What `basic_block` and `bottleneck` share: relu(attention(y) + shortcut(x)).
+    """End of `basic_block` and `bottleneck`: relu(attention(y) + shortcut(x)).
 
     Args:
         x: the block's input.
         y: the branch, up to its last batch normalisation.
         stride: of the block, 1 or 2.
-        attention: maps (N, H, W, C) to the same.
-        relu_before_attention: a ReLU between the last batch normalisation and the attention.
+        attention: maps (N, H, W, C) to the same shape.
+        relu_before_attention: whether a ReLU precedes the attention.
         downsample_kernel, downsample_pool: the projection of a strided block.
         norm: batch normalisation, called with `scope`.
         bias: whether the projection's convolution has a bias.
@@ -71,7 +71,7 @@ def basic_block(
     Input and output: (N, H, W, C), (N, H / stride, W / stride, planes).
 
     Args:
-        x: (N, H, W, C), float; a NumPy array too.
+        x: (N, H, W, C), float, a tensor or NumPy array.
         planes: channels of the output.
         stride: of the first convolution.
         norm: batch normalisation, called with `scope`.
@@ -79,7 +79,7 @@ def basic_block(
         keywords: of `attention_and_shortcut`.
 
     Raises:
-        ValueError: `x` has another shape.
+        ValueError: `x` has the wrong shape.
         RuntimeError: called in eager mode.
 
     Example:
@@ -114,17 +114,17 @@ def bottleneck(
     Input and output: (N, H, W, C), (N, H / stride, W / stride, 4 * planes).
 
     Args:
-        x: (N, H, W, C), float; a NumPy array too.
+        x: (N, H, W, C), float, a tensor or NumPy array.
         planes: nominal width; the output has four times as many channels.
         stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
-        reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
+        reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: batch normalisation, called with `scope`.
         bias: whether the convolutions have biases.
         keywords: of `attention_and_shortcut`.
 
     Raises:
-        ValueError: `x` has another shape.
+        ValueError: `x` has the wrong shape.
         RuntimeError: called in eager mode.
 
     Example:
@@ -146,7 +146,7 @@ def bottleneck(
 def make_attention(
     stage: int, c: Mapping[str, Any], is_training: bool
 ) -> Callable[[tf.Tensor], tf.Tensor] | None:
-    """The attention of one block in its scope, from the keywords of `resnet`."""
+    """A block's attention, from the keywords of `resnet`."""
     name = c["attention"]
     if name == "se":
         return partial(
@@ -179,14 +179,14 @@ def make_attention(
 
 
 def make_norm(c: Mapping[str, Any], is_training: bool) -> Callable[..., tf.Tensor]:
-    """What follows a convolution, called with `scope`, from the keywords of `resnet`."""
+    """The norm after a convolution, called with `scope`, from the keywords of `resnet`."""
     if c["norm"] == "bias":
         return lambda x, **_: x
     return partial(batch_norm, is_training=is_training, epsilon=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
 def make_stage(x: tf.Tensor, stage: int, c: Mapping[str, Any], is_training: bool) -> tf.Tensor:
-    """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
+    """The blocks of one stage. `stage` counts from 0; every stage but the first halves the resolution."""
     block = {"basic": basic_block, "bottleneck": bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
     if block is bottleneck:

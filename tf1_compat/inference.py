@@ -1,4 +1,4 @@
-"""A network made for inference, in TensorFlow 1: batch norms folded into convolutions, variables frozen."""
+"""Networks for inference in TensorFlow 1: batch norms folded into convolutions, variables frozen."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.
     b' = beta + (b - mean) gamma / sqrt(variance + epsilon), computed in float64 and rounded once.
 
     Args:
-        session: with the network's variables initialised; it stays as it is.
-        scope: variable scope of the network; None where the graph holds only one.
+        session: holds the network's initialised variables; it is not changed.
+        scope: variable scope of the network; None if the graph holds only one network.
 
     Returns:
-        A graph that is fed "images:0" (N, H, W, C) and gives "logits:0" (N, num_classes).
+        A graph with the input "images:0" (N, H, W, C) and the output "logits:0" (N, num_classes).
 
     Raises:
         ValueError: the graph holds no such network.
@@ -53,7 +53,7 @@ def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.
         images = tf.placeholder(dtype, (None, None, None, keywords["in_channels"]), "images")
         tf.identity(resnet(images, **keywords)[0], "logits")
         feed = {
-            # the initial value's tensor: what is fed for it is what the variable becomes
+            # the tensor of the initial value: the variable takes the value fed for it
             variable.initializer.inputs[1]: _folded(variable.op.name, values, keywords["bn_epsilon"])
             for variable in tf.global_variables()
         }
@@ -62,13 +62,13 @@ def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.
 
 
 def _network(graph: tf.Graph, scope: str | None) -> tuple[str, dict]:
-    """Scope and keywords of the network that is meant."""
+    """Scope and keywords of the selected network."""
     notes = [json.loads(text) for text in graph.get_collection(CONFIG_COLLECTION)]
     found = {note["scope"]: note["keywords"] for note in notes}
     if scope is None and len(found) == 1:
         return found.popitem()
     if scope is None or scope not in found:
-        raise ValueError(f"scope={scope!r}: expected one of the networks of the graph, {sorted(found)}")
+        raise ValueError(f"scope={scope!r}: expected one of the graph's networks, {sorted(found)}")
     return scope, found[scope]
 
 

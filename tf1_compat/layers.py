@@ -1,7 +1,7 @@
 """Convolution and pooling on `tf.nn` with PyTorch's numbers: padding and groups.
 
-Arrays are (N, H, W, C). What `attention.py` needs too (`batch_norm`, `dense`, initial values) is defined
-there, so that it alone can be copied.
+Arrays are (N, H, W, C). Functions that `attention.py` needs too (`batch_norm`, `dense`, initial values) are
+defined there, so that `attention.py` can be copied alone.
 """
 
 from __future__ import annotations
@@ -25,16 +25,13 @@ def conv2d(
 ) -> tf.Tensor:
     """Convolution padded by k // 2 on each side; variables `kernel` (k, k, C / groups, filters) and `bias`.
 
-    SAME pads a strided convolution of an even size at the end only, which shifts it by one pixel.
+    SAME pads a strided convolution of an even size at the end only, which shifts the output by one pixel.
     """
     with tf.variable_scope(scope):
         inputs = int(x.shape[-1]) // groups
         shape = (kernel_size, kernel_size, inputs, filters)
         kernel = tf.get_variable("kernel", shape, x.dtype, kaiming_normal())
-        padding, half = (
-            "SAME",
-            kernel_size // 2,
-        )  # with stride 1 and an odd kernel SAME is k // 2 on each side
+        padding, half = "SAME", kernel_size // 2  # for stride 1 and an odd kernel SAME is k // 2 on each side
         if stride > 1:
             x = tf.pad(x, [[0, 0], [half, half], [half, half], [0, 0]]) if half else x
             padding = "VALID"
@@ -51,13 +48,13 @@ def conv2d(
 def grouped_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, groups: int) -> tf.Tensor:
     """Convolution in groups, (N, H, W, C) with a kernel (kH, kW, C / groups, O).
 
-    Native where its gradient exists (GPU, or oneDNN in float32); elsewhere one convolution per group and
-    a concatenation, which works everywhere.
+    TensorFlow has it where its gradient exists (GPU, or oneDNN in float32); elsewhere this function computes
+    one convolution per group and concatenates.
     """
     if tf.config.list_physical_devices("GPU") or _has_grouped_gradient(x.dtype.base_dtype.name):
         y = tf.nn.conv2d(x, kernel, stride, padding)
-        # keeps grappler from fusing convolution and batch norm: a graph frozen here and run where oneDNN
-        # is off would hold a fused op that refuses groups
+        # prevents grappler from fusing convolution and batch norm: the fused op refuses groups where oneDNN
+        # is off, and a frozen graph may run on such a machine
         return tf.ensure_shape(y, (None, None, None, kernel.shape[-1]))
     parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
     return tf.concat([tf.nn.conv2d(part, k, stride, padding) for part, k in parts], -1)
@@ -65,7 +62,7 @@ def grouped_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, g
 
 @cache
 def _has_grouped_gradient(dtype: str) -> bool:
-    """Whether this CPU build of TensorFlow can differentiate a grouped convolution: tried once per dtype."""
+    """Whether this CPU build of TensorFlow can differentiate a grouped convolution; tried once per dtype."""
     config = tf.ConfigProto(device_count={"GPU": 0})
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         x, kernel = tf.placeholder(dtype, (1, 1, 1, 2)), tf.placeholder(dtype, (1, 1, 1, 2))
@@ -83,13 +80,13 @@ def max_pool(x: tf.Tensor, rule: str) -> tf.Tensor:
         return x
     if rule == "same":
         return tf.nn.max_pool2d(x, 3, 2, "SAME")
-    # this padding counts as -inf; Caffe's rule is one at the end, where an odd size does not reach it
+    # this padding counts as -inf; Caffe's rule pads by one at the end, unused if the size is odd
     pad = {"pad1": [1, 1], "ceil": [0, 1]}[rule]
     return tf.nn.max_pool2d(x, 3, 2, [[0, 0], pad, pad, [0, 0]])
 
 
 def average_pool(x: tf.Tensor) -> tf.Tensor:
-    """Means of 2x2 squares; at an odd edge of what is there."""
+    """Means of 2x2 squares; an odd edge averages only the existing values."""
     return tf.nn.avg_pool2d(x, 2, 2, "SAME")
 
 

@@ -1,6 +1,6 @@
 """The named models: each is a network with other defaults, and takes each of its keywords.
 
-The same text in `torch_impl`, `keras_impl` and `tf1_compat`.
+`torch_impl`, `keras_impl` and `tf1_compat` have the same file.
 """
 
 from .named import with_defaults as _with_defaults

@@ -5,8 +5,8 @@ ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/
 
     images (N, H, W, 3) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
 
-Variable names are the scopes: `layer1_0/conv1/kernel`. The same file in `torch_impl` and `keras_impl`
-reads alike.
+Variables are named by their scopes: `layer1_0/conv1/kernel`. Read it beside the same file in `torch_impl` and
+`keras_impl`.
 """
 
 from __future__ import annotations
@@ -71,11 +71,12 @@ def resnet(
     """A residual network with SE, CBAM, ECA or no attention.
 
     Args:
-        images: (N, H, W, C) with C known, a NumPy array too; float32 or float64, which the variables follow.
-        is_training: a Python bool. In training batch statistics are used, their updates go to
-            `tf.GraphKeys.UPDATE_OPS`, and dropout is on.
+        images: (N, H, W, C) with known C, a tensor or NumPy array; the variables have its dtype, float32 or
+            float64.
+        is_training: a Python bool. Training uses batch statistics and dropout, and adds the updates of the
+            running statistics to `tf.GraphKeys.UPDATE_OPS`.
         scope: variable scope; None for names without a prefix.
-        reuse: as in `tf.variable_scope`; two calls under `tf.AUTO_REUSE` share their variables.
+        reuse: as in `tf.variable_scope`; two calls under `tf.AUTO_REUSE` share variables.
         block: "bottleneck" or "basic".
         depths: blocks per stage.
         width: nominal width of layer1, doubled in each further stage.
@@ -87,8 +88,8 @@ def resnet(
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
-        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
-            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
+            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -102,7 +103,7 @@ def resnet(
         logits (N, num_classes), and the end points: `stem`, `layer1` ..., `pooled` (N, C), `logits`.
 
     Raises:
-        ValueError: a keyword's value is not one of those above, or `images` has other channels.
+        ValueError: an argument is invalid, or `images` has another number of channels.
         RuntimeError: called in eager mode.
         TypeError: `is_training` is not a Python bool.
 
@@ -146,4 +147,4 @@ def resnet(
     return end_points["logits"], end_points
 
 
-network = resnet  # by the name that `models.py` has for it in the three folders
+network = resnet  # the name in `models.py`, the same in the three folders

@@ -4,7 +4,7 @@ from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExcitation
 from .blocks import BasicBlock, Bottleneck
 from .inference import optimize_for_inference
-from .models import *  # noqa: F403  (every name in it is a model)
+from .models import *  # noqa: F403  (each name is a model)
 from .resnet import ResNet
 from .vgg import VGG
 

@@ -4,8 +4,8 @@ SE:   Squeeze-and-Excitation Networks, https://arxiv.org/abs/1709.01507
 CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 ECA:  Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 
-Each block maps (N, C, H, W) to the same shape and dtype and can stand in anyone's network. This file
-needs nothing but torch. The same file in `keras_impl` and `tf1_compat` reads line by line alike.
+Each block keeps the shape (N, C, H, W) and the dtype of its input, so it fits into any network. This file
+depends only on torch. Read it beside the same file in `keras_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcita
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
-_MOST = 2**31 - 1  # of any size
+_MOST = 2**31 - 1  # largest size
 
 
 class SqueezeExcitation(nn.Module):
@@ -34,12 +34,12 @@ class SqueezeExcitation(nn.Module):
 
     Args:
         channels: C of the input.
-        reduction: r, how much narrower the hidden layer is.
-        hidden_rule: how C / r becomes a width, "floor" or "multiple_of_8" (timm); or "absolute": r is it.
+        reduction: r, the factor by which the hidden layer is narrower.
+        hidden_rule: hidden width: C / r by "floor" or to a "multiple_of_8" (timm), or r itself ("absolute").
         bias: whether the two layers have biases (the paper's models: yes).
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> SqueezeExcitation(64)(torch.zeros(2, 64, 7, 7)).shape
@@ -70,7 +70,7 @@ class ChannelAttention(nn.Module):
         bias: whether the shared MLP has biases (the authors' code: yes).
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> ChannelAttention(64)(torch.zeros(2, 64, 7, 7)).shape
@@ -89,7 +89,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.fc1.in_features)
-        # amax, not adaptive_max_pool2d: it shares the gradient among ties, as tf.reduce_max does
+        # amax instead of adaptive_max_pool2d: amax splits the gradient among ties, as tf.reduce_max does
         gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))  # (N, C)
         return x * gate[:, :, None, None]
 
@@ -97,19 +97,19 @@ class ChannelAttention(nn.Module):
 class SpatialAttention(nn.Module):
     """Spatial gate of CBAM, arXiv 1807.06521 eq. 3: sigmoid(BN(conv7x7([max(x); mean(x)]))), (N, 1, H, W).
 
-    Input (N, C, H, W), output (N, 1, H, W): the gate, not the gated input, because CBAM's
-    variants differ in what they multiply it with.
+    Input (N, C, H, W), output (N, 1, H, W): the gate itself, because CBAM's variants multiply different
+    tensors with it.
 
     Args:
         kernel_size: odd.
-        order: which of the two pooled maps comes first, "max_mean" (the authors' code) or "mean_max".
+        order: order of the two pooled maps, "max_mean" (the authors' code) or "mean_max".
         bn: whether a batch normalisation follows the convolution (the authors' code: yes).
         bn_momentum: weight of the new batch in its running statistics.
         bn_epsilon: added to the variance in that batch normalisation.
         bias: whether the convolution has a bias.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> SpatialAttention(kernel_size=3)(torch.zeros(2, 64, 7, 7)).shape
@@ -154,10 +154,10 @@ class CBAM(nn.Module):
         mlp_bias: whether the channel MLP has biases.
         order, kernel_size, bn, bn_momentum, bn_epsilon: as in `SpatialAttention`.
         spatial_bias: whether the spatial convolution has a bias.
-        spatial_input: what the spatial gate looks at, the channel-"refined" map (the paper) or the "input".
+        spatial_input: input of the spatial gate, the channel-"refined" map (the paper) or the "input".
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> CBAM(64, order="mean_max")(torch.zeros(2, 64, 7, 7)).shape
@@ -198,11 +198,11 @@ class ECA(nn.Module):
     Input and output: (N, C, H, W).
 
     Args:
-        channels: C of the input; it decides the kernel size by eq. 12.
-        kernel_size: odd; None for eq. 12.
+        channels: C of the input.
+        kernel_size: odd; None computes it from C by eq. 12.
 
     Raises:
-        ValueError: a keyword's value cannot be, or the input has another shape.
+        ValueError: an argument is invalid, or the input has the wrong shape.
 
     Example:
         >>> ECA(256).conv.kernel_size
@@ -227,7 +227,7 @@ class ECA(nn.Module):
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    """Return the entry of `choices` that equals `value` (Python's or NumPy's), or raise `ValueError`."""
     given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     for choice in choices:
         same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
@@ -237,12 +237,12 @@ def check_choice(name: str, value: Any, choices: tuple) -> Any:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    """Return a bool (Python's or NumPy's) as a Python bool, or raise `ValueError`."""
     return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    """Return an int from 1 to 2 ** 31 - 1 (Python's or NumPy's) as a Python int, or raise `ValueError`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise ValueError(f"{name}={value!r}: expected an int of at least 1")
     if int(value) > _MOST:
@@ -251,24 +251,24 @@ def check_int(name: str, value: Any) -> int:
 
 
 def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    """Return an odd int as a Python int, or raise `ValueError`: frameworks pad even kernels differently."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
         return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
+    """Return a finite number of at least 0 (Python's or NumPy's) as a Python float, or raise `ValueError`."""
+    with suppress(OverflowError):  # an int too large for a float
         if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
 
 
-@torch.fx.wrap  # one step of a graph that torch.fx traces, where shapes are not known yet
+@torch.fx.wrap  # torch.fx records the call as one step: while it traces, shapes are unknown
 def check_input(x: Tensor, channels: int | None = None) -> None:
-    """Raise `ValueError` unless `x` is (N, C, H, W) with so many channels."""
-    if torch.jit.is_tracing():  # which would warn of the comparison
+    """Raise `ValueError` unless `x` is (N, C, H, W) with C = `channels` (None: any C)."""
+    if torch.jit.is_tracing():  # a comparison of shapes would make it warn
         return
     if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
         wanted = "C" if channels is None else str(channels)
@@ -277,15 +277,15 @@ def check_input(x: Tensor, channels: int | None = None) -> None:
 
 
 def kaiming_normal(conv: nn.Conv2d) -> nn.Conv2d:
-    """A convolution with He's initial values (https://arxiv.org/abs/1502.01852, fan-out) in its kernel."""
-    # a module on the meta device waits for its weights; initialising it would import torch's compiler
+    """Give a convolution's kernel He's initial values (https://arxiv.org/abs/1502.01852, fan-out)."""
+    # a module on the meta device gets its weights later; initialising it would import torch's compiler
     if not conv.weight.is_meta:
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
 
 
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:
-    """Width between an attention MLP's two layers: C // r, C / r to a multiple of 8, or r ("absolute")."""
+    """Hidden width of an attention MLP: C // r, C / r rounded to a multiple of 8, or r ("absolute")."""
     check_choice("hidden_rule", hidden_rule, _HIDDEN_RULES)
     reduction = check_int("reduction", reduction)
     if hidden_rule == "absolute":
@@ -296,6 +296,6 @@ def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -
 
 
 def eca_kernel_size(channels: int) -> int:
-    """The adaptive kernel size of ECA, eq. 12 with gamma = 2 and b = 1: even becomes odd, at least 3."""
+    """ECA's kernel size by eq. 12 with gamma = 2 and b = 1: rounded up to odd, at least 3."""
     size = int(abs((math.log2(channels) + 1) / 2))
     return max(3, size if size % 2 else size + 1)

@@ -1,7 +1,7 @@
 """Residual blocks in PyTorch: `BasicBlock` and `Bottleneck`, each with a place for attention.
 
 ResNet: https://arxiv.org/abs/1512.03385   ResNeXt: https://arxiv.org/abs/1611.05431
-The attention stands after the last batch normalisation, before the addition: SE (1709.01507) fig. 3.
+Attention follows the last batch normalisation and precedes the addition: SE (1709.01507) fig. 3.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from .attention import CBAM, ECA, SqueezeExcitation, kaiming_normal
 def conv2d(
     inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, *, bias: bool = False
 ) -> nn.Conv2d:
-    """A convolution padded by k // 2 on each side, without bias unless asked for."""
+    """A convolution padded by k // 2 on each side, by default without bias."""
     conv = nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
     return kaiming_normal(conv)
 
 
 class ResidualBlock(nn.Module):
-    """What `BasicBlock` and `Bottleneck` share: relu(attention(branch(x)) + shortcut(x)).
+    """Base class of `BasicBlock` and `Bottleneck`: relu(attention(branch(x)) + shortcut(x)).
 
-    A subclass makes its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
+    A subclass creates its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
     """
 
     branch: Callable[[Tensor], Tensor]
@@ -45,13 +45,13 @@ class ResidualBlock(nn.Module):
         norm: Callable[[int], nn.Module],
         bias: bool,
     ) -> None:
-        """Add what follows the branch.
+        """Add the layers that follow the branch.
 
         Args:
             inputs, outputs: channels of the block's input and output.
             stride: 1 or 2.
-            attention: its name in the block and the module, such as ("se", SqueezeExcitation(256)).
-            relu_before_attention: a ReLU between the last batch normalisation and the attention.
+            attention: name in the block and module, such as ("se", SqueezeExcitation(256)).
+            relu_before_attention: whether a ReLU precedes the attention.
             downsample_kernel, downsample_pool: the projection of a strided block.
             norm: channels -> batch normalisation.
             bias: whether the projection's convolution has a bias.
@@ -135,7 +135,7 @@ class Bottleneck(ResidualBlock):
         planes: nominal width; the output has four times as many channels.
         stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
-        reduce_first: by how much the first 1x1 is narrower than that (SENet-154: 2).
+        reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: channels -> batch normalisation.
         bias: whether the convolutions have biases.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
@@ -179,7 +179,7 @@ class Bottleneck(ResidualBlock):
 
 
 def make_attention(channels: int, stage: int, c: Mapping[str, Any]) -> tuple[str, nn.Module] | None:
-    """The attention of one block under its name in the block, from the keywords of `ResNet`."""
+    """Name and layer of a block's attention, from the keywords of `ResNet`."""
     if c["attention"] == "se":
         module: nn.Module = SqueezeExcitation(
             channels, c["reduction"], hidden_rule=c["hidden_rule"], bias=c["se_bias"]
@@ -207,14 +207,14 @@ def make_attention(channels: int, stage: int, c: Mapping[str, Any]) -> tuple[str
 
 
 def make_norm(c: Mapping[str, Any]) -> Callable[[int], nn.Module]:
-    """Channels -> what follows a convolution, from the keywords of `ResNet`."""
+    """Function from channels to the norm layer after a convolution, from the keywords of `ResNet`."""
     if c["norm"] == "bias":
         return nn.Identity
     return partial(nn.BatchNorm2d, eps=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any]) -> nn.Sequential:
-    """The blocks of one stage; `stage` counts from 0, and all but the first halve the resolution."""
+    """The blocks of one stage. `stage` counts from 0; every stage but the first halves the resolution."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
     if block is Bottleneck:

@@ -1,4 +1,4 @@
-"""A network made for inference, in PyTorch: batch norms folded into convolutions, channels_last, compiled."""
+"""Networks for inference in PyTorch: batch norms folded into convolutions, channels_last, compiled."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from .live import settings
 from .resnet import ResNet
 
-# For how many pairs of image size and batch size a compiled network is kept: each has the weights once more.
-# At torch's own limit, 8, a server of a few sizes and batches loses the gain, of which a line in a log tells.
+# Number of compiled versions to keep, one per image size and batch size; each holds a copy of the weights.
+# With torch's own limit, 8, a server with a few sizes and batches loses the gain, reported only in a log.
 _MOST_SHAPES = 32
 
 
@@ -26,20 +26,20 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
     b' = beta + (b - mean) gamma / sqrt(variance + epsilon), computed in float64 and rounded once.
 
     Args:
-        model: it stays as it is.
-        compile: with `torch.compile`, weights as constants. It takes a C++ compiler (g++, clang, MSVC), and
-            the first call of each image size and batch size some ten seconds. What was compiled is kept, with
-            the weights once more, for 32 of these; any further ones run uncompiled.
-            With False none of this holds, and a part of the gain remains.
+        model: it is not changed.
+        compile: use `torch.compile`, with the weights as constants. This needs a C++ compiler (g++, clang,
+            MSVC), and the first call for each image size and batch size takes about ten seconds. The compiled
+            code is kept for 32 such pairs, each with a copy of the weights; other pairs run uncompiled.
+            False needs no compiler and keeps a part of the gain.
 
     Returns:
-        A module that keeps nothing for a backward pass, best fed with channels_last images. Not compiled
-        it is a `ResNet` with `norm="bias"`, to be called under `torch.inference_mode()`.
+        A module without gradients, fastest with channels_last images. Without `compile` it is a `ResNet` with
+        `norm="bias"`; call it under `torch.inference_mode()`.
 
     Raises:
-        TypeError: it is not a `ResNet` of this package.
-        RuntimeError: on a GPU, where TensorFlow was imported before triton: no compiler then.
-        ValueError: it was changed to what no keywords describe.
+        TypeError: `model` is not a `ResNet` of this package.
+        RuntimeError: on a GPU, TensorFlow was imported before triton, which the compiler needs.
+        ValueError: `model` was changed, and no keywords describe it now.
 
     Example:
         >>> from torch_impl import se_resnet20
@@ -49,7 +49,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
         torch.Size([1, 10])
     """
     if not isinstance(model, ResNet):
-        raise TypeError(f"a {type(model).__name__} was given, expected a torch_impl.ResNet")
+        raise TypeError(f"received a {type(model).__name__}, expected a torch_impl.ResNet")
     keywords = model.live_keywords()
     if compile:
         _check_compiler(model.fc.weight.device)
@@ -67,7 +67,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
 
 
 def _check_compiler(device: torch.device) -> None:
-    """`RuntimeError` where a GPU needs triton, which `import_order` had to hide."""
+    """Raise `RuntimeError` if a GPU needs triton and `import_order` has hidden it."""
     if device.type == "cuda" and "triton" in sys.modules and sys.modules["triton"] is None:
         raise RuntimeError(
             "TensorFlow was imported before triton, which PyTorch needs to compile for a GPU; "
@@ -76,9 +76,9 @@ def _check_compiler(device: torch.device) -> None:
 
 
 class _Compiled(nn.Module):
-    """A module compiled with its weights as constants, kept in the layout that each kernel wants.
+    """A module compiled with its weights as constants, stored in the layout of each kernel.
 
-    Weights that are arguments of the compiled code are laid out anew in every call: 25 of 97 ms.
+    Weights passed as arguments of the compiled code are laid out again in every call: 25 of 97 ms.
     """
 
     def __init__(self, module: nn.Module):
@@ -90,7 +90,7 @@ class _Compiled(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         from torch._inductor import config
 
-        # around the call, in which it is compiled: `torch.compile(options={"freezing": True})` comes too late
+        # the call compiles; `torch.compile(options={"freezing": True})` has no effect at this point
         with torch.inference_mode(), config.patch(freezing=True):
             return self.compiled(x)
 

@@ -1,4 +1,4 @@
-"""The keywords that a network has now, read from its modules: what was changed after it was made counts.
+"""The current keywords of a network, read from its modules, so that changes after construction count.
 
 A state dict holds no stride and no epsilon. That of a network therefore carries the keywords in its
 metadata, where `torch.save` keeps them, and they have to be those of the modules as they are.
@@ -27,8 +27,8 @@ _SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a mod
     "cbam_spatial_input": r".*\.cbam\.spatial_input",
     "relu_before_attention": r".*\.relu_before_attention",
 }
-_SKIPPED = ("training", "process_group")  # attributes that change no weight's meaning
-_SAME = {"SyncBatchNorm": "BatchNorm2d"}  # classes that compute the same in inference
+_SKIPPED = ("training", "process_group")  # attributes without effect on the meaning of weights
+_SAME = {"SyncBatchNorm": "BatchNorm2d"}  # classes that compute the same at inference
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _ABSENT = "absent"
 
@@ -50,7 +50,7 @@ def settings(module: nn.Module) -> dict[str, Any]:
 
 
 def below(module: nn.Module, path: str) -> dict[str, Any]:
-    """The settings of one module, as they are called in the network that has it there."""
+    """The settings of one module, under their names in a network that has the module at `path`."""
     kind = {} if isinstance(module, nn.Identity) else {path: type(module).__name__}
     return kind | {f"{path}.{name}": value for name, value in settings(module).items()}
 
@@ -99,14 +99,16 @@ class Network(nn.Module):
 def live_keywords(
     made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any], pools: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
-    """The keywords of a network whose settings were `made` when it was made and are what they are `now`.
+    """The current keywords of a network.
 
     Args:
-        keywords: those that it was made with.
-        pools: what `stem_pool` may be -> its settings.
+        made: its settings after construction.
+        now: its current settings.
+        keywords: the keywords of its construction.
+        pools: each value of `stem_pool` -> its settings.
 
     Raises:
-        ValueError: a setting was changed to what no keyword describes.
+        ValueError: no keyword describes a changed setting.
     """
     found = dict(keywords)
     changed = [name for name in made | now if made.get(name, _ABSENT) != now.get(name, _ABSENT)]
@@ -123,8 +125,8 @@ def live_keywords(
     if changed:
         name = changed[0]
         raise ValueError(
-            f"{name} is {now.get(name, _ABSENT)!r}, and {made.get(name, _ABSENT)!r} by the network's keywords"
+            f"{name} is {now.get(name, _ABSENT)!r}, but {made.get(name, _ABSENT)!r} by the network's keywords"
             f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
-            "make the network with the keywords that are meant"
+            "create the network with the keywords you need"
         )
     return found

@@ -1,6 +1,6 @@
-"""What makes a named model of a network: other defaults.
+"""Make a named model: a network's constructor with other defaults.
 
-The same text in `torch_impl`, `keras_impl` and `tf1_compat`.
+`torch_impl`, `keras_impl` and `tf1_compat` have the same file.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ Network = TypeVar("Network")
 
 
 def with_defaults(build: Callable[P, Network], model: str, **defaults: Any) -> Callable[P, Network]:
-    """`build` with other defaults, which the signature and `help()` show.
+    """Return `build` with other defaults, shown by its signature and `help()`.
 
-    Where it has a keyword `name`, the default is the model's.
+    If `build` has a keyword `name`, its default becomes `model`.
     """
     is_class = isinstance(build, type)
     signature = inspect.signature(build.__init__ if is_class else build, eval_str=True)
@@ -27,7 +27,7 @@ def with_defaults(build: Callable[P, Network], model: str, **defaults: Any) -> C
         return build(*args, **{**other, **keywords})
 
     constructor.__name__ = constructor.__qualname__ = model
-    constructor.__doc__ = f"`{build.__name__}` with {defaults}; takes every keyword of it."
+    constructor.__doc__ = f"`{build.__name__}` with the defaults {defaults}; it accepts the same keywords."
     constructor.__dict__["defaults"] = defaults
     constructor.__dict__["__signature__"] = signature.replace(
         parameters=[p.replace(default=other.get(p.name, p.default)) for p in parameters],

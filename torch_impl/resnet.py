@@ -5,7 +5,7 @@ ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/
 
     images (N, 3, H, W) -> stem -> layer1 ... layer4 -> mean over H, W -> fc -> logits (N, num_classes)
 
-Parameter names are torchvision's. The same file in `keras_impl` and `tf1_compat` reads alike.
+Parameter names are torchvision's. Read it beside the same file in `keras_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .live import Network, settings
 
 
 class MaxPoolSame(nn.Module):
-    """Max-pool 3x3, stride 2, with TensorFlow's SAME padding: an even size is padded at the end only."""
+    """Max-pool 3x3, stride 2, with TensorFlow's SAME padding, which pads even sizes at the end only."""
 
     def forward(self, x: Tensor) -> Tensor:
         (top, bottom), (left, right) = ((size % 2, 1) for size in x.shape[2:])
@@ -51,8 +51,8 @@ class ResNet(Network):
             ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
         downsample_kernel: kernel size of the strided projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
-        norm: what follows each convolution of stem, blocks and projections: batch normalisation ("bn"), a
-            bias and batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
+            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -63,7 +63,7 @@ class ResNet(Network):
         dropout: probability before `fc`, below 1.
 
     Raises:
-        ValueError: a keyword's value is not one of those above.
+        ValueError: an argument is invalid.
 
     Example:
         >>> import torch, torch_impl
@@ -164,4 +164,4 @@ class ResNet(Network):
         return x
 
 
-network = ResNet  # by the name that `models.py` has for it in the three folders
+network = ResNet  # the name in `models.py`, the same in the three folders

@@ -1,4 +1,4 @@
-"""Two models layer by layer: the first difference, the layer that is wrong by itself, gradients, training."""
+"""Compares two models layer by layer: the first difference, the wrong layer, gradients, training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WHERE = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when asked for: pytest imports the plugin in here at every start."""
+    """Import on first use: pytest imports this package at every start, because of the plugin."""
     if name not in _WHERE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"parity_tests.{_WHERE[name]}"), name)

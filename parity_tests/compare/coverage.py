@@ -1,7 +1,7 @@
-"""What of two models belongs together, how much of each was compared, and what was not.
+"""Pairs the layers of two models and counts how much of each was compared.
 
-Whatever has weights, is an output or a running statistic, and was not compared, makes the verdict no, unless
-the caller names it.
+Parity does not hold if a layer with weights, an output or a running statistic was not compared, unless the
+caller names it in `ignore`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from parity_tests.watch.structure import paired
 from parity_tests.watch.trace import Trace, Weights, covers
 from weights_convert.errors import MismatchError, SpecError
 
-OWN = "the model's own weights"  # what is in no layer, where the model has no output
+OWN = "the model's own weights"  # weights outside all layers, if the model has no output
 
 
 class Ignored:
-    """What the caller allows to stay uncompared: layers, outputs, statistics, each with what is inside."""
+    """Layers, outputs and statistics that need no comparison, each including everything inside it."""
 
     def __init__(self, ignore: Iterable[str] = ()) -> None:
         self.entries = (ignore,) if isinstance(ignore, str) else tuple(ignore)
@@ -31,7 +31,7 @@ class Ignored:
         return any(covers(entry, str(name)) for entry in self.entries)
 
     def check(self, names: Iterable[str]) -> None:
-        """`MismatchError` for an entry that is the name of nothing: it was meant for something else."""
+        """Raise `MismatchError` for an entry that names nothing: probably a typing error."""
         known = list(names)
         unknown = [entry for entry in self.entries if not any(covers(entry, name) for name in known)]
         if unknown:
@@ -39,7 +39,7 @@ class Ignored:
 
 
 class Renamed:
-    """A candidate's run by the reference's names; `own` has each call's name in the candidate."""
+    """A candidate's run under the reference's names; `own` maps them to the candidate's names."""
 
     def __init__(self, reference: Trace, watched: Watched, names: Mapping[str, str] | None) -> None:
         self._ours = {theirs: name for name, theirs in (names or {}).items()}
@@ -56,7 +56,7 @@ class Renamed:
         self.statistics = statistic_names(watched, lambda layer: self.name(layer, layer))
 
     def name(self, name: str, layer: str) -> str:
-        """The reference's name of a call; what is in the way of a name that `names` gives has another."""
+        """The reference's name of a call; a layer whose name `names` gives to another one is renamed."""
         if name in self._ours:
             return self._ours[name]
         if layer in self._ours:
@@ -79,11 +79,11 @@ def coverage(
     """How much of one model was compared.
 
     Args:
-        trace: its calls, by the reference's names.
-        weighted: the layers with weights, by the same names.
-        statistics: the names of the running ones; none in eval mode.
-        compared: the names of the points.
-        ignored: what may be left out.
+        trace: its calls, under the reference's names.
+        weighted: the layers with weights, under the same names.
+        statistics: names of the running statistics; none in eval mode.
+        compared: names of the compared points.
+        ignored: names that need no comparison.
     """
     missing, done = [], []
     outputs = [name for name in trace.outputs if name in compared]

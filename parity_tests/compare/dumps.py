@@ -1,7 +1,7 @@
-"""Dumps: a run recorded on one machine and compared with on another, as one `.safetensors` file.
+"""Dumps: a run recorded in one `.safetensors` file, for comparison on another machine.
 
-It holds the images, every layer's input and output in float64 (an input that is some layer's output is kept
-once), the rounding noise measured there, and what made them. No framework is needed to read one.
+A dump holds the images, every layer's input and output in float64 (an input that is another layer's output is
+stored once), the rounding noise measured there, and the environment. Reading it needs no framework.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VERSION = 1
 
 
 class Dump(NamedTuple):
-    """A recorded run: a `Tracer` whose one answer is known."""
+    """A recorded run: a `Tracer` that knows only the images of the recording."""
 
     path: str
     images: np.ndarray
@@ -37,14 +37,14 @@ class Dump(NamedTuple):
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         if train or not np.array_equal(images, self.images):
-            raise SourceError(f"{self.path}: was recorded for other images, or not in training")
+            raise SourceError(f"{self.path}: was recorded with other images or not in train mode")
         found = Trace(self.calls)
         found.outputs = list(self.calls.outputs)
         return found
 
-    def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
+    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
         del inputs, train
-        return {}  # it was not recorded
+        return {}  # not recorded
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         return {}
@@ -53,14 +53,14 @@ class Dump(NamedTuple):
         return {}
 
     def weighted(self) -> Mapping[str, Weights]:
-        sizes = self.facts.get("weights", {})  # dumps of earlier versions have only the names
+        sizes = self.facts.get("weights", {})  # earlier versions recorded only the names
         return {name: Weights(*sizes.get(name, (0, 0))) for name in self.facts["weighted"]}
 
     def randomness(self) -> Any:
         return None
 
     def restore(self) -> None:
-        """Nothing has moved."""
+        """A recording has no state."""
 
 
 def write_dump(
@@ -71,7 +71,7 @@ def write_dump(
     weighted: Iterable[str] | Mapping[str, Weights],
     title: str,
 ) -> None:
-    """Record a run; `noise` is that of each dtype, `weighted` the layers that have weights.
+    """Record a run with the `noise` of each dtype and the `weighted` layers, which have weights.
 
     Raises:
         WriteError: the file cannot be written.
@@ -94,7 +94,7 @@ def write_dump(
     facts["outputs"] = list(getattr(trace, "outputs", ())) or [OUTPUT]
     facts["layers"] = {name: call.layer for name, call in trace.items()}
     facts["inputs"] = {}
-    known: dict[bytes, str] = {}  # digest -> the tensor that has these bytes
+    known: dict[bytes, str] = {}  # digest -> name of the stored tensor
     for name, call in trace.items():
         value = _plain(call.input)
         stored = known.setdefault(_digest(value), f"input of {name}")
@@ -119,7 +119,7 @@ def _digest(array: np.ndarray) -> bytes:
 
 
 def read_dump(path: Path) -> Dump:
-    """What `write_dump` recorded.
+    """Read a file of `write_dump`.
 
     Raises:
         SourceError: the file cannot be read, or is not a dump.
@@ -130,7 +130,7 @@ def read_dump(path: Path) -> Dump:
         with safe_open(path, "numpy") as file:
             facts = json.loads((file.metadata() or {})[_KEY])
             inputs, _ = facts["inputs"], list(facts["weighted"])
-            # dumps of earlier versions have one output, and layers that give one tensor
+            # earlier versions recorded one output, and one tensor per layer
             layers = facts.get("layers", {})
             calls = Trace()
             for name in facts["order"]:
@@ -145,10 +145,10 @@ def read_dump(path: Path) -> Dump:
                 for dtype, found in facts["noise"].items()
             }
     except FileNotFoundError:
-        raise SourceError(f"{path}: there is no such file") from None
+        raise SourceError(f"{path}: no such file") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(
-            f"{path}: not a dump of a run, as `python -m parity_tests MODEL --dump FILE` writes it "
+            f"{path}: not a dump, expected a file of `python -m parity_tests MODEL --dump FILE` "
             f"({type(error).__name__})"
         ) from None
     return Dump(str(path), images, calls, noise, facts)

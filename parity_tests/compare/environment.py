@@ -1,4 +1,4 @@
-"""What a run depends on: versions, flags, the processor. Recorded in every report."""
+"""The environment of a run, recorded in every report: versions, flags, the processor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx_vnni", "amx_
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what is installed, the flags that are set, and the processor; nothing is imported."""
+    """Versions of installed packages, flags, and the processor; imports nothing."""
     versions = {}
     for name in _PACKAGES:
         try:

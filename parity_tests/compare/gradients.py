@@ -1,11 +1,11 @@
-"""Gradients of one loss in each framework, the same weights in each, against PyTorch's.
+"""Gradients of one loss with the same weights in each framework, against PyTorch's.
 
     L = mean over n of -log softmax(logits[n])[y[n]],  y: seeded labels
     g = dL / d(input), dL / d(stem), dL / d(layer1) ... dL / d(logits), dL / d(every trainable parameter)
 
-The cross-entropy, not a linear projection of the logits: it is what is trained with, and its gradient
-depends on everything before it, the last bias included. Names are canonical, arrays in PyTorch's layout.
-Keras runs on its TensorFlow backend.
+The loss is the cross-entropy, as in training; unlike a linear projection of the logits, its gradient depends
+on every parameter, the last bias included. Names are canonical, arrays are in PyTorch's layout. Keras runs on
+its TensorFlow backend.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ def gradients(
     dtype: str = "float64",
     train: bool = True,
 ) -> list[Point]:
-    """The gradients of every framework but torch against torch's float64 ones; dropout is off.
+    """The gradients of every framework except torch against torch's in float64; dropout is off.
 
-    In float64 every point has a limit. In float32 only nets of a few blocks have one; for deeper ones the
-    limit is infinite, and what remains to be said is the error beside `Point.noise`: torch's own float32
-    against its float64, which is what the errors are taken against too.
+    In float64 every point has a limit. In float32 only networks of a few blocks have one; for deeper networks
+    the limit is infinite: compare the error with `Point.noise`, the error of torch's own float32. All errors
+    are against torch's float64.
 
     Args:
         checkpoint: of a network.
         images: (N, C, H, W).
-        frameworks: whose gradients to compare; torch is the reference whether or not it is among them.
+        frameworks: frameworks to compare; torch is always the reference.
         dtype: "float64" or "float32".
-        train: whether batch normalisation uses the batch's statistics (else the running ones).
+        train: whether batch normalisation uses the batch's statistics or the running statistics.
 
     Returns:
         The points: "input", the end points in order, then the parameters in PyTorch's order.
 
     Raises:
-        SpecError: not a network, or of one class only; an unknown framework or dtype.
+        SpecError: not a network, only one class, or an unknown framework or dtype.
         MismatchError: the weights do not fit into `dtype`.
     """
     spec, checkpoint = networks.check(checkpoint, frameworks, dtype)
@@ -83,17 +83,17 @@ def limit(name: str, spec: Any, noise: float | None) -> float:
 
 
 def notes(checkpoint: Checkpoint, dtype: str) -> list[str]:
-    """What a reader of the figures should know."""
+    """Conditions under which the figures were measured."""
     spec, lines = networks.spec_of(checkpoint), []
     if spec.dropout:
-        lines.append(f"gradients and training: dropout is off here, the network has {spec.dropout}")
-    kink = "rounding can put a value near 0 on the other side of a ReLU, which changes gradients by a jump"
+        lines.append(f"gradients and training: dropout is off; the network has {spec.dropout}")
+    kink = "rounding can move a value near 0 across a ReLU's kink, and gradients jump"
     if dtype == "float32" and networks.is_shallow(spec):
-        lines.append(f"float32 gradients and training: {kink}; rare in a net of {sum(spec.depths)} blocks")
+        lines.append(f"float32 gradients and training: {kink}; rare with {sum(spec.depths)} blocks")
     elif dtype == "float32":
         lines.append(
-            f"float32 gradients and training of {sum(spec.depths)} blocks are held to no limit: {kink},"
-            " in torch alone as well (the noise and the one-ulp change are shown beside the errors)"
+            f"float32 gradients and training of {sum(spec.depths)} blocks have no limit: {kink},"
+            " in torch alone too (compare the errors with the noise and the one-ulp change)"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""One checkpoint in every framework, layer by layer: the models are built, watched and let go again."""
+"""Compares one checkpoint in every framework layer by layer: builds, traces and frees the models."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Say = Callable[[str], None]
 
 
 class Live(NamedTuple):
-    """A network of this project: what watches it, and the torch module, Keras model or TF1 session itself."""
+    """A network of this project: its tracer, and the torch module, Keras model or TF1 session."""
 
     tracer: Tracer
     model: Any
@@ -30,7 +30,7 @@ class Live(NamedTuple):
 def live(
     framework: str, spec: Spec, checkpoint: Checkpoint, dtype: str, *, train: bool = False
 ) -> Iterator[Live]:
-    """A network of this project with a checkpoint's weights, being watched; `train` is for a TF1 graph."""
+    """Build a network with a checkpoint's weights and a tracer; `train` selects the TF1 graph's mode."""
     if framework == "torch":
         module = torch_module(spec, checkpoint, dtype)
         yield Live(tracer_of(module, dtype), module)
@@ -57,17 +57,17 @@ def investigate(
     train_steps: int = 0,
     say: Say = lambda _: None,
 ) -> Report:
-    """Every layer of a network in every framework against torch's float64, its gradients, and training.
+    """Compare layers, gradients and training of a network in every framework with torch's float64.
 
     Args:
         title: of the report.
         checkpoint: of a network.
         images: (N, C, H, W).
-        frameworks: the candidates; torch itself is one in float32 only.
+        frameworks: the candidates; torch is a candidate in float32 only.
         dtype: of the candidates.
-        gradients: whether to compare them.
-        train_steps: how many steps of training to compare; 0 for none.
-        say: told what is being done.
+        gradients: whether to compare gradients.
+        train_steps: number of training steps to compare; 0 for none.
+        say: called with the current step.
     """
     spec: Any = checkpoint.spec
     say("torch in float64, layer by layer")
@@ -78,7 +78,7 @@ def investigate(
         candidates = {}
         for framework in frameworks:
             if framework == "torch" and dtype == "float64":
-                continue  # that is the reference
+                continue  # the reference itself
             say(f"{framework} in {dtype}, layer by layer")
             candidates[framework] = stack.enter_context(live(framework, spec, checkpoint, dtype))
         if candidates:
@@ -96,7 +96,7 @@ def investigate(
         else:
             report = Report(title, "torch", [], dtype, images=images.shape)
     if gradients and spec.num_classes == 1:
-        report.notes.append("one class: its loss is always 0, so there are no gradients to compare")
+        report.notes.append("one class: the loss is always 0, so there are no gradients to compare")
     elif gradients:
         from parity_tests.compare import gradients as gradient
 

@@ -1,9 +1,9 @@
-"""`compare_models`: the first layer that differs, and the layer that is wrong by itself.
+"""`compare_models`: finds the first layer that differs, and the layer that is wrong by itself.
 
-Every layer's output, the model's own outputs and, in train mode, the running statistics are compared, each
-with a limit from the rounding noise there (`noise`). A model is run twice (`repeat`); what was compared is
-counted (`coverage`). Every layer is then run alone on the reference's own input, so that a wrong layer is
-told from its followers.
+It compares every layer's output, the model's outputs and, in train mode, the running statistics, each with a
+limit from the rounding noise there (`noise`). It runs each model twice (`repeat`) and counts what was
+compared (`coverage`). Then it runs every layer alone on the reference's input: a wrong layer differs there
+too, the layers after it do not.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ def compare_models(
     Args:
         reference, candidate: a torch module, a Keras model (channels last) or a `TF1Model`.
         inputs: (N, C, H, W).
-        names: layer of the reference -> the same layer of the candidate, where they are called otherwise;
-            outputs too ("output y": "output z").
+        names: layer of the reference -> the same layer of the candidate, for names that differ; also for
+            outputs ("output y": "output z").
         dtype: "float64" proves the logic, "float32" the rounding.
-        train: batch statistics, and the running ones compared after the step.
+        train: use batch statistics and compare the running statistics after the step.
         title: of the report.
-        ignore: layers with weights, outputs and statistics that need not be compared, each with what is
-            inside it; without a name here they make the verdict no.
-        biased_variance: "note" accepts Keras's running variance, which is biased by n / (n - 1), with a note;
-            "fail" does not.
+        ignore: layers with weights, outputs and statistics that need no comparison, each including everything
+            inside it. Parity does not hold if others are not compared.
+        biased_variance: "note" accepts Keras's running variance, biased by n / (n - 1), and adds a note;
+            "fail" counts it as a difference.
 
     Raises:
-        SpecError: a model that is none of these, that cannot be had in `dtype` as it is, or a reference that
-            gives two outputs for one input.
+        SpecError: a model is none of these or does not run in `dtype`, or the reference gives two outputs for
+            one input.
         MismatchError: no layers can be matched.
 
     Example:
@@ -92,9 +92,9 @@ def compare_models(
 
 
 def assert_parity(reference: Any, candidate: Any, inputs: np.ndarray, **keywords: Any) -> Report:
-    """`compare_models`, and an AssertionError that says why if parity does not hold.
+    """Call `compare_models` and raise an AssertionError with the reason if parity does not hold.
 
-    Warns where it holds, but a change of 1 % in some tensor or setting would not have been noticed.
+    Warn if parity holds but a change of 1 % in some tensor or setting would stay unnoticed.
     """
     report = compare_models(reference, candidate, inputs, **keywords)
     if not report.holds:
@@ -110,7 +110,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def wide(model: Any, dtype: str) -> str:
-    """The dtype of the reference: a torch module's float64 is what a candidate's float32 is held to."""
+    """The dtype of the reference: float64 for a torch module, also for a float32 candidate."""
     return "float64" if is_torch(model) else dtype
 
 
@@ -127,14 +127,14 @@ def compare_tracers(
     biased_variance: str = "note",
     bit_for_bit: Collection[str] = (),
 ) -> Report:
-    """`compare_models` for models that are being watched already, several candidates at once.
+    """`compare_models` for tracers, with several candidates at once.
 
-    `bit_for_bit`: the weights of the torch module that are known to be the same in every other model.
+    `bit_for_bit`: weights of the torch module that are known to be identical in every other model.
     """
     check_biased_variance(biased_variance)
     ignored = Ignored(ignore)
     dtype = next(iter(candidates.values())).dtype
-    pairs = [f"{b}-{a}" for a, b in itertools.combinations(candidates, 2)]  # the candidates with one another
+    pairs = [f"{b}-{a}" for a, b in itertools.combinations(candidates, 2)]  # pairs of candidates
     report = Report(title, reference.framework, [*candidates, *pairs], dtype, "train" if train else "eval")
     report.images = inputs.shape
     report.environment = environment()
@@ -144,8 +144,8 @@ def compare_tracers(
         watched = {who: watch(tracer, inputs, train) for who, tracer in candidates.items()}
         renamed = {who: Renamed(first.trace, run, names) for who, run in watched.items()}
         _check_names(first, watched, renamed, names, ignored)
-        lonely = {who: _lonely(first, run, who, ignored) for who, run in renamed.items()}
-        report.layers = _points(first.trace, renamed, lonely, noise or {}, dtype)
+        unmatched = {who: _unmatched(first, run, who, ignored) for who, run in renamed.items()}
+        report.layers = _points(first.trace, renamed, unmatched, noise or {}, dtype)
         if train:
             runs = {who: (run, renamed[who].statistics) for who, run in watched.items()}
             points, notes = statistics(first, runs, dtype, biased_variance)
@@ -153,7 +153,7 @@ def compare_tracers(
             report.notes += notes
         _isolate(report, first.trace, renamed, candidates, train)
     finally:
-        for tracer in (*candidates.values(), reference):  # the first that ran knows how it was
+        for tracer in (*candidates.values(), reference):  # last the reference, which ran first
             tracer.restore()
     traces = {who: run.trace for who, run in renamed.items()}
     report.coverage = {who: _coverage(report, first, who, run, ignored) for who, run in renamed.items()}
@@ -161,7 +161,7 @@ def compare_tracers(
     report.notes += left_over(first.trace, traces)
     report.notes += [note for tracer in (reference, *candidates.values()) for note in tracer.notes]
     report.notes += conditions(renamed, noise, dtype, train)
-    if report.holds:  # what differs needs no power
+    if report.holds:  # power only matters without a difference
         own = {who: (tracer, renamed[who]) for who, tracer in candidates.items()}
         report.power = power_of_report(report, reference, first.trace, own, inputs, ignored, bit_for_bit)
     return report
@@ -174,7 +174,7 @@ def _check_names(
     names: Mapping[str, str] | None,
     ignored: Ignored,
 ) -> None:
-    """`MismatchError` for names and exceptions that are those of nothing."""
+    """Raise `MismatchError` for entries of `names` and `ignore` that match nothing."""
     for run in renamed.values():
         absent = [name for name in names or {} if name not in first.trace or name not in run.trace]
         if absent:
@@ -188,15 +188,15 @@ def _check_names(
     ignored.check(known_names)
 
 
-def _lonely(first: Watched, other: Renamed, who: str, ignored: Ignored) -> list[str]:
-    """The calls of layers with weights that only one side has: mistakes, for what is not called is not right.
+def _unmatched(first: Watched, other: Renamed, who: str, ignored: Ignored) -> list[str]:
+    """The calls of layers with weights that only one side has: differences, because they compute something.
 
     Raises:
-        MismatchError: both sides have some, so they are called otherwise.
+        MismatchError: both sides have such calls, probably the same layers under different names.
     """
     trace = first.trace
-    missing = _alone_in(trace, first.weighted, other.trace, ignored)
-    extra = _alone_in(other.trace, other.weighted, trace, ignored)
+    missing = _only_in(trace, first.weighted, other.trace, ignored)
+    extra = _only_in(other.trace, other.weighted, trace, ignored)
     if not (missing and extra):
         return missing + extra
     pairs = [f"{n} {c.output.shape}" for n, c in trace.items() if n not in trace.outputs]
@@ -204,12 +204,12 @@ def _lonely(first: Watched, other: Renamed, who: str, ignored: Ignored) -> list[
     lines = [f"{a:<50} {b}" for a, b in itertools.zip_longest(pairs[:40], others[:40], fillvalue="-")]
     raise MismatchError(
         f"no counterpart for {', '.join((missing + extra)[:5])} in reference and {who} "
-        "candidate; say which layers are the same with names={reference: candidate}; in order of execution:",
+        "candidate; pair the layers with names={reference: candidate}; in order of execution:",
         lines,
     )
 
 
-def _alone_in(trace: Trace, weighted: Iterable[str], other: Trace, ignored: Ignored) -> list[str]:
+def _only_in(trace: Trace, weighted: Iterable[str], other: Trace, ignored: Ignored) -> list[str]:
     """The calls of layers with weights that the other side does not call at all."""
     found = []
     for name in trace:
@@ -222,15 +222,14 @@ def _alone_in(trace: Trace, weighted: Iterable[str], other: Trace, ignored: Igno
 def _points(
     trace: Trace,
     renamed: Mapping[str, Renamed],
-    lonely: Mapping[str, list[str]],
+    unmatched: Mapping[str, list[str]],
     noise: Mapping[str, float],
     dtype: str,
 ) -> list[Point]:
-    """Outputs in execution order; before the first that fails, its input too, if that differs already.
+    """Outputs in execution order; before the first failing output also its input, if the input differs.
 
-    A call of a layer with weights that one side has not is off by infinity, in its place or at the end. What
-    gives another output at every run is off by as much. Where the reference has no finite value there is no
-    point.
+    A layer with weights that only one side calls has an infinite error, at its place or at the end. A random
+    layer has the difference between its two runs as error. A reference without finite values has no point.
     """
     points: list[Point] = []
     for name, call in trace.items():
@@ -239,7 +238,7 @@ def _points(
         output = Point(name, call.output.shape, {}, limit, noise.get(name))
         if tolerances.is_comparable(call.output):
             output.errors = {w: _error(o.output, call.output) for w, o in others.items()}
-            output.errors |= {w: math.inf for w, names in lonely.items() if name in names}
+            output.errors |= {w: math.inf for w, names in unmatched.items() if name in names}
             for who in others:
                 output.errors[who] = max(output.errors[who], renamed[who].unstable.get(name, 0.0))
             for a, b in itertools.combinations(others, 2):
@@ -252,7 +251,7 @@ def _points(
             if entered.failures():
                 points.append(entered)
         points.append(output)
-    for who, names in lonely.items():
+    for who, names in unmatched.items():
         for name in names:
             if name not in trace:
                 shape = renamed[who].trace[name].output.shape
@@ -268,7 +267,7 @@ _error = tolerances.relative_error
 
 
 def _insert_random(points: list[Point], who: str, run: Renamed, dtype: str) -> None:
-    """A layer that only a candidate has and that is random, before what follows it."""
+    """Insert a random layer that only a candidate has, before the layers that follow it."""
     first = next((name for name in run.trace if name in run.unstable), None)
     if first is None or any(point.name == first for point in points):
         return
@@ -286,13 +285,13 @@ def _isolate(
     candidates: Mapping[str, Tracer],
     train: bool,
 ) -> None:
-    """Run every layer alone on the reference's own input."""
+    """Run every layer alone on the reference's input."""
     for who, tracer in candidates.items():
         run = renamed[who]
         layers = [name for name in trace if name in run.trace and name not in trace.outputs]
         points = [point for point in report.layers if point.name in layers]
         theirs = {run.own[point.name]: point for point in points}
-        outputs = tracer.alone({name: trace[p.name].input for name, p in theirs.items()}, train=train)
+        outputs = tracer.run_alone({name: trace[p.name].input for name, p in theirs.items()}, train=train)
         for name, point in theirs.items():
             wanted = trace[point.name].output
             found = outputs.get(name)
@@ -311,7 +310,7 @@ def _coverage(report: Report, first: Watched, who: str, run: Renamed, ignored: I
 
 
 def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> Histogram | None:
-    """The differences of the layer that fails first, or of the worst."""
+    """The differences of the first failing layer, else of the worst layer."""
     both = {who: {*trace} & {*other} for who, other in traces.items()}
     points = [(p, who) for p in report.layers for who in p.errors if p.name in both.get(who, ())]
     if not points:
@@ -334,6 +333,6 @@ def _histogram(report: Report, trace: Trace, traces: Mapping[str, Trace]) -> His
 def _noise(
     reference: Any, candidate: Any, inputs: np.ndarray, dtype: str, train: bool
 ) -> dict[str, float] | None:
-    """What rounding does at each layer of whichever of the two is a torch module; None if neither is."""
+    """The rounding noise at each layer of the model that is a torch module; None if neither is."""
     model = next((m for m in (reference, candidate) if is_torch(m)), None)
     return None if model is None else torch_noise(model, inputs, dtype, train)

@@ -1,4 +1,4 @@
-"""What the gradients' and the training's comparison share: names, axes and loss in each framework."""
+"""Shared by the comparisons of gradients and of training: names, axes and loss in each framework."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def check(checkpoint: Checkpoint, frameworks: Iterable[str], dtype: str) -> tupl
     """The network's spec without dropout and a checkpoint that has it; `SpecError` for what cannot be."""
     spec = spec_of(checkpoint)
     if spec.num_classes < 2:
-        raise SpecError("the cross-entropy of one class is 0 everywhere; expected a network of 2 or more")
+        raise SpecError("received a network of one class, whose loss is always 0; expected 2 classes or more")
     for framework in frameworks:
         if framework not in FRAMEWORKS:
             known = ", ".join(FRAMEWORKS)
             raise SpecError(
-                f"there is no framework {framework!r}{nearest(framework, FRAMEWORKS)}; known: {known}"
+                f"unknown framework {framework!r}{nearest(framework, FRAMEWORKS)}; expected one of {known}"
             )
     if dtype not in ("float32", "float64"):
         raise SpecError(f"dtype={dtype!r}: expected float64 or float32")
-    if spec.dropout:  # each framework draws its own random numbers
+    if spec.dropout:  # random numbers differ between frameworks
         spec = dataclasses.replace(spec, dropout=0.0)
         checkpoint = checkpoint.derived(checkpoint.tensors, spec, "dropout is off")
     return spec, checkpoint
@@ -50,7 +50,7 @@ def spec_of(checkpoint: Checkpoint) -> Any:
 
 
 def check_labels(labels: np.ndarray, images: np.ndarray, classes: int) -> None:
-    """`SpecError` for labels that are not one class of the network per image."""
+    """Raise `SpecError` unless the labels are one class of the network per image."""
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise SpecError(
             f"labels {labels.dtype} {labels.shape}, expected integers ({len(images)},), one per image"
@@ -77,12 +77,12 @@ def trainable(checkpoint: Checkpoint) -> list[str]:
 
 
 def error(name: str, actual: Arrays, reference: Arrays) -> float:
-    """`tolerances.relative_error`; of a bias relative to its layer's weight where that is larger.
+    """`tolerances.relative_error`; for a bias relative to its layer's weight, if that is larger.
 
-    What a bias adds to a channel, the next batch normalisation takes out again as far as no ReLU lies
-    between them. The terms of its gradient then cancel, in part or to nothing (a convolution's bias right
-    before batch statistics), and what is left is rounding, large or small only beside the weight's
-    gradient, which sums the same terms with factors near 1.
+    The next batch normalisation removes the value that a bias adds to a channel, unless a ReLU lies between
+    them. The terms of the bias's gradient then cancel in part, or fully for a convolution's bias right before
+    batch statistics. The rest is rounding; its scale is the weight's gradient, which sums the same terms with
+    factors near 1.
     """
     found, own = tolerances.relative_error(actual[name], reference[name]), reference[name]
     layer = reference.get(f"{name.removesuffix('bias')}weight")
@@ -119,7 +119,7 @@ def keras_variables(spec: Spec, model: Any) -> dict[str, Any]:
 def keras_loss(logits: Any, labels: np.ndarray) -> Any:
     import keras
 
-    # the function, not the class: that computes in floatx, which is float32
+    # keras.losses.SparseCategoricalCrossentropy would compute in floatx, float32
     losses = keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
     return keras.ops.mean(losses)
 

@@ -1,4 +1,4 @@
-"""What a reader of a report should know: what was not compared, and under which conditions the rest was."""
+"""Notes for the reader of a report: parts that were not compared, and the conditions of the comparison."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from parity_tests.watch.trace import Trace
 
 
 def left_over(trace: Trace, traces: Mapping[str, Trace]) -> list[str]:
-    """What was not compared, or could not be."""
+    """Notes on parts that were not compared."""
     notes = []
     for who, other in traces.items():
         if missing := [name for name in trace if name not in other]:
@@ -26,18 +26,18 @@ def left_over(trace: Trace, traces: Mapping[str, Trace]) -> list[str]:
 def conditions(
     renamed: Mapping[str, Renamed], noise: Mapping[str, float] | None, dtype: str, train: bool
 ) -> list[str]:
-    """What a reader should know of the limits and of how the models were run."""
+    """Notes on the limits and on the runs of the models."""
     notes = []
     for who, run in renamed.items():
         if run.unstable:
             notes.append(f"{who} gives two outputs for one input, first at {next(iter(run.unstable))}")
     if noise is None:
-        notes.append("no noise was measured (neither model is torch's): fixed limits")
+        notes.append("no noise was measured (neither model is a torch module): the limits are fixed")
     elif over := capped(noise, dtype):
         more = f" and {len(over) - 3} more" if len(over) > 3 else ""
         notes.append(
-            f"rounding alone moves {', '.join(over[:3])}{more} by more than the ceiling of every limit, "
-            f"{tolerances.CEILING:.0e}, allows"
+            f"rounding alone moves {', '.join(over[:3])}{more} beyond the ceiling of every limit, "
+            f"{tolerances.CEILING:.0e}"
         )
     if train:
         notes.append("dropout was off, so its rates were not compared")

@@ -1,8 +1,8 @@
-"""What a comparison found, as plain data: layers, gradients, training; for a terminal, a page, a machine.
+"""The result of a comparison as plain data for a terminal, a page or a machine: layers, gradients, training.
 
 `errors` are max |candidate - reference| / max |reference| of a tensor (`tolerances.relative_error`), infinite
-where a shape differs or a NaN is out of place. A point fails when its error exceeds its `limit`, a stated
-multiple of the rounding noise measured at that point.
+where shapes differ or only one side is NaN. A point fails if its error exceeds its `limit`, a fixed multiple
+of the rounding noise measured at that point.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SCHEMA = 2  # of `Report.to_json`; documented in docs/report.md
 
 @dataclass
 class Point:
-    """One tensor that is compared: a layer's output, or the gradient with respect to something.
+    """One compared tensor: a layer's output or a gradient.
 
     Attributes:
         name: canonical, such as "layer1.0.bn2"; for a gradient the parameter, "input" or "layer1".
         shape: in PyTorch's layout.
         errors: candidate -> error.
-        limit: what an error may be.
-        noise: the rounding noise that was measured here, relative like the errors; None where none was.
-        isolated: candidate -> error when the layer alone is fed the reference's own input; a layer that is
-            wrong itself shows here, one that only inherits an error does not. None: not callable alone.
+        limit: the largest accepted error.
+        noise: the rounding noise measured here, relative like the errors; None if it was not measured.
+        isolated: candidate -> error of the layer run alone on the reference's input. It is large for a layer
+            that is wrong itself, small for a layer that only inherits an error. None: it cannot run alone.
     """
 
     name: str
@@ -46,11 +46,11 @@ class Point:
         ]
 
     def culprit_of(self) -> list[str]:
-        """The candidates whose layer is wrong even when fed the reference's own input."""
+        """The candidates whose layer is wrong even on the reference's input."""
         return [c for c, error in self.isolated.items() if error is not None and not error <= self.limit]
 
     def times_limit(self, candidate: str | None = None) -> float:
-        """The error of one candidate, or the worst, in multiples of the limit; infinite for NaN."""
+        """The error of one candidate, or the largest error, in multiples of the limit; infinite for NaN."""
         errors = [error for name, error in self.errors.items() if candidate in (None, name)]
         worst = max((error if error < math.inf else math.inf for error in errors), default=0.0)
         if worst == 0:
@@ -60,16 +60,16 @@ class Point:
 
 @dataclass
 class Coverage:
-    """How much of one model was compared, each as (compared, all there is), and what was not.
+    """How much of one model was compared, each as (compared, total), and the names that were not.
 
     Attributes:
-        points: outputs of layers and of the model, at each call.
-        outputs: of the model.
-        tensors: the weights of the layers that were compared.
-        parameters: the numbers in them.
-        statistics: running ones after a step in train mode; (0, 0) in eval mode.
-        left_out: outputs, layers with weights and statistics that were not compared: the verdict is no.
-        ignored: the same, which the caller allows.
+        points: outputs of layers and of the model, for each call.
+        outputs: outputs of the model.
+        tensors: weights of the layers.
+        parameters: numbers in these weights.
+        statistics: running statistics after a step in train mode; (0, 0) in eval mode.
+        left_out: outputs, layers with weights and statistics that were not compared: parity does not hold.
+        ignored: the same, but allowed by the caller.
     """
 
     points: tuple[int, int]
@@ -100,7 +100,7 @@ class Histogram:
 
 @dataclass
 class Training:
-    """Steps of training, each framework by its own optimiser, against the reference.
+    """Training steps of each framework with its own optimiser, against the reference.
 
     Attributes:
         learning_rates: of each step.
@@ -108,9 +108,9 @@ class Training:
         errors: candidate -> kind ("loss", "parameters", "statistics", "momentum") -> the worst tensor's
             error after each step.
         worst: candidate -> kind -> the name of the worst tensor after the last step.
-        ulp: the error that a one-ulp change of one weight makes in the reference alone, after each step:
-            where it grows as fast, the training is chaotic and no port can do better.
-        limit: what an error may be after the last step.
+        ulp: the error in the reference alone after changing one weight by one ulp, for each step. If it grows
+            as fast as the errors, the training is chaotic and no port can do better.
+        limit: the largest accepted error.
         dtype: "float64" or "float32".
     """
 
@@ -121,10 +121,10 @@ class Training:
     ulp: list[float]
     limit: float
     dtype: str
-    checked_steps: int  # how many of the first steps are held to the limit: all in float64, one in float32
+    checked_steps: int  # number of steps that the limit applies to: all in float64, the first in float32
 
     def failures(self) -> list[tuple[str, str, int]]:
-        """(candidate, kind, step) of every error beyond the limit, steps from 1, the first step first."""
+        """(candidate, kind, step) of every error beyond the limit, sorted by step, counted from 1."""
         return sorted(
             (
                 (candidate, kind, step)
@@ -139,45 +139,45 @@ class Training:
 
 @dataclass
 class Divergence:
-    """The first thing that differs."""
+    """The first difference."""
 
     candidate: str
     point: str
     error: float
     limit: float
     kind: str = "layer"  # or "gradient", "training"
-    alone: list[str] = field(default_factory=list)  # layers that differ even with the reference's own input
+    culprits: list[str] = field(default_factory=list)  # layers that differ even on the reference's input
 
     def __str__(self) -> str:
         text = (
             f"{self.candidate} differs first at {self.kind} {self.point}: {self.error:.1e}, "
             f"limit {self.limit:.1e}"
         )
-        if self.alone:
-            text += f"; wrong by itself: {', '.join(self.alone[:5])}"
+        if self.culprits:
+            text += f"; wrong by itself: {', '.join(self.culprits[:5])}"
         return text
 
 
 @dataclass
 class Report:
-    """Everything that was compared.
+    """The result of one comparison.
 
     Attributes:
-        title: what was compared.
-        reference: the framework or model that is compared with.
-        candidates: what is compared; "tf1-keras" is the one candidate against the other.
+        title: of the report.
+        reference: the framework or model of the reference.
+        candidates: frameworks or models; "tf1-keras" is one candidate against another.
         dtype: "float64" or "float32".
         mode: "eval" or "train".
         images: shape of the input.
         layers: outputs in execution order.
         gradients: with respect to the input, the stages and every parameter.
-        training: None where no steps were asked for.
+        training: None without training steps.
         histogram: of the worst layer.
         environment: versions, flags and the CPU.
-        notes: what a reader should know.
-        coverage: candidate -> "reference" and "candidate" -> how much of it was compared.
-        ceiling: no limit of a layer is above it.
-        power: the smallest changes that would have been noticed; None where parity does not hold anyway.
+        notes: for the reader.
+        coverage: candidate -> "reference" or "candidate" -> how much of it was compared.
+        ceiling: the largest limit of a layer.
+        power: the smallest noticed changes; None if parity does not hold.
     """
 
     title: str
@@ -198,16 +198,16 @@ class Report:
 
     @property
     def pairs(self) -> list[str]:
-        """Those of the candidates that are two of them with one another: "tf1-keras"."""
+        """The candidates that are pairs of others: "tf1-keras"."""
         return [name for name in self.candidates if "-" in name and {*name.split("-")} <= {*self.candidates}]
 
     @property
     def holds(self) -> bool:
-        """Whether everything was compared and nothing exceeds its limit; `why_not` says why it is not so."""
+        """Whether everything was compared and no error exceeds its limit; otherwise see `why_not`."""
         return self.why_not() is None
 
     def why_not(self) -> str | None:
-        """Why parity does not hold, in one line; None where it holds."""
+        """The reason why parity does not hold, in one line; None if it holds."""
         divergence = self.first_divergence()
         if divergence is not None:
             return str(divergence)
@@ -218,22 +218,22 @@ class Report:
             if not math.isfinite(point.limit):
                 return f"the limit at {point.name} is {point.limit}, which every error is below"
         if left := self._left_out():
-            return f"not everything was compared: {left}; what may stay so is named with ignore=[...]"
+            return f"not everything was compared: {left}; allow exceptions with ignore=[...]"
         return None
 
     @property
     def caveat(self) -> str:
-        """ "without power for: ..." where a change of 1 % would not have been noticed, else ""."""
+        """ "without power for: ..." if some change of 1 % would stay unnoticed, else ""."""
         return self.power.caveat() if self.power and self.holds else ""
 
     def judged(self) -> bool:
-        """Whether anything was held to a limit."""
+        """Whether anything was compared with a limit."""
         points = [p for p in (*self.layers, *self.gradients) if p.errors and p.limit < math.inf]
         steps = self.training is not None and self.training.errors and self.training.limit < math.inf
         return bool(points or steps)
 
     def _left_out(self) -> str:
-        """What was not compared and is not allowed to stay so."""
+        """The names in `left_out` of all coverages, as text."""
         parts = []
         for who, sides in self.coverage.items():
             for side, found in sides.items():
@@ -244,7 +244,7 @@ class Report:
         return "; ".join(dict.fromkeys(parts))
 
     def culprits(self) -> list[tuple[str, str]]:
-        """(candidate, layer) for every layer that is wrong by itself, the innermost ones only."""
+        """(candidate, layer) for every layer that is wrong by itself; only the innermost layers."""
         wrong = [(candidate, point.name) for point in self.layers for candidate in point.culprit_of()]
         return [
             (who, name)
@@ -257,9 +257,9 @@ class Report:
         for kind, points in (("layer", self.layers), ("gradient of", self.gradients)):
             for point in points:
                 for candidate in point.failures():
-                    alone = [name for who, name in self.culprits() if who == candidate]
+                    culprits = [name for who, name in self.culprits() if who == candidate]
                     return Divergence(
-                        candidate, point.name, point.errors[candidate], point.limit, kind, alone
+                        candidate, point.name, point.errors[candidate], point.limit, kind, culprits
                     )
         for candidate, kind, step in self.training.failures() if self.training else []:
             assert self.training is not None  # it has failures
@@ -268,7 +268,7 @@ class Report:
         return None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; infinity and NaN, which JSON has not, become the strings "inf" and "nan"."""
+        """Plain JSON values; infinity and NaN, which JSON lacks, become the strings "inf" and "nan"."""
         divergence = self.first_divergence()
         facts = {
             "schema": SCHEMA,

@@ -1,4 +1,4 @@
-"""The running statistics after a step in train mode, and the variance that Keras stores without n/(n-1)."""
+"""The running statistics after a step in train mode, and Keras's variance without the factor n/(n-1)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def check_biased_variance(value: str) -> None:
 
 
 def statistic_names(watched: Watched, rename: Callable[[str], str]) -> dict[str, str]:
-    """A candidate's statistics, each by the reference's name."""
+    """The reference's name -> the candidate's name of each statistic."""
     found = {}
     for name in watched.statistics:
         layer, _, leaf = name.rpartition(".")
@@ -33,13 +33,13 @@ def statistics(
     dtype: str,
     biased_variance: str,
 ) -> tuple[list[Point], list[str]]:
-    """The points that both sides have, in the order of the reference, and a note for each biased candidate.
+    """The points of both sides in the order of the reference, and a note for each biased candidate.
 
     Args:
         reference: its run.
-        candidates: runs, and of each the reference's name of a statistic -> its own.
+        candidates: runs, each with a map from the reference's name of a statistic to its own.
         dtype: of the candidates.
-        biased_variance: "note" accepts a running variance that is as far off as n / (n - 1) explains.
+        biased_variance: "note" accepts a running variance that differs by the factor n / (n - 1).
     """
     points: list[Point] = []
     biased: dict[str, list[str]] = {}

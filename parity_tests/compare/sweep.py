@@ -1,7 +1,7 @@
-"""What environment switches cost in accuracy: each network in each framework under each switch, one table.
+"""The effect of environment switches on accuracy: each network in each framework under each switch.
 
-Every run is a process of its own, because most switches are read when a framework starts. The reference is
-the NumPy judge in float64. `python -m parity_tests.compare.sweep SWITCH CHECKPOINT IMAGES OUT` is such a run.
+Every run is a separate process, because frameworks read most switches when they start. The reference is the
+NumPy judge in float64. `python -m parity_tests.compare.sweep SWITCH CHECKPOINT IMAGES OUT` is one run.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from weights_convert import Checkpoint, load, load_model, save
 
 @dataclass(frozen=True)
 class Switch:
-    """One way to run a framework: variables of its environment, and what the process does then."""
+    """One way to run a framework: environment variables, and a function that runs the model."""
 
     framework: str
     name: str
@@ -33,7 +33,7 @@ class Switch:
 
 @dataclass
 class Cost:
-    """What was found: the logits' error against the judge; None with a reason where it did not run."""
+    """The logits' error against the judge; None with a reason if the run failed."""
 
     framework: str
     switch: str
@@ -80,7 +80,7 @@ def _torch_compiled(model: Any, x: np.ndarray) -> np.ndarray:
 def _torch_tf32(model: Any, x: np.ndarray) -> np.ndarray:
     import torch
 
-    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, bfloat16 where oneDNN may
+    torch.set_float32_matmul_precision("high")  # TF32 on a GPU, bfloat16 where oneDNN supports it
     return _torch(model, x)
 
 
@@ -163,7 +163,7 @@ def sweep(
 
 
 def _child(name: str, switch: Switch, folder: Path, dtype: str) -> tuple[np.ndarray | None, str]:
-    """One run in a process of its own: the logits, or why there are none."""
+    """One run in a separate process: the logits, or the reason why there are none."""
     out = folder / "logits.npy"
     out.unlink(missing_ok=True)
     command = [sys.executable, "-m", "parity_tests.compare.sweep", name]

@@ -1,4 +1,4 @@
-"""A report as a table on a terminal: the verdict first, then the layers around the first divergence."""
+"""A report as a table on a terminal: the verdict, then the layers around the first divergence."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from parity_tests.compare.report import Point, Report, Training
 
 
 def show(console: Console, report: Report, *, rows: int = 20) -> None:
-    """Print a report to a console: at most `rows` layers, those around the first divergence or the worst."""
+    """Print a report: at most `rows` layers, around the first divergence or with the largest errors."""
 
     def line(text: str, style: str = "") -> None:
         console.print(_plain(text, style), soft_wrap=True)
@@ -37,7 +37,7 @@ def show(console: Console, report: Report, *, rows: int = 20) -> None:
         table = _layers(report, chosen, first)
         if console.measure(table, options=console.options.update(width=10_000)).minimum > console.width:
             table = _layers(report, chosen, first, shapes=False)
-        console.print(table, soft_wrap=True)  # what does not fit is not cut
+        console.print(table, soft_wrap=True)  # nothing is cut off
         if len(chosen) < len(report.layers):
             which = "around the first divergence" if first else "nearest to their limits"
             line(f"{len(chosen)} of {len(report.layers)} layers, {which}")
@@ -53,7 +53,7 @@ def show(console: Console, report: Report, *, rows: int = 20) -> None:
 
 
 def choose(layers: Sequence[Point], first: str | None, rows: int) -> list[Point]:
-    """In the order of execution: a third before the first divergence; without one, the worst."""
+    """Layers in execution order: a third before the first divergence; without one, the largest errors."""
     if len(layers) <= rows:
         return list(layers)
     if first is None:
@@ -65,17 +65,17 @@ def choose(layers: Sequence[Point], first: str | None, rows: int) -> list[Point]
 
 
 def _layers(report: Report, points: Sequence[Point], first: str | None, *, shapes: bool = True) -> Table:
-    """A row per point; only names are ever folded, figures never."""
-    alone = any(error is not None for point in points for error in point.isolated.values())
+    """One row per point; only names may wrap, figures never."""
+    has_isolated = any(error is not None for point in points for error in point.isolated.values())
     columns: list[tuple[str, list[Text]]] = []
     if shapes:
         columns.append(("shape", [Text("x".join(map(str, point.shape))) for point in points]))
-    for candidate in (name for name in report.candidates if name not in report.pairs):  # they are on the page
+    for candidate in (name for name in report.candidates if name not in report.pairs):  # the page shows pairs
         errors = [_error(point.errors.get(candidate), candidate in point.failures()) for point in points]
         columns.append((candidate, errors))
     columns.append(("limit", [_error(point.limit) for point in points]))
-    if alone:
-        columns.append(("alone", [_alone(point) for point in points]))
+    if has_isolated:
+        columns.append(("alone", [_isolated(point) for point in points]))
     table = Table(box=None, header_style="bold")
     table.add_column("point", overflow="fold")
     for title, cells in columns:
@@ -90,8 +90,8 @@ def _layers(report: Report, points: Sequence[Point], first: str | None, *, shape
     return table
 
 
-def _alone(point: Point) -> Text:
-    """The worst error of the layer on its own, with the candidates that are wrong."""
+def _isolated(point: Point) -> Text:
+    """The largest error of the layer run alone, with the wrong candidates."""
     errors = [error for error in point.isolated.values() if error is not None]
     if not errors:
         return Text("-")
@@ -110,7 +110,7 @@ def _gradients(report: Report) -> str:
 
 
 def _training(training: Training) -> str:
-    """Whether the steps hold, and where every candidate ends."""
+    """Whether the steps are within the limit, and the final error of every candidate."""
     count = len(training.learning_rates)
     failures = training.failures()
     if failures:
@@ -139,5 +139,5 @@ def _error(error: float | None, wrong: bool = False) -> Text:
 
 
 def _plain(text: str, style: str = "") -> Text:
-    """Text as it is: names are no markup, and no terminal sequences either."""
+    """Plain text: no markup and no terminal escape sequences from names."""
     return Text("".join(c if c.isprintable() else repr(c)[1:-1] for c in text), style)

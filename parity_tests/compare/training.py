@@ -1,19 +1,19 @@
-"""Steps of training in each framework, each by its own optimiser, against PyTorch's after every step.
+"""Training steps in each framework with its own optimiser, compared with PyTorch's after every step.
 
 Stochastic gradient descent with momentum mu and coupled weight decay wd, PyTorch's definition:
 
     g = dL/dw + wd w        b = mu b + g        w = w - lr b,   b = 0 at first
 
-L is the mean cross-entropy, batch normalisation is in train mode, dropout is off. What the others need:
+L is the mean cross-entropy, batch normalisation is in train mode, dropout is off. Differences:
 
-    Keras   m = mu m - lr g,  w = w + m. So m = -lr b only while lr stays: where it drops, the slots are
-            multiplied by lr_new / lr_old. `weight_decay=` would be decoupled (w = w - lr wd w, not through
-            the momentum), so wd w is added to the gradient first. On Keras's TensorFlow backend.
+    Keras   m = mu m - lr g,  w = w + m. Thus m = -lr b only while lr is constant: when lr drops, the slots
+            are multiplied by lr_new / lr_old. `weight_decay=` is decoupled (w = w - lr wd w, without the
+            momentum); instead wd w is added to the gradient. On Keras's TensorFlow backend.
     TF1     The update is PyTorch's. There is no weight decay: wd w is added to the gradient. The updates of
             the running statistics are in UPDATE_OPS and run in the same `session.run`, before the step.
 
-Keras and TF1 pass learning rate and momentum through float32, whatever the variables are; in float64 only
-values that are exact in float32 give the same training.
+Keras and TF1 cast learning rate and momentum to float32, even for float64 variables; in float64 only values
+that are exact in float32 give the same training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from weights_convert.spec import is_count
 
 
 class Step(NamedTuple):
-    """What there is after one step; the arrays are the live ones and hold until the next step."""
+    """The state after one step; the arrays are not copies and change with the next step."""
 
     loss: float  # of the batch, before the update
     parameters: Arrays
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: the learning rate of each step, momentum, coupled weight decay, dtype."""
+    """Settings of a training: the learning rate of each step, momentum, coupled weight decay, dtype."""
 
     learning_rates: list[float]
     momentum: float
@@ -71,24 +71,24 @@ def train(
 ) -> Training:
     """Train the same network on the same batch in each framework and compare after every step.
 
-    Compared are the loss (relative to the highest so far), every parameter, every running statistic of
-    batch normalisation and every momentum buffer. In float64 all steps are held to the limit. In float32
-    trajectories part suddenly, in torch alone as well (see `Training.ulp`): only the first step of a net of
-    a few blocks is held to one.
+    This compares the loss (relative to the highest so far), every parameter, every running statistic of batch
+    normalisation and every momentum buffer. In float64 the limit applies to all steps. In float32
+    trajectories diverge suddenly, in torch alone too (see `Training.ulp`): only the first step of a network
+    of a few blocks has a limit.
 
     Args:
         checkpoint: of a network.
         images: (N, C, H, W), the batch of every step.
         labels: (N,), integers.
-        steps: how many.
-        learning_rate, drop_after, drop: divided by `drop` after `drop_after` steps; None: half of them.
+        steps: number of steps.
+        learning_rate, drop_after, drop: the rate is divided by `drop` after `drop_after` steps; None: half.
         momentum, weight_decay: mu and wd above.
-        frameworks: what to train; torch is the reference whether or not it is among them.
+        frameworks: frameworks to train; torch is always the reference.
         dtype: "float64" or "float32".
 
     Raises:
-        SpecError: not a network, labels that are not its, an unknown framework or dtype, or a learning
-            rate or momentum that is not exact in float32.
+        SpecError: not a network, invalid labels, an unknown framework or dtype, or a learning rate or
+            momentum that is not exact in float32.
     """
     spec, checkpoint = networks.check(checkpoint, frameworks, dtype)
     drop_after = steps // 2 if drop_after is None else drop_after
@@ -132,16 +132,15 @@ def train(
 
 
 def check_exact(recipe: Recipe) -> None:
-    """`SpecError` for a recipe that the frameworks cannot share."""
+    """Raise `SpecError` for a recipe that the frameworks cannot share."""
     if not recipe.learning_rates:
         raise SpecError("steps=0: expected at least one")
     values = [("learning rate", rate) for rate in sorted(set(recipe.learning_rates), reverse=True)]
     for name, value in [*values, ("momentum", recipe.momentum)]:
         if recipe.dtype == "float64" and float(np.float32(value)) != value:
             raise SpecError(
-                f"{name} {value!r} is not exact in float32, through which Keras and TF1 pass it: they would"
-                f" train with {float(np.float32(value))!r}; take one that is,"
-                " such as 0.125 or 0.875"
+                f"{name} {value!r} is not exact in float32, and Keras and TF1 would train with"
+                f" {float(np.float32(value))!r}; expected a value that is exact, such as 0.125 or 0.875"
             )
 
 
@@ -156,16 +155,16 @@ def moved(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
 
 
 def compared(step: Step, reference: Step, highest: float) -> dict[str, tuple[float, str]]:
-    """Kind -> the worst tensor's error and its name, for the kinds that the reference has.
+    """Kind -> error and name of the worst tensor, for the kinds that the reference has.
 
-    The loss is relative to the `highest` so far: near 0 it is the difference of two nearly equal logits,
-    and has their rounding.
+    The loss is relative to the `highest` so far: near 0 it is the difference of two nearly equal logits, with
+    their rounding.
     """
     losses = (np.array([one.loss, highest]) for one in (step, reference))
     worst = {"loss": (tolerances.relative_error(*losses), "loss")}
     for kind in ("parameters", "statistics", "momentum"):
         actual, wanted = getattr(step, kind), getattr(reference, kind)
-        if wanted:  # a network without batch normalisation, a recipe without momentum
+        if wanted:  # empty without batch normalisation or without momentum
             worst[kind] = max((networks.error(name, actual, wanted), name) for name in wanted)
     return worst
 
@@ -202,12 +201,12 @@ def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recip
 
 
 def with_decay(gradients: list[Any], variables: list[Any], weight_decay: float) -> list[Any]:
-    """dL/dw + wd w: coupled weight decay, which goes through the momentum."""
+    """dL/dw + wd w: coupled weight decay, which enters the momentum."""
     return [g + weight_decay * w for g, w in zip(gradients, variables, strict=True)]
 
 
 def rescale(slots: list[Any], ratio: float) -> None:
-    """Keras's m = -lr b at another learning rate, `ratio` times the one before."""
+    """Convert Keras's m = -lr b to a new learning rate, `ratio` times the old one."""
     for slot in slots:
         slot.assign(slot.value * ratio)
 
@@ -249,7 +248,7 @@ def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe:
         variables = [known[name] for name in networks.trainable(checkpoint)]
         optimizer = tf.train.MomentumOptimizer(rate, recipe.momentum)
         gradients = with_decay(tf.gradients(loss, variables), variables, recipe.weight_decay)
-        # every variable is read before any is written
+        # read every variable before writing any
         with tf.control_dependencies([loss, *gradients, *tf.get_collection(tf.GraphKeys.UPDATE_OPS)]):
             step = optimizer.apply_gradients(zip(gradients, variables, strict=True))
         initialize = tf.variables_initializer(optimizer.variables())
@@ -265,6 +264,6 @@ def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe:
             yield Step(float(value), *split(arrays), momentum)
 
 
-_ULP = "one ulp"  # the reference with one weight moved
+_ULP = "one ulp"  # the reference with one changed weight
 Runner = Callable[[Any, np.ndarray, np.ndarray, Recipe], Any]
 RUNNERS: dict[str, Runner] = {"torch": _torch, "keras": _keras, "tf1": _tf1, _ULP: _torch}

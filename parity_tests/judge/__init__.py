@@ -1,1 +1,1 @@
-"""The judge: a network in NumPy, what an error may be, weights and images to try."""
+"""The judge: networks in NumPy, tolerances, weights and images for tests."""

@@ -1,4 +1,4 @@
-"""Photographs, cropped and normalised as ImageNet classifiers are fed them."""
+"""Photographs, cropped and normalised as input of ImageNet classifiers."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _STD = np.array([0.229, 0.224, 0.225])
 def photographs(folder: Path, spec: Spec, size: int | None = None, most: int | None = None) -> np.ndarray:
     """The pictures of a folder, in name order, all or the first `most`: (N, C, size, size) float32.
 
-    The shorter side is scaled to size * 256 / 224 and the middle cropped; size is by default 224, or 32 for
-    networks with the "3x3" stem. Networks of one input channel get grey, of more than three the colours
-    repeated.
+    The shorter side is scaled to size * 256 / 224 and the middle cropped. The default size is 224, or 32 for
+    networks with the "3x3" stem. Networks with one input channel get grey pictures, with more than three the
+    colours are repeated.
 
     Raises:
-        SourceError: no folder, no pictures in it, or one that cannot be read.
+        SourceError: the folder does not exist or holds no pictures, or a picture cannot be read.
     """
     if not folder.is_dir():
-        raise SourceError(f"{folder}: there is no such folder of images")
+        raise SourceError(f"{folder}: no such folder of images")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
-        raise SourceError(f"{folder}: no images in it ({', '.join(sorted(_SUFFIXES))})")
+        raise SourceError(f"{folder}: holds no images, expected {', '.join(sorted(_SUFFIXES))}")
     paths = paths[:most]
     size = size or (spec.image_size)
     return np.stack([_photograph(path, size, spec.input_channels) for path in paths])

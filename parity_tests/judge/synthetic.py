@@ -14,9 +14,9 @@ from weights_convert.formats.tf1_place import data_path, index_path
 from weights_convert.formats.tf1_proto import dump_header
 from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, parameters
 
-# The last batch norm of every residual branch (without one: the last kernel) is scaled by this. Undamped
-# random weights make activations grow with depth, and a deep net then measures its own conditioning
-# (8.5e-10 in float64 for torch alone).
+# Factor of the last batch norm of every residual branch (without batch norms: of the last kernel). Undamped
+# random weights make activations grow with depth, and the errors of a deep network then show only its
+# conditioning (8.5e-10 in float64 for torch alone).
 DAMPING = 0.25
 
 
@@ -42,7 +42,7 @@ def weights(spec: Spec, seed: int = 0) -> Checkpoint:
 
 
 def position_coded(spec: Spec, dtype: np.dtype | type = np.float32) -> Checkpoint:
-    """Every value says where it stood: a transposed square kernel or a swapped pair is seen bit for bit."""
+    """Values that encode their position: a transposed square kernel or a swapped pair changes the bits."""
     arrays = {}
     for name, shape, role in parameters(spec):
         start = zlib.crc32(name.encode()) % 1009
@@ -57,7 +57,7 @@ def checkpoint(arrays: dict[str, np.ndarray], spec: Spec) -> Checkpoint:
 
 
 def arrays_with(change: dict[str, np.ndarray | None]) -> dict[str, np.ndarray]:
-    """The position-coded tensors of `SMALL` with some changed or added, or left out where None."""
+    """The position-coded tensors of `SMALL` with changes: replaced, added, or removed for None."""
     arrays = dict(position_coded(SMALL)) | change
     return {name: array for name, array in arrays.items() if array is not None}
 
@@ -68,16 +68,16 @@ def images(size: tuple[int, int] = (64, 64), batch: int = 2, channels: int = 3, 
 
 
 def tiny(**keywords: object) -> ResNetSpec:
-    """A network of every kind of layer that runs in milliseconds."""
+    """A network with every kind of layer that runs in milliseconds."""
     defaults = {"depths": (2, 1), "width": 8, "stem_width": 8, "num_classes": 5, "reduction": 4}
     return ResNetSpec(**(defaults | keywords))  # type: ignore[arg-type]
 
 
-SMALL = tiny(attention="se", block="basic", depths=(1,), stem="3x3")  # what the command line is tested with
+SMALL = tiny(attention="se", block="basic", depths=(1,), stem="3x3")  # for tests of the command line
 
 
 def with_shards(prefix: Path, shards: int) -> None:
-    """Make a TF1 checkpoint of one data file one of several, as a sharded Saver names them."""
+    """Turn a TF1 checkpoint with one data file into one with several, named as by a sharded Saver."""
     table = read_table(index_path(prefix)) | {b"": dump_header(shards)}
     write_table(index_path(prefix), table.items())
     data_path(prefix, 0, 1).replace(data_path(prefix, 0, shards))

@@ -1,1 +1,1 @@
-"""A report as an HTML page, with its drawings."""
+"""A report as an HTML page with drawings."""

@@ -1,4 +1,4 @@
-"""The drawing that the page begins with: the errors of every point along the depth of a network."""
+"""The first drawing of the page: the errors of every point along the depth of a network."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from parity_tests.page.plot import (
     slots,
 )
 
-NAMED = 56  # up to so many points carry their names below
-HEIGHT, LETTERS = 300.0, 30  # of the field, and of a name below it
+NAMED = 56  # with more points the names below the field are omitted
+HEIGHT, LETTERS = 300.0, 30  # of the field; of a name
 
 
 def depth_plot(
@@ -35,10 +35,10 @@ def depth_plot(
     label: str,
     first: tuple[str, str] | None = None,
 ) -> str:
-    """The error of every point, in order, with the noise, the limit and, hollow, the layer on its own.
+    """The error of every point in order, with noise, limit and, as hollow marks, the layer run alone.
 
     Args:
-        first: (candidate, point) of the first divergence, where it is one of these points.
+        first: (candidate, point) of the first divergence.
     """
     field, names = _Field(points), [point.name for point in points]
     begin = names.index(first[1]) if first and first[1] in names else None
@@ -55,7 +55,7 @@ def depth_plot(
 
 
 class _Field:
-    """Where things are, and one method for each thing that is drawn there."""
+    """The layout of the drawing, and a method for each of its elements."""
 
     def __init__(self, points: Sequence[Point]) -> None:
         self.points = points
@@ -80,7 +80,7 @@ class _Field:
         return steps
 
     def limit_and_noise(self) -> Iterator[str]:
-        """All beyond the limit, and the noise as the ground the errors stand on."""
+        """The area beyond the limit, and the noise as an area at the bottom."""
         ceiling = [step for step in self.stairs(lambda point: point.limit) if step]
         yield f'<path class="beyond" d="{polyline(ceiling)}V{TOP}H{LEFT}z"/>'
         for known, run in groupby(self.stairs(lambda point: point.noise), key=lambda step: step is not None):
@@ -91,7 +91,7 @@ class _Field:
         yield f'<path class="limit" d="{polyline(ceiling)}"/>'
 
     def stages(self) -> Iterator[str]:
-        """Lines between the stages; their names where the points have none."""
+        """Lines between the stages; names of the stages if the points have none."""
         for stage, start, end in stages([point.name for point in self.points]):
             if start:
                 yield f'<path class="stage" d="M{px(self.at(start, 0))} {TOP}V{px(self.bottom)}"/>'
@@ -106,7 +106,7 @@ class _Field:
             yield f'<text class="tick end" transform="{place}">{escape(shorten(point.name, LETTERS))}</text>'
 
     def first(self, i: int) -> str:
-        """The line at the first divergence, its name to the side that has more room."""
+        """The line at the first divergence, with its name on the side with more room."""
         x, late, point = self.at(i), i > len(self.points) / 2, self.points[i]
         height = max(self.y(point.limit) - 8, TOP + 14)
         return (
@@ -116,8 +116,8 @@ class _Field:
         )
 
     def candidate(self, name: str, style: Style, place: int, count: int) -> str:
-        """The marks of one candidate, and the thread through them."""
-        # beside one another, so that equal errors do not hide one another
+        """The marks of one candidate, connected by a line."""
+        # candidates are shifted, so that equal errors do not hide each other
         shift = 0.5 + (place - (count - 1) / 2) * min(0.8, 9 / self.slot) / max(count, 2)
         thread = polyline(
             (self.at(i, shift), self.y(point.errors[name]))
@@ -125,11 +125,11 @@ class _Field:
             else None
             for i, point in enumerate(self.points)
         )
-        marks = "".join([*self._alone(name, style, shift), *self._errors(name, style, shift)])
+        marks = "".join([*self._isolated(name, style, shift), *self._errors(name, style, shift)])
         css = style.css + (" dense" if self.radius < 2 else "")
         return f'<g class="{css}"><path class="thread" d="{thread}"/>{marks}</g>'
 
-    def _alone(self, name: str, style: Style, shift: float) -> Iterator[str]:
+    def _isolated(self, name: str, style: Style, shift: float) -> Iterator[str]:
         for i, point in enumerate(self.points):
             error = point.isolated.get(name)
             if error is None:
@@ -151,7 +151,7 @@ class _Field:
 
 
 def stages(names: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(label, first, last + 1) of the runs of points that belong together by the front of their names.
+    """(label, first, last + 1) of consecutive points whose names begin alike.
 
     >>> stages(["conv1", "layer1.0.conv1", "layer1.0.bn1", "layer2.0.conv1"])
     [('conv1', 0, 1), ('layer1', 1, 3), ('layer2', 3, 4)]
@@ -170,7 +170,7 @@ def stages(names: Sequence[str]) -> list[tuple[str, int, int]]:
         if len(found) >= 3:
             break
     merged = []
-    # a stem is one thing, however many layers of its own it has
+    # consecutive single layers, such as a stem's, form one stage
     for single, neighbours in groupby(found, key=lambda run: run[2] - run[1] == 1):
         runs = list(neighbours)
         if single and len(runs) > 1:
@@ -180,7 +180,7 @@ def stages(names: Sequence[str]) -> list[tuple[str, int, int]]:
 
 
 def _describe(point: Point, candidates: Sequence[str]) -> tuple[str, str]:
-    """One line, and all of it."""
+    """A short and a full description."""
     size = "x".join(map(str, point.shape)) or "scalar"
     errors = [f"{c} {number(point.errors[c])}" for c in candidates if c in point.errors]
     brief = "   ".join([shorten(point.name, 60), *errors[:5], f"limit {number(point.limit)}"])

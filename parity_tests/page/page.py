@@ -1,4 +1,4 @@
-"""A report as one HTML page to look at: nothing is loaded from elsewhere, equal reports give equal bytes."""
+"""A report as one HTML page: it loads nothing from elsewhere, and equal reports give equal bytes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from parity_tests.page.plot import Style, escape, histogram_plot, mark, number, 
 from parity_tests.page.training import training_cells, training_figures
 from weights_convert.commandline import write_report
 
-FIXED = {"torch": Style("k0", 0), "keras": Style("k1", 1), "tf1": Style("k2", 2)}  # in every report ever
+FIXED = {"torch": Style("k0", 0), "keras": Style("k1", 1), "tf1": Style("k2", 2)}  # the same in every report
 COLOURS = 7
 WORST = 20  # rows of the table
 CLOSE = 12  # points shown on either side of the first divergence
-OPEN = 3  # with more reports than this, those that hold are folded
+OPEN = 3  # with more reports, those that hold are folded
 
 PAGE = """<!DOCTYPE html>
 <html lang="en">
@@ -52,12 +52,12 @@ document.addEventListener("keydown", event => {{
 
 
 def write_page(reports: Sequence[Report], path: str | Path) -> None:
-    """Write the reports, one after another, as one HTML file.
+    """Write the reports as one HTML file.
 
     Raises:
-        WriteError: the file could not be written.
+        WriteError: the file cannot be written.
     """
-    # names come from other people's models: what is no text (a lone surrogate) must not stop the report
+    # names of users' models may hold invalid text, such as a lone surrogate
     write_report(path, page(reports).encode("utf-8", "xmlcharrefreplace"))
 
 
@@ -98,7 +98,7 @@ def _css() -> str:
 
 
 def _styles(reports: Iterable[Report]) -> dict[str, Style]:
-    """Name -> colour and shape, one for the whole page; the three frameworks always have their own."""
+    """Name -> colour and shape, the same on the whole page; those of the three frameworks are fixed."""
     names = dict.fromkeys(
         name
         for report in reports
@@ -112,7 +112,7 @@ def _styles(reports: Iterable[Report]) -> dict[str, Style]:
 
 
 def _verdict(report: Report, anchor: str) -> str:
-    """One line: what, whether, and where not."""
+    """One line: title, verdict and, if parity does not hold, the reason."""
     divergence, why_not = report.first_divergence(), report.why_not()
     state, word = ("differs", "✗ no parity") if why_not else ("holds", "✓ parity holds")
     if report.caveat:
@@ -173,8 +173,8 @@ def _section(report: Report, anchor: str, styles: Mapping[str, Style], *, unfold
         points = by_depth(report.gradients, [point.name for point in report.layers])
         parts.append("<h3>Error of every gradient, from the input to the output</h3>")
         parts.append(
-            '<p class="quiet">Gradients are computed from right to left: an error enters at the rightmost of '
-            "the wrong ones.</p>"
+            '<p class="quiet">Gradients are computed from right to left: an error starts at the rightmost '
+            "wrong gradient.</p>"
         )
         parts.append(_depth(points, report, styles, "gradients", place))
         near = _close(points, place)
@@ -216,10 +216,10 @@ def _fact(value: object) -> str:
 
 
 def by_depth(gradients: Sequence[Point], layers: Sequence[str]) -> list[Point]:
-    """Gradients in the order in which the forward pass meets what they belong to: the input first.
+    """Sort gradients in the order of the forward pass, the input first.
 
-    A parameter lies where its layer lies, a stage where its last layer lies, and what fits no layer where it
-    was in the list.
+    A parameter has the place of its layer, a stage the place of its last layer; others follow their
+    predecessor in the list.
     """
     last = {}
     for rank, name in enumerate(layers):
@@ -237,7 +237,7 @@ def by_depth(gradients: Sequence[Point], layers: Sequence[str]) -> list[Point]:
 
 
 def _close(points: Sequence[Point], first: tuple[str, str] | None) -> list[Point]:
-    """The points around the first divergence, where the whole is too dense to read."""
+    """The points around the first divergence, if the whole drawing is too dense to read."""
     names = [point.name for point in points]
     if not first or first[1] not in names or len(points) <= 4 * CLOSE:
         return []
@@ -261,7 +261,7 @@ def _legend(report: Report, styles: Mapping[str, Style], points: Sequence[Point]
     entries = [swatch(styles[name]) + escape(name) for name in report.candidates]
     if any(error is not None for point in points for error in point.isolated.values()):
         hollow = f'<path class="hollow culprit" d="{mark(0, 7, 7, 4.5)}"/>'
-        entries.append(key(hollow, "ref") + "hollow: the layer alone, fed the reference's own input")
+        entries.append(key(hollow, "ref") + "hollow: the layer alone, on the reference's input")
     if any(point.culprit_of() for point in points):
         entries.append(key(f'<path class="ring" d="{mark(0, 7, 7, 5.5)}"/>') + "wrong by itself")
     if any(point.failures() for point in points):
@@ -274,7 +274,7 @@ def _legend(report: Report, styles: Mapping[str, Style], points: Sequence[Point]
 
 
 def _cells(points: Sequence[Point], candidate: str) -> Iterator[str]:
-    """Of the summary: how many are within the limit, and the worst."""
+    """Cells of the summary: the number of points within the limit, and the worst point."""
     mine = [point for point in points if candidate in point.errors]
     if not mine:
         yield "<td>-</td><td></td>"
@@ -289,7 +289,7 @@ def _cells(points: Sequence[Point], candidate: str) -> Iterator[str]:
 
 
 def _summary(report: Report, styles: Mapping[str, Style]) -> str:
-    """A row per candidate; its mark here is the legend of all drawings below."""
+    """One row per candidate; its mark is the legend of all drawings below."""
     kinds = [
         (title, points)
         for title, points in (("layers", report.layers), ("gradients", report.gradients))
@@ -312,20 +312,20 @@ def _summary(report: Report, styles: Mapping[str, Style]) -> str:
 
 
 def _worst(report: Report) -> list[str]:
-    """The table of the points nearest to their limits, or furthest beyond; first the wrong by themselves."""
+    """The table of the worst points: first those that are wrong by themselves, then by error / limit."""
     points = [("layer", point) for point in report.layers]
     points += [("gradient", point) for point in report.gradients]
     if not points:
         return []
     worst = sorted(points, key=lambda found: (not found[1].culprit_of(), -found[1].times_limit()))[:WORST]
-    alone = [c for c in report.candidates if any(p.isolated.get(c) is not None for _, p in worst)]
+    isolated = [c for c in report.candidates if any(p.isolated.get(c) is not None for _, p in worst)]
     noticed = report.power.of_layers() if report.power else {}
     titles = [
         *report.candidates,
         "limit",
         "noise",
         *(["noticed"] if noticed else []),
-        *(f"{candidate} alone" for candidate in alone),
+        *(f"{candidate} alone" for candidate in isolated),
         "times limit",
     ]
     head = "<th></th><th>point</th><th>shape</th>" + "".join(
@@ -341,7 +341,7 @@ def _worst(report: Report) -> list[str]:
         cells.append(f'<td class="r">{number(point.limit)}</td><td class="r">{number(point.noise)}</td>')
         if noticed:
             cells.append(f'<td class="r">{number(noticed.get(point.name))}</td>')
-        for candidate in alone:
+        for candidate in isolated:
             wrong = " wrong" if candidate in point.culprit_of() else ""
             cells.append(f'<td class="r{wrong}">{number(point.isolated.get(candidate))}</td>')
         cells.append(f'<td class="r">{point.times_limit():.2g}</td>')

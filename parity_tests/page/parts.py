@@ -8,7 +8,7 @@ from parity_tests.compare.power.result import THRESHOLD
 from parity_tests.compare.report import Report
 from parity_tests.page.plot import Style, escape, mark, number
 
-WEAKEST = 8  # rows of the table of what is noticed last
+WEAKEST = 8  # rows of the table of the weakest items
 CURVE = '<path class="curve" d="M0 7H14"/>'  # for a legend
 
 
@@ -35,21 +35,21 @@ def swatch(style: Style) -> str:
 
 
 def coverage(report: Report) -> list[str]:
-    """How much of each model was compared, and what was not."""
+    """How much of each model was compared, and the names that were not."""
     lines = []
     for who, sides in report.coverage.items():
         for side, found in sides.items():
             owner = report.reference if side == "reference" else who
             left = f"; not compared: {', '.join(found.left_out)}" if found.left_out else ""
             lines.append(f"<li>{escape(f'{side} ({owner}): {found}{left}')}</li>")
-    return ["<h3>What was compared</h3>", f"<ul>{''.join(lines)}</ul>"] if lines else []
+    return ["<h3>Coverage</h3>", f"<ul>{''.join(lines)}</ul>"] if lines else []
 
 
 def power(report: Report) -> list[str]:
-    """What a change would have had to be to be noticed: the line of the table, and the weakest."""
+    """The smallest changes noticed: the summary, and a table of the weakest items."""
     if not report.power:
         return []
-    parts = ["<h3>What would have been noticed</h3>", f"<p>{escape(report.power.summary())}</p>"]
+    parts = ["<h3>Smallest changes noticed</h3>", f"<p>{escape(report.power.summary())}</p>"]
     if not report.power.items:
         return parts
     head = (

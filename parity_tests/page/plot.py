@@ -1,6 +1,7 @@
-"""Drawings for the page, as SVG text: curves along the steps, a histogram, and what all drawings have.
+"""Drawings for the page as SVG text: curves along the steps, a histogram, and shared elements.
 
-Colours are CSS classes, so that one drawing serves light, dark and paper. Pixels; y grows downwards.
+Colours are CSS classes, so that one drawing serves light mode, dark mode and print. Units are pixels; y grows
+downwards.
 """
 
 from __future__ import annotations
@@ -14,21 +15,21 @@ from itertools import pairwise
 
 from parity_tests.compare.report import Histogram
 
-WIDTH, LEFT, RIGHT = 1120, 56, 10  # of a whole-width drawing, and the margins inside it
-TOP = 24  # for the line of text that names what the mouse is over
-EDGE = 22  # the strips for what a logarithm has no place for
+WIDTH, LEFT, RIGHT = 1120, 56, 10  # a full-width drawing and its margins
+TOP = 24  # for the line of text about the point under the mouse
+EDGE = 22  # height of the strips for 0 and for infinity and NaN
 
 
 @dataclass(frozen=True)
 class Style:
-    """How one framework is drawn, everywhere: a colour (CSS class) and, for those who see none, a shape."""
+    """The look of one framework in all drawings: a colour (CSS class), and a shape to read without colour."""
 
     css: str
     shape: int
 
 
 def number(value: float | None) -> str:
-    """Short, for people."""
+    """A short text for a number."""
     if value is None:
         return "-"
     if math.isnan(value):
@@ -39,13 +40,13 @@ def number(value: float | None) -> str:
 
 
 def escape(value: object) -> str:
-    """Text for HTML, whatever is in it; what cannot be printed is shown as Python would write it."""
+    """Any text escaped for HTML; unprintable characters appear as in Python's repr."""
     visible = (c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in str(value))
     return html.escape("".join(visible))
 
 
 def shorten(name: str, length: int) -> str:
-    """The two ends of a name that is too long: stages differ in front, layers behind."""
+    """Both ends of a name that is too long: the front names the stage, the end the layer."""
     return name if len(name) <= length else f"{name[: (length - 1) // 3]}…{name[-(2 * (length - 1) // 3) :]}"
 
 
@@ -56,7 +57,7 @@ class LogAxis:
         values = list(values)
         exponents = [math.log10(value) for value in values if 0 < value < math.inf]
         self.low = math.floor(min(exponents, default=-16))
-        self.high = math.floor(max(exponents, default=-1)) + 1  # always some room above
+        self.high = math.floor(max(exponents, default=-1)) + 1  # leaves room above
         self.edges: list[tuple[float, str]] = []
         if any(not value < math.inf for value in values):
             self.edges.append((top + EDGE / 2, "∞, NaN"))
@@ -79,7 +80,7 @@ class LogAxis:
 
     def ticks(self) -> list[tuple[float, str]]:
         step = math.ceil((self.high - self.low) / 8)
-        # by proportion: 10.0**-324 is no float
+        # by proportion, because 10.0**-324 is 0
         height = (self.bottom - self.top) / (self.high - self.low)
         return self.edges + [
             (self.bottom - (exponent - self.low) * height, f"1e{exponent}")
@@ -88,7 +89,7 @@ class LogAxis:
 
 
 class LinearAxis:
-    """Heights in proportion; what is not finite lies at the top edge."""
+    """Proportional heights; infinity and NaN lie at the top edge."""
 
     def __init__(self, values: Iterable[float], top: float, bottom: float) -> None:
         values = list(values)
@@ -173,9 +174,9 @@ def grid(axis: Axis, left: float, right: float) -> str:
 def slots(
     texts: Sequence[tuple[str, str]], left: float, width: float, top: float, bottom: float, start: int
 ) -> str:
-    """What is under the mouse or the focus: a hairline, a line of text on top, and a tooltip.
+    """Areas that show a hairline, a line of text and a tooltip under the mouse or the focus.
 
-    One of them is reached by the tab key, the others from there by the arrows.
+    The tab key reaches the first one, the arrow keys the others.
     """
     return "".join(
         f'<g class="slot" tabindex="{0 if i == start else -1}"><title>{escape(full)}</title>'
@@ -193,7 +194,7 @@ class Line:
     values: Sequence[float]
     css: str
     shape: int | None = None  # of its marks; None: a line only
-    dash: str = ""  # lines that coincide are dashed in turns, so that each is seen
+    dash: str = ""  # coinciding lines are dashed in turns, so that all are visible
     failed: frozenset[int] = frozenset()  # steps, from 1
 
 
@@ -212,8 +213,8 @@ def step_plot(
     """Curves along the steps of a training.
 
     Args:
-        limit: drawn over the first `checked` steps, those that are held to it.
-        range_of: more values that the axis should hold, to be the same in several plots.
+        limit: drawn over the first `checked` steps, to which it applies.
+        range_of: further values for the axis, so that several plots share one range.
         extra: a text for each step's tooltip.
     """
     count = max(len(line.values) for line in lines)
@@ -245,7 +246,7 @@ def step_plot(
                 marks.append(f'<path class="mark{" failed" if wrong else ""}" d="{shape}"/>')
         curve = f'<path class="curve"{line.dash} d="{polyline(places)}"/>'
         parts.append(f'<g class="{line.css}">{curve}{"".join(marks)}</g>')
-    stride = math.ceil(count / 200)  # a slot for so many steps, described by the last of them
+    stride = math.ceil(count / 200)  # steps per slot; its text describes the last one
     texts = []
     for step in range(stride, count + stride, stride):
         step = min(step, count)
@@ -261,7 +262,7 @@ def _value(value: float) -> str:
 
 
 def histogram_plot(histogram: Histogram, style: Style, label: str) -> str:
-    """How many elements differ by how much; the equal ones stand apart at the left."""
+    """Number of elements by size of difference; equal elements are apart at the left."""
     bars: list[tuple[int, str]] = [(histogram.zeros, "equal")]
     edges = [f"{10**edge:.1e}" if -300 < edge < 300 else f"1e{edge:g}" for edge in histogram.edges]
     bars += [

@@ -9,11 +9,11 @@ from parity_tests.compare.report import Report, Training
 from parity_tests.page.parts import CURVE, entry, figure, key, many
 from parity_tests.page.plot import Line, LinearAxis, LogAxis, Style, escape, number, step_plot
 
-PAIR = 552  # the width of a drawing that has another beside it
+PAIR = 552  # width of a drawing in a pair
 
 
 def training_cells(training: Training, name: str) -> Iterator[str]:
-    """Two cells of the summary: for how long a candidate holds, and its largest error at the end."""
+    """Two cells of the summary: the steps within the limit, and the largest error at the end."""
     first = next((found for found in training.failures() if found[0] == name), None)
     steps = many(training.checked_steps, "step")
     if first:
@@ -30,7 +30,7 @@ def training_cells(training: Training, name: str) -> Iterator[str]:
 
 
 def training_figures(training: Training, report: Report, styles: Mapping[str, Style]) -> list[str]:
-    """The losses of all, how the errors grow, and what is not held to the limit."""
+    """The losses, the growth of the errors, and a note on steps without a limit."""
     steps, checked = len(training.learning_rates), training.checked_steps
     parts = [*_losses(training, report, styles), *_growth(training, report, styles)]
     if checked < steps:
@@ -62,7 +62,7 @@ def _losses(training: Training, report: Report, styles: Mapping[str, Style]) -> 
 
 
 def _loss_lines(training: Training, report: Report, styles: Mapping[str, Style]) -> list[Line]:
-    """The reference broad and pale below the others: where they are equal, they lie on it."""
+    """Lines of the losses, the reference broad and pale below the others."""
     lines = []
     same = [name for name in report.candidates if _coincide(training.losses, name, report.reference)]
     for name, losses in sorted(training.losses.items(), key=lambda item: item[0] != report.reference):
@@ -80,8 +80,8 @@ def _loss_lines(training: Training, report: Report, styles: Mapping[str, Style])
 def _growth(training: Training, report: Report, styles: Mapping[str, Style]) -> Iterator[str]:
     yield "<h3>How the errors grow from step to step</h3>"
     yield (
-        f'<p class="quiet">{key(CURVE, "ulp")}What a change of one weight by one ulp does to '
-        f"{escape(report.reference)} alone: where this grows as fast, the training is chaotic and no port "
+        f'<p class="quiet">{key(CURVE, "ulp")}The effect of changing one weight by one ulp in '
+        f"{escape(report.reference)} alone: if it grows as fast, the training is chaotic and no port "
         "can do better.</p>"
     )
     kinds = list(dict.fromkeys(kind for errors in training.errors.values() for kind in errors))
@@ -112,7 +112,7 @@ def _growth_lines(training: Training, report: Report, styles: Mapping[str, Style
 
 
 def _coincide(losses: Mapping[str, Sequence[float]], name: str, reference: str) -> bool:
-    """Whether one curve would hide the other."""
+    """Whether one curve hides the other."""
     mine, others = losses.get(name, []), losses.get(reference, [])
     finite = [value for value in others if math.isfinite(value)]
     spread = max(finite, default=0) - min(finite, default=0)

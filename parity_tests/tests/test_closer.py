@@ -89,7 +89,7 @@ def test_a_tensorflow_graph_is_compared():
         )
         assert report.holds
         assert "layer1.1.eca.conv" in [point.name for point in report.layers]
-        with pytest.raises(SpecError, match="the TF1 network computes in float64, asked for was float32"):
+        with pytest.raises(SpecError, match="the TF1 network computes in float64, expected float32"):
             compare_models(
                 torch_model(spec), TF1Model(session, images, logits), synthetic.images(), dtype="float32"
             )
@@ -262,7 +262,7 @@ def test_a_dump_says_the_same_as_the_run(tmp_path):
     assert live.holds
     assert [point.errors for point in live.layers] == [point.errors for point in recorded.layers]
     assert [point.isolated for point in live.layers] == [point.isolated for point in recorded.layers]
-    with pytest.raises(SourceError, match="was recorded for other images"):
+    with pytest.raises(SourceError, match="was recorded with other images"):
         dump.trace(images + 1)
 
 
@@ -273,7 +273,7 @@ def test_what_is_no_dump(tmp_path, content):
         save(synthetic.weights(SPEC), path)
     else:
         path.write_bytes(content)
-    with pytest.raises(SourceError, match="not a dump of a run"):
+    with pytest.raises(SourceError, match="not a dump, expected"):
         read_dump(path)
 
 
@@ -341,11 +341,11 @@ def test_a_report_replaces_no_checkpoint(option, network, capsys):
 
 
 BAD = [
-    ("se_resnet20 --key model", "--key says what a file is, and se_resnet20 is a model: leave it out"),
-    ("se_resnet20 --from timm", "--from says what a file is, and se_resnet20 is a model: leave it out"),
+    ("se_resnet20 --key model", "--key applies to a file, but se_resnet20 is a model; omit --key"),
+    ("se_resnet20 --from timm", "--from applies to a file, but se_resnet20 is a model; omit --from"),
     ("se_resnet20 --set reductoin=4", "there is no keyword 'reductoin'; did you mean 'reduction'?"),
-    ("net.pth --against none", "none: there is no such file"),
-    ("net.pth --against net.pth", "net.pth: not a dump of a run"),
+    ("net.pth --against none", "none: no such file"),
+    ("net.pth --against net.pth", "net.pth: not a dump, expected"),
     ("net.pth net.pth --dump x", "--dump and --against take one model or checkpoint"),
     ("net.pth --report none/x.html", "the folder 'none' does not exist"),
     ("net.pth --dump none/x", "the folder 'none' does not exist"),
@@ -354,10 +354,10 @@ BAD = [
     ("net.pth --report x --json x", "x: would replace what is read or written there"),
     ("net.pth --dump d --report r", "--dump does not go with --report"),
     ("net.pth --sweep --dtype float64", "--sweep does not go with --dtype"),
-    ("net.pth --layers --frameworks torch --dtype float64", "torch in float64 is what is compared with"),
+    ("net.pth --layers --frameworks torch --dtype float64", "torch in float64 is the reference"),
     ("net.pth --size 0 --layers", "'0': expected a whole number above 0"),
     ("net.pth --train-steps many", "'many': expected a whole number above 0"),
-    ("net.pth --layers --images none", "none: there is no such folder of images"),
+    ("net.pth --layers --images none", "none: no such folder of images"),
 ]
 
 
@@ -399,4 +399,4 @@ def test_a_switch_that_fails_says_why(tmp_path):
     name = "torch: as it is"
     logits, reason = _child(name, SWITCHES[name], tmp_path, "float32")
     assert logits is None
-    assert "there is no such file" in reason
+    assert "no such file" in reason

@@ -95,7 +95,7 @@ def test_deep_nets_have_no_float32_limit_but_a_noise():
     points = of(spec, dtype="float32", frameworks=("torch",))
     assert {point.limit for point in points} == {math.inf}
     assert all(0 <= point.noise < 1 for point in points)
-    assert "held to no limit" in notes(synthetic.weights(spec), "float32")[0]
+    assert "have no limit" in notes(synthetic.weights(spec), "float32")[0]
     assert notes(synthetic.weights(spec), "float64") == []
 
 

@@ -169,7 +169,7 @@ def test_command_says_where_it_differs(checkpoint, capsys, monkeypatch):
     [
         (["se_resnext5_32x4d"], "neither a model nor a file; did you mean 'se_resnext50_32x4d'?"),
         (["nowhere.pth"], "there is no such file"),
-        (["resnet20", "--images", "nowhere"], "there is no such folder of images"),
+        (["resnet20", "--images", "nowhere"], "no such folder of images"),
         (["resnet20", "--dtype", "float16"], "invalid choice: 'float16'"),
         (["resnet20", "--frameworks", "caffe"], "invalid choice: 'caffe'"),
         (["--nonsense"], "unrecognized arguments"),
@@ -187,7 +187,7 @@ def test_bad_usage_is_one_line_and_exit_2(arguments, message, capsys):
 def test_bad_images(tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("no picture")
     assert command.main(["resnet20", "--images", str(tmp_path)]) == 2
-    assert "no images in it" in capsys.readouterr().err
+    assert "holds no images" in capsys.readouterr().err
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n")
     assert command.main(["resnet20", "--images", str(tmp_path)]) == 2
     assert "broken.png: cannot be read as an image" in capsys.readouterr().err

@@ -136,14 +136,14 @@ def test_every_shape_of_images_is_compiled(monkeypatch):
 
 
 def test_what_cannot_be_optimized_is_said(session):
-    with pytest.raises(TypeError, match=r"a Linear was given, expected a torch_impl\.ResNet"):
+    with pytest.raises(TypeError, match=r"received a Linear, expected a torch_impl\.ResNet"):
         torch_impl.optimize_for_inference(torch.nn.Linear(1, 1))
-    with pytest.raises(TypeError, match=r"a Dense was given, expected a keras_impl\.ResNet"):
+    with pytest.raises(TypeError, match=r"received a Dense, expected a keras_impl\.ResNet"):
         keras_impl.optimize_for_inference(keras.layers.Dense(1))
     with session.graph.as_default():
         for scope in ("a", "b"):
             tf1_compat.resnet(tf.zeros((1, 32, 32, 3)), scope=scope, **SPECS["eca"].model_kwargs())
         session.run(tf.global_variables_initializer())
-    with pytest.raises(ValueError, match=r"scope=None: expected one of .*'a', 'b'"):
+    with pytest.raises(ValueError, match=r"scope=None: expected one of the graph's networks, .*'a', 'b'"):
         tf1_compat.optimize_for_inference(session)
     assert tf1_compat.optimize_for_inference(session, "b").node

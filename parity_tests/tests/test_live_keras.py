@@ -86,7 +86,7 @@ CHANGES: dict[str, tuple[Callable[[Any], None], str]] = {
     "activation": (lambda m: setattr(m.fc, "activation", ops.relu), "fc.activation"),
     "a lambda": (lambda m: setattr(m.fc, "activation", lambda x: x * 1.5), "fc.activation"),
     "frozen": (frozen, "bn1.trainable"),
-    "a replaced layer": (replaced, "cannot be built again"),
+    "a replaced layer": (replaced, "cannot be rebuilt"),
     "call": (called_with_softmax, "call"),
     "a layer taken away": (without_attention, "attention"),
 }
@@ -144,7 +144,7 @@ def test_half_precision_is_judged_as_it_is(policy, dtype):
     assert not report.holds
     assert report.first_divergence().point == "c"
     assert report.first_divergence().error > 1e-5
-    assert any("float16 and is judged so" in note for note in report.notes)
+    assert any("float16 and is compared in it" in note for note in report.notes)
 
 
 def test_half_precision_of_a_torch_module_is_judged_as_it_is():
@@ -169,7 +169,7 @@ class Autocast(nn.Module):
 
 
 def test_what_a_float64_copy_would_lose_of_a_torch_module_is_refused():
-    with pytest.raises(SpecError, match="the torch module gives other outputs in float64 than as it is"):
+    with pytest.raises(SpecError, match="the torch module differs from its float64 copy"):
         compare_models(Autocast(), Autocast(), X)
     plain = nn.Sequential()
     plain.add_module("c", Autocast().c)

@@ -87,7 +87,7 @@ READ_IN_KERAS = {
     "relu": (both_blocks("relu_before_attention", True), {"relu_before_attention": True}),
 }
 REFUSED_IN_TORCH = {  # change -> what the message names
-    "one epsilon": (setting("bn1.eps", 1e-3), "bn1.eps is 0.001, and 1e-05 by the network's keywords"),
+    "one epsilon": (setting("bn1.eps", 1e-3), "bn1.eps is 0.001, but 1e-05 by the network's keywords"),
     "an epsilon of CBAM": (
         setting("layer1.0.cbam.spatial.bn.eps", 0.5),
         "cbam.spatial.bn.eps is 0.5",

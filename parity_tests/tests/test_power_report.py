@@ -83,7 +83,7 @@ def test_the_torch_module_may_be_the_candidate():
 def test_without_a_torch_module_nothing_is_measured():
     model = keras_linear(nn.Linear(3, 2))
     report = assert_parity(model, model, POINTS)
-    assert report.power.summary().startswith("power was not measured: it is measured on a torch module")
+    assert report.power.summary().startswith("power was not measured: this needs a torch module")
     assert report.caveat == ""
 
 
@@ -107,7 +107,7 @@ def test_it_is_in_the_table_on_the_page_and_in_the_json():
     assert report.power.summary() in text.getvalue()
     html = page([report])
     assert 'class="weak"' in html
-    assert "What would have been noticed" in html
+    assert "Smallest changes noticed" in html
     assert "noticed</th>" in html
     facts = json.loads(json.dumps(report.to_json()))["power"]
     assert facts["without_power"] == ["2.negative_slope"]

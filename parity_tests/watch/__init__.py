@@ -1,1 +1,1 @@
-"""Watching a live model run, whichever framework it is of."""
+"""Tracing a live model of any framework."""

@@ -1,6 +1,6 @@
-"""One network in each framework: built from a spec, loaded from its own file or from memory, run on images.
+"""Builds a network in each framework from a spec, loads weights from a file or memory, and runs it on images.
 
-Images and outputs are (N, C, H, W) for every framework; the frameworks are imported inside.
+Images and outputs are (N, C, H, W) for every framework. Functions import the frameworks.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Points = dict[str, np.ndarray]  # stem, layer1 ..., pooled, logits
 
 
 class Network(NamedTuple):
-    """A live network: what it makes of images, and its weights."""
+    """A live network: functions for its outputs and its weights."""
 
     points: Callable[[np.ndarray], Points]
     state: Callable[[], Checkpoint]
 
 
 class Outcome(NamedTuple):
-    """What one framework made of the images, and the weights, read back from the live model."""
+    """The outputs of one framework, and the weights read back from the live model."""
 
     points: Points
     state: Checkpoint
@@ -148,7 +148,7 @@ SUFFIXES = {"torch": ".pth", "keras": ".weights.h5", "tf1": ".ckpt"}  # each fra
 
 
 def same_bits(wanted: Checkpoint, state: Checkpoint, dtype: str) -> list[str]:
-    """The tensors that a live model does not hold bit for bit (step counts only where both have them)."""
+    """The tensors whose bits differ in a live model; step counts are compared only if both have them."""
     different = [name for name in state if name not in wanted and not is_count(name)]
     for name in wanted:
         if name not in state:

@@ -1,4 +1,4 @@
-"""Watching a Keras model: every layer's `__call__`, for the time of one run."""
+"""Tracing a Keras model: replaces `__call__` of all layers during one run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parity_tests.watch.structure import arrays, tensors
 from parity_tests.watch.trace import Call, Trace, Weights, channels_first, channels_last, joined, numbered
 from weights_convert.errors import SpecError
 
-_RANDOM = (  # in training: the layers that draw random numbers, and what 0 switches them off
+_RANDOM = (  # layers that are random in training, and the attribute to set to 0
     (keras.layers.Dropout, "rate"),
     (keras.layers.AlphaDropout, "rate"),
     (keras.layers.GaussianDropout, "rate"),
@@ -26,56 +26,56 @@ _LEAVES = {"moving_mean": "running_mean", "moving_variance": "running_var"}
 
 
 class KerasTracer:
-    """Watches a Keras model, or the same one built again in `dtype`. Dropout is off in training.
+    """Traces a Keras model, or a copy rebuilt in `dtype`. Dropout is off in training.
 
-    A model in half precision is watched as it is.
+    A model in half precision is traced in half precision.
     """
 
     framework = "keras"
 
     def __init__(self, model: keras.Layer, dtype: str):
         if dtype == "float64" and keras.backend.backend() == "jax" and not _jax_has_float64():
-            raise SpecError("JAX computes in float32 here: set JAX_ENABLE_X64=1 before it is imported")
+            raise SpecError("JAX computes in float32: set JAX_ENABLE_X64=1 before importing it")
         self.dtype = dtype
         self._live = self.model = model
-        self._copies: dict[str, keras.Layer] = {}  # until they have been held to the live model
+        self._copies: dict[str, keras.Layer] = {}  # until compared with the live model
         if needs_rebuild(model, dict(named_layers(model)), dtype):
             self.model = rebuilt(model, dtype)
             self._copies = {"own": rebuilt(model, None), "wide": self.model}
         half = {layer.compute_dtype for _, layer in named_layers(self.model)} & {"float16", "bfloat16"}
-        self.notes = [f"keras computes in {', '.join(sorted(half))} and is judged so"] if half else []
+        self.notes = [f"keras computes in {', '.join(sorted(half))} and is compared in it"] if half else []
         self._prepared = False
-        self._asked = True  # whether the next run is told that it is none of training: every second one is
+        self._explicit = True  # whether the next run passes training=False; alternates
         self._layers: dict[str, keras.Layer] = {}
-        self._before: list[tuple[keras.Variable, np.ndarray]] = []  # the weights, before anything moves them
-        self._several: set[str] = set()  # layers that take more than one tensor, so not alone
-        self._calls: dict[str, list[tuple[int, ...]]] = {}  # the shapes that each layer was given
+        self._before: list[tuple[keras.Variable, np.ndarray]] = []  # the original weights
+        self._several: set[str] = set()  # layers with more than one input tensor, which cannot run alone
+        self._calls: dict[str, list[tuple[int, ...]]] = {}  # input shapes of each layer's calls
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         if not self._prepared:
             self._prepare(images, train)
         calls = Trace()
         with _recording(self._layers, calls, self._several), _without_dropout(self._layers.values(), train):
-            output = self._run(self.model, images, train, asked=self._asked)
-        self._asked = not self._asked
+            output = self._run(self.model, images, train, explicit=self._explicit)
+        self._explicit = not self._explicit
         self._calls = {}
         for call in calls.values():
             self._calls.setdefault(call.layer, []).append(call.input.shape)
         return calls.finish(np.array(images, self.dtype), *arrays(output, keras.ops.is_tensor, _array))
 
-    def _run(self, model: keras.Layer, images: np.ndarray, train: bool, *, asked: bool = False) -> Any:
-        """`asked`: with training=False, as `predict` runs a model; else as `model(images)` does.
+    def _run(self, model: keras.Layer, images: np.ndarray, train: bool, *, explicit: bool = False) -> Any:
+        """Run a model; `explicit` passes training=False, like `predict`, otherwise like `model(images)`.
 
-        They differ where a layer is called with training=True.
+        The two differ if some layer is called with training=True.
         """
         dtype = model.compute_dtype if model.compute_dtype in ("float32", "float64") else self.dtype
         parameter = inspect.signature(model.call).parameters.get("training")
         needed = parameter is not None and parameter.default is inspect.Parameter.empty
-        keywords = {"training": train} if train or asked else {"training": None} if needed else {}
+        keywords = {"training": train} if train or explicit else {"training": None} if needed else {}
         return model(channels_last(images.astype(dtype)), **keywords)
 
     def _prepare(self, images: np.ndarray, train: bool) -> None:
-        """Build what is not built, remember the weights, and hold copies to the model that is asked about."""
+        """Build the model if needed, remember the weights, and compare copies with the original model."""
         self._prepared = True
         if not self._live.built:
             self._run(self._live, images, False)
@@ -84,7 +84,7 @@ class KerasTracer:
         if self._copies:
             copies, self._copies = self._copies, {}
             check_copies(self._live, lambda model, x: self._outcome(model, x, train), copies, images)
-        names = [name for name, _ in named_layers(self._live)]  # those of a copy may be numbered otherwise
+        names = [name for name, _ in named_layers(self._live)]  # a copy may number its layers differently
         seen: set[int] = set()
         for name, (_, layer) in zip(names, named_layers(self.model), strict=True):
             if (
@@ -95,7 +95,7 @@ class KerasTracer:
             seen.add(id(layer))
 
     def _outcome(self, model: keras.Layer, images: np.ndarray, train: bool) -> dict[str, np.ndarray]:
-        """The outputs of a model, and what the run has made of its weights; they are put back."""
+        """The outputs of a model and the weights that the run changed; the weights are restored."""
         before = [to_numpy(weight) for weight in model.weights]
         layers = [layer for _, layer in named_layers(model)]
         with _without_dropout(layers, train):
@@ -108,17 +108,17 @@ class KerasTracer:
                 weight.assign(value)
         return found
 
-    def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
+    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
         layers = {name: self._layers.get(name.partition("#")[0]) for name in inputs}
         with _without_dropout(self._layers.values(), train):
             outputs = {
-                name: self._alone(layer, inputs[name], train)
+                name: self._run_layer(layer, inputs[name], train)
                 for name, layer in layers.items()
                 if layer and name.partition("#")[0] not in self._several
             }
         return {name: _array(output) for name, output in outputs.items() if keras.ops.is_tensor(output)}
 
-    def _alone(self, layer: keras.Layer, x: np.ndarray, train: bool) -> Any:
+    def _run_layer(self, layer: keras.Layer, x: np.ndarray, train: bool) -> Any:
         keywords = {"training": train} if "training" in inspect.signature(layer.call).parameters else {}
         return layer(channels_last(x.astype(self.dtype)), **keywords)
 
@@ -152,7 +152,7 @@ class KerasTracer:
         return found
 
     def unbiased(self) -> Mapping[str, np.ndarray]:
-        """Of Keras's own batch norm, whose running variance is that of the batch without n / (n - 1)."""
+        """For Keras's own batch norm, whose running variance lacks the factor n / (n - 1)."""
         before, found = {id(weight): value for weight, value in self._before}, {}
         for name, layer in self._layers.items():
             stock = type(layer) is keras.layers.BatchNormalization and "call" not in vars(layer)
@@ -173,9 +173,9 @@ def _array(tensor: Any) -> np.ndarray:
 
 @contextmanager
 def _recording(layers: Mapping[str, keras.Layer], calls: Trace, several: set[str]) -> Iterator[None]:
-    """Record the calls of these layers; Keras looks `__call__` up on the class, so it is put there.
+    """Record the calls of these layers by replacing `keras.Layer.__call__`.
 
-    The layers that take more than one tensor are added to `several`.
+    Add the layers with more than one input tensor to `several`.
     """
     names = {id(layer): name for name, layer in layers.items()}
     seen: dict[str, int] = {}
@@ -185,7 +185,7 @@ def _recording(layers: Mapping[str, keras.Layer], calls: Trace, several: set[str
         output = original(self, *args, **keywords)
         name = names.get(id(self))
         found = [] if name is None else arrays(output, keras.ops.is_tensor, _array)[0]
-        if name is not None and found:  # nothing is found in a layer that is only being built
+        if name is not None and found:  # empty while a layer is being built
             given = tensors((args, keywords), keras.ops.is_tensor)
             if len(given) != 1:
                 several.add(name)
@@ -204,7 +204,10 @@ def _recording(layers: Mapping[str, keras.Layer], calls: Trace, several: set[str
 
 @contextmanager
 def _without_dropout(layers: Iterable[keras.Layer], train: bool) -> Iterator[None]:
-    """No two frameworks draw the same mask. Outside training what is still random is a mistake, and stays."""
+    """Switch dropout off in training, because random masks differ between frameworks.
+
+    Outside training random layers are a mistake and stay on.
+    """
     rates = [
         (layer, name, getattr(layer, name))
         for layer in (layers if train else ())

@@ -1,4 +1,4 @@
-"""The layers of a Keras model by their paths, and the weights that each has of its own."""
+"""The layers of a Keras model by their paths, and each layer's own weights."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 
 
 def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
-    """Every layer below one with its path: attribute names and places in lists, or Keras's own names."""
+    """Every layer inside a layer with its path: attribute names and list indices, or Keras's names."""
     if isinstance(layer, (keras.Sequential, keras.src.models.Functional)):
         inner = [(child.name, child) for child in layer.layers]
     else:
         public = {name: value for name, value in vars(layer).items() if not name.startswith("_")}
         inner = list(_inside(public))
         known = {id(child) for _, child in inner}
-        # what is kept under a private name has only Keras's own
+        # layers under private names have only Keras's names
         rest = layer._flatten_layers(include_self=False, recursive=False)
         inner += [(child.name, child) for child in rest if id(child) not in known]
     for name, child in inner:
@@ -26,7 +26,7 @@ def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, ke
 
 
 def _inside(value: Any, path: str = "") -> Iterator[tuple[str, keras.Layer]]:
-    """The layers in nested lists and mappings, each with its path."""
+    """The layers in nested lists and mappings with their paths."""
     if isinstance(value, keras.Layer):
         yield path, value
     elif isinstance(value, (list, tuple, Mapping)):
@@ -39,11 +39,11 @@ def to_numpy(value: Any) -> np.ndarray:
     """A copy of a tensor or a variable."""
     value = value.value if isinstance(value, keras.Variable) else value
     if keras.backend.backend() == "tensorflow" and hasattr(value, "numpy"):
-        return np.array(value.numpy())  # Keras's own way warns under NumPy 2, once for each variable
+        return np.array(value.numpy())  # convert_to_numpy warns under NumPy 2, once per variable
     return np.array(keras.ops.convert_to_numpy(value))
 
 
 def own_weights(layer: keras.Layer) -> list[keras.Variable]:
-    """The weights of a layer that are not those of a layer inside it."""
+    """The weights of a layer without those of the layers inside it."""
     inside = {id(w) for child in layer._flatten_layers(include_self=False) for w in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inside]

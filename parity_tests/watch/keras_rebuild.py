@@ -1,8 +1,8 @@
-"""A Keras model in another dtype, built again from its config, and whether that is still the same model.
+"""Rebuilds a Keras model in another dtype from its config, and checks that the copy is the same model.
 
-A rebuild loses what the config does not hold: an attribute that was set afterwards, a replaced layer, a
-frozen one. So the model is also built again in its own dtype. That is the same program, so it must have the
-same settings and weights in every layer, and give the same bits as the model that is asked about.
+A rebuild loses changes that the config does not hold: an attribute set later, a replaced or frozen layer.
+Therefore the model is also rebuilt in its own dtype. That copy is the same program: it must have the same
+settings and weights in every layer, and give the same bits as the original.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from parity_tests.watch.rounding import check_rounding, same
 from weights_convert.errors import SpecError
 
 _OTHER = {"float64": "float32", "float32": "float64"}
-_ALWAYS = ("trainable", "autocast")  # of the attributes that every layer has, those that change numbers
-_OF_TRAINING = frozenset(  # what `compile`, `fit`, `evaluate` and `predict` leave in a model
+_ALWAYS = ("trainable", "autocast")  # attributes of every layer that change numbers
+_OF_TRAINING = frozenset(  # attributes that `compile`, `fit`, `evaluate` and `predict` leave in a model
     ["name", "optimizer", "history", "stop_training", "stop_evaluating", "stop_predicting"]
 ) | {"train_function", "test_function", "predict_function", "_epoch_iterator", "_eval_epoch_iterator"}
-MOVED = "weight "  # begins the name of a weight that training has moved
+MOVED = "weight "  # prefix of the names of weights that training has changed
 Layers = Mapping[str, keras.Layer]
 Run = Callable[[keras.Layer, np.ndarray], Mapping[str, np.ndarray]]
 
 
 def needs_rebuild(model: keras.Layer, layers: Layers, dtype: str) -> bool:
-    """Whether anything in a model computes in the other of float32 and float64; half precision stays."""
+    """Whether a layer computes in float32 instead of float64 or the reverse; half precision is kept."""
     return any(layer.compute_dtype == _OTHER[dtype] for layer in (model, *layers.values()))
 
 
 def rebuilt(model: keras.Layer, dtype: str | None) -> keras.Layer:
-    """The same model from its config, with its weights; what is float32 in it becomes float64, or back.
+    """Rebuild a model from its config with its weights, float32 as float64 or the reverse.
 
-    `dtype` None: in its own.
+    `dtype` None keeps its dtypes.
     """
     try:
         config = model.get_config()
@@ -50,7 +50,7 @@ def rebuilt(model: keras.Layer, dtype: str | None) -> keras.Layer:
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise SpecError(
-            f"the Keras model computes in {model.compute_dtype} and cannot be built again in {dtype} "
+            f"the Keras model computes in {model.compute_dtype} and cannot be rebuilt in {dtype} "
             f"({type(error).__name__}: {reason}); build it with dtype={dtype!r}, or compare with "
             f"dtype={model.compute_dtype!r}"
         ) from error
@@ -59,7 +59,7 @@ def rebuilt(model: keras.Layer, dtype: str | None) -> keras.Layer:
 
 @contextmanager
 def _policy(name: str) -> Iterator[None]:
-    """For layers that a constructor makes without saying in which dtype."""
+    """Set the default dtype, for layers that a constructor creates without a dtype."""
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
@@ -69,7 +69,7 @@ def _policy(name: str) -> Iterator[None]:
 
 
 def _widened(config: Any, dtype: str) -> Any:
-    """A config in which every float32 is float64, or the other way; integers and half precision stay."""
+    """A config with float32 replaced by float64 or the reverse; integers and half precision are kept."""
     if isinstance(config, Mapping):
         return {
             key: dtype if key == "dtype" and _dtype(value) == _OTHER[dtype] else _widened(value, dtype)
@@ -81,23 +81,23 @@ def _widened(config: Any, dtype: str) -> Any:
 
 
 def _dtype(value: Any) -> Any:
-    """The name in a config's dtype: that of a policy is further inside."""
+    """The name of a dtype in a config, also of a policy."""
     if isinstance(value, Mapping) and value.get("class_name") == "DTypePolicy":
         return value["config"]["name"]
     return value
 
 
 def check_copies(model: keras.Layer, run: Run, copies: Mapping[str, keras.Layer], images: np.ndarray) -> None:
-    """Hold the copies of a model, one in its "own" dtype and one that is "wide", to the model itself.
+    """Compare a model with its copies, one in its "own" dtype and one that is "wide".
 
     Args:
-        model: the model that is asked about.
-        run: the outputs of a model, and what training has moved, for images.
+        model: the original.
+        run: function from a model and images to the outputs and the weights that training has changed.
         copies: from `rebuilt`.
         images: to run them on.
 
     Raises:
-        SpecError: a copy is another model; the message says where.
+        SpecError: a copy differs from the original; the message names the difference.
     """
     own, wide = copies["own"], copies["wide"]
     if found := lost(model, own):
@@ -105,7 +105,7 @@ def check_copies(model: keras.Layer, run: Run, copies: Mapping[str, keras.Layer]
     first, second, third = run(model, images), run(model, images), run(own, images)
     random = not same(first, second)
     if random == same(third, run(own, images)) or not (random or same(first, third)):
-        raise _another(model, "something, for its outputs are others")
+        raise _another(model, "something, because its outputs differ")
     if not random and model.compute_dtype == "float32":
 
         def outputs(model: keras.Layer) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -118,25 +118,25 @@ def _another(model: keras.Layer, what: str) -> SpecError:
     own = model.compute_dtype
     as_it_is = f", or compare it as it is with dtype={own!r}" if own in _OTHER else ""
     return SpecError(
-        "the Keras model is another one in the dtype that is asked for: built again from its config, it "
+        "the Keras model changes in the requested dtype: rebuilt from its config, it "
         f"loses {what}; build it in that dtype{as_it_is}"
     )
 
 
 def lost(model: keras.Layer, other: keras.Layer) -> str | None:
-    """The first setting or weight in which a copy of a model differs, None if it has all."""
+    """The first setting or weight that differs in a copy of a model, or None."""
     ours, theirs = [("", model), *named_layers(model)], [("", other), *named_layers(other)]
     if len(ours) != len(theirs):
         return f"layers: it has {len(ours) - 1}, the copy {len(theirs) - 1}"
     for (name, layer), (_, copied) in zip(ours, theirs, strict=True):
         place = name or "the model"
         if type(layer) is not type(copied):
-            return f"{place}, which is a {type(layer).__name__} and in the copy a {type(copied).__name__}"
+            return f"{place}, a {type(layer).__name__}, in the copy a {type(copied).__name__}"
         wanted, found = settings(layer), settings(copied)
         for key in dict.fromkeys((*wanted, *found)):
             if wanted.get(key) != found.get(key):
-                values = f"{_short(wanted.get(key))} and in the copy {_short(found.get(key))}"
-                return f"{place}.{key}, which is {values}" if name else f"{key}, which is {values}"
+                values = f"{_short(wanted.get(key))}, in the copy {_short(found.get(key))}"
+                return f"{place}.{key}, {values}" if name else f"{key}, {values}"
         pairs = zip(layer.weights, copied.weights, strict=False)
         if any(not np.array_equal(to_numpy(a), to_numpy(b), equal_nan=True) for a, b in pairs):
             return f"the weights of {place}"
@@ -144,7 +144,7 @@ def lost(model: keras.Layer, other: keras.Layer) -> str | None:
 
 
 def settings(layer: keras.Layer) -> dict[str, Any]:
-    """What a layer holds beside weights and layers, as plain values that can be compared."""
+    """The attributes of a layer except weights and layers, as plain values for comparison."""
     found = {name: getattr(layer, name) for name in _ALWAYS} | {"dtype": layer.dtype_policy.name}
     skipped = _attributes_of_keras()
     found |= {key: _plain(value) for key, value in vars(layer).items() if key not in skipped}
@@ -153,7 +153,7 @@ def settings(layer: keras.Layer) -> dict[str, Any]:
 
 @cache
 def _attributes_of_keras() -> frozenset[str]:
-    """What every layer and model has; the names keep Keras from counting these among the user's layers."""
+    """Attributes of every layer and model; explicit names leave Keras's counters unchanged."""
     inputs = keras.Input((1,), name="x")
     # Keras 3.13 refuses a model whose output is its input
     model = keras.Model(inputs, keras.layers.Identity(name="identity")(inputs), name="model")
@@ -163,7 +163,7 @@ def _attributes_of_keras() -> frozenset[str]:
 
 
 def _plain(value: Any, depth: int = 4) -> Any:
-    """A value, opened as far as it takes to compare it with another's."""
+    """A value as plain data for comparison."""
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes)):
         return value if value == value else "nan"
     if isinstance(value, (np.ndarray, np.generic)) or keras.ops.is_tensor(value):

@@ -1,4 +1,4 @@
-"""Which framework a live model is of, and what watches it."""
+"""The framework of a live model, and the tracer for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _bases(model: Any) -> set[str]:
 
 
 def is_torch(model: Any) -> bool:
-    """Whether a model is a torch module; a Keras layer on the torch backend is one too, and is Keras's."""
+    """Whether a model is a torch module. A Keras layer on the torch backend counts as Keras."""
     bases = _bases(model)
     return "torch.nn.modules.module.Module" in bases and _KERAS not in bases
 
@@ -23,10 +23,10 @@ def is_torch(model: Any) -> bool:
 def tracer_of(model: Any, dtype: str, *, as_it_is: bool = False) -> Tracer:
     """The tracer of a torch module, a Keras model or a `TF1Model`, computing in `dtype`.
 
-    `as_it_is`: what a torch module computes in half precision stays so. (A Keras model's always does.)
+    `as_it_is`: keep half precision in a torch module. (A Keras model always keeps it.)
 
     Raises:
-        SpecError: it is none of these, or it cannot be had in `dtype`; the message says what to do.
+        SpecError: the model is none of these or does not run in `dtype`; the message gives a remedy.
     """
     if isinstance(model, TF1Model):
         from parity_tests.watch.tf1 import TF1Tracer

@@ -1,7 +1,7 @@
-"""Running a watched model twice on the same input: one that gives two outputs proves nothing.
+"""Runs a model twice on the same input: a model with two different outputs proves nothing.
 
-The noise that is measured on a model that draws random numbers is the size of those, and its limit would
-let anything pass.
+The noise measured on a random model would be as large as its random numbers, and every error would be within
+the limit.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from parity_tests.judge import tolerances
 from parity_tests.watch.trace import Trace, Tracer, Weights
 from weights_convert.errors import SpecError, WeightsConvertError
 
-# Layers may be random in one of many runs only, as stochastic depth is. Who draws random numbers and still
-# gives the same outputs is asked so often.
+# Runs of a model that draws random numbers but gives the same outputs: some layers, such as stochastic depth,
+# change the outputs in few runs only.
 _REPEATS = 8
 
 
@@ -28,7 +28,7 @@ class Watched(NamedTuple):
         trace: every layer.
         statistics, unbiased: after a run in train mode, see `Tracer`; none in eval mode.
         weighted: the layers with weights.
-        unstable: the points that differ between two runs on the same input, and by how much.
+        unstable: points that differ between two runs on the same input -> difference.
     """
 
     trace: Trace
@@ -39,7 +39,7 @@ class Watched(NamedTuple):
 
 
 def watch(tracer: Tracer, inputs: np.ndarray, train: bool) -> Watched:
-    """Run a model, and again on the same input. Its weights are as before afterwards."""
+    """Run a model twice on the same input and restore its weights."""
     before = _randomness(tracer)
     trace = run(tracer, inputs, train)
     statistics, unbiased = (tracer.statistics(), tracer.unbiased()) if train else ({}, {})
@@ -56,17 +56,17 @@ def watch(tracer: Tracer, inputs: np.ndarray, train: bool) -> Watched:
 
 
 def refuse_random(reference: Tracer, watched: Watched) -> None:
-    """`SpecError` for a reference that gives two outputs for one input."""
+    """Raise `SpecError` for a reference that gives two outputs for one input."""
     for name, error in watched.unstable.items():
         raise SpecError(
             f"the reference ({reference.framework}) gives two outputs for one input: {name} differs by "
-            f"{error:.1e} from one run to the next; switch its dropout or noise off, or reset what it keeps "
+            f"{error:.1e} from one run to the next; switch its dropout or noise off, or reset its state "
             "between calls"
         )
 
 
 def run(tracer: Tracer, inputs: np.ndarray, train: bool) -> Trace:
-    """A trace; whatever a framework raises becomes one line."""
+    """A trace; any exception of a framework becomes a one-line `SpecError`."""
     try:
         return tracer.trace(inputs, train=train)
     except WeightsConvertError:
@@ -80,13 +80,13 @@ def run(tracer: Tracer, inputs: np.ndarray, train: bool) -> Trace:
 
 
 def _randomness(tracer: Tracer) -> Any:
-    """What changes when a model draws random numbers."""
-    state = np.random.get_state(legacy=False)  # noqa: NPY002  (somebody's model may draw from it)
+    """The state of all random generators that the model may use."""
+    state = np.random.get_state(legacy=False)  # noqa: NPY002  (a user's model may draw from it)
     return tracer.randomness(), random.getstate(), repr(state)
 
 
 def _differing(first: Trace, second: Trace, dtype: str) -> dict[str, float]:
-    """The points of one run that the other has not, or has otherwise than rounding could explain."""
+    """The points that only one run has, or that differ by more than rounding explains."""
     floor = tolerances.FLOAT64 if dtype == "float64" else tolerances.float32_limit(0)
     found = {}
     for name in dict.fromkeys((*first, *second)):

@@ -1,4 +1,4 @@
-"""Whether a copy of a model in a wider dtype is the same model: rounding must explain how far it is off."""
+"""Checks a copy of a model in a wider dtype: rounding must explain its difference from the original."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 from parity_tests.judge import tolerances
 from weights_convert.errors import SpecError
 
-# What float32 does to a network's outputs, in multiples of what a change of its images by one float32 ulp
-# does: at most 9 on the networks of this project. One step in bfloat16 is about 2^16.
+# Largest float32 error of a network's outputs, as a multiple of the effect of changing its images by one
+# float32 ulp: at most 9 for the networks of this project. One step in bfloat16 is about 2^16.
 _FACTOR = 200
 _EPSILON = {"float32": float(np.finfo(np.float32).eps), "float64": float(np.finfo(np.float64).eps)}
 
@@ -18,7 +18,7 @@ Outputs = Mapping[str, np.ndarray]
 
 
 def moved(images: np.ndarray, dtype: str) -> np.ndarray:
-    """The images in float64, every pixel one unit in the last place of `dtype` up or down."""
+    """The images in float64, every pixel moved up or down by one unit in the last place of `dtype`."""
     signs = np.random.default_rng(0).choice([-1.0, 1.0], images.shape)
     return images.astype(np.float64) * (1 + signs * _EPSILON[dtype])
 
@@ -26,18 +26,18 @@ def moved(images: np.ndarray, dtype: str) -> np.ndarray:
 def check_rounding(
     what: str, own: Callable[[np.ndarray], Outputs], wide: Callable[[np.ndarray], Outputs], images: np.ndarray
 ) -> None:
-    """Hold a copy in float64 to the outputs of the model in float32.
+    """Compare a copy in float64 with the outputs of the model in float32.
 
-    A model that gives two outputs for one input is not held to any: the comparison finds it.
+    A model with two outputs for one input is not checked here; the comparison finds it.
 
     Args:
         what: the model, for the message.
-        own: images -> the outputs of the model itself, by path.
-        wide: the same of the copy.
+        own: images -> the outputs of the model, by path.
+        wide: images -> the outputs of the copy.
         images: to run them on.
 
     Raises:
-        SpecError: the copy is another model.
+        SpecError: the copy differs from the model.
     """
     images = images.astype(np.float32).astype(np.float64)
     outputs, again = own(images), own(images)
@@ -54,13 +54,13 @@ def check_rounding(
         limit = _FACTOR * max(sensitivity, _EPSILON["float32"])
         if np.isfinite(sensitivity) and not error <= limit:
             raise SpecError(
-                f"{what} gives other outputs in float64 than as it is: by {error:.1e}, and rounding explains "
+                f"{what} differs from its float64 copy by {error:.1e}, but rounding explains only "
                 f"{limit:.1e}; compare it as it is with dtype='float32'"
             )
 
 
 def same(one: Outputs, other: Outputs) -> bool:
-    """Whether they are the same bits."""
+    """Whether the outputs are identical, bit for bit."""
     return set(one) == set(other) and all(
         array.dtype == other[path].dtype and array.tobytes() == other[path].tobytes()
         for path, array in one.items()

@@ -1,4 +1,4 @@
-"""Outputs that are several tensors: each with its path, and how those of two models belong together."""
+"""Nested outputs: the path of each tensor, and pairs of the outputs of two models."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Everything in nested outputs that is no container, with its path: "" for a tensor alone, else "y.0".
+    """The values in nested outputs with their paths: "" for a single tensor, else "y.0".
 
-    Mappings and dataclasses are opened by key, named tuples by field, lists and tuples by place. None is no
-    output.
+    Paths hold the keys of mappings and dataclasses, the fields of named tuples, and the indices of lists and
+    tuples. None is not an output.
     """
     inner = _opened(value)
     if inner is None:
@@ -25,7 +25,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _opened(value: Any) -> list[tuple[Any, Any]] | None:
-    """Keys and items of a container, none for None; None for anything else."""
+    """Keys and items of a container, [] for None, None for anything else."""
     if value is None:
         return []
     if isinstance(value, Mapping):
@@ -42,7 +42,7 @@ def _opened(value: Any) -> list[tuple[Any, Any]] | None:
 def arrays(
     value: Any, is_tensor: Callable[[Any], bool], convert: Callable[[Any], np.ndarray]
 ) -> tuple[list[tuple[str, np.ndarray]], list[str]]:
-    """The leaves of `value` as arrays, and the paths of those that are neither tensors nor numbers."""
+    """The leaves of `value` as arrays, and the paths of leaves that are neither tensors nor numbers."""
     found, opaque = [], []
     for path, leaf in leaves(value):
         if is_tensor(leaf):
@@ -55,14 +55,14 @@ def arrays(
 
 
 def tensors(value: Any, is_tensor: Callable[[Any], bool]) -> list[Any]:
-    """The tensors in nested inputs or outputs; numbers are none."""
+    """The tensors in nested inputs or outputs, without plain numbers."""
     return [leaf for _, leaf in leaves(value) if is_tensor(leaf)]
 
 
 def paired(reference: Sequence[str], candidate: Sequence[str]) -> dict[str, str]:
-    """Candidate's output -> the reference's: by name; else by place, if one side has only places.
+    """Candidate's output -> the reference's output: by name, or by index if one side has only indices.
 
-    One output on each side is a pair, however it is wrapped.
+    A single output on each side always forms a pair.
     """
     if set(reference) == set(candidate):
         return {name: name for name in candidate}
@@ -73,5 +73,5 @@ def paired(reference: Sequence[str], candidate: Sequence[str]) -> dict[str, str]
 
 
 def _places(names: Sequence[str]) -> bool:
-    """Whether these outputs are of a list or tuple: "output 0", "output 1", ..."""
+    """Whether these outputs form a list or tuple: "output 0", "output 1", ..."""
     return [name.rpartition(" ")[2] for name in names] == [str(i) for i in range(len(names))]

@@ -1,7 +1,7 @@
-"""Watching a TensorFlow 1 graph: the tensors that enter and leave each variable scope.
+"""Tracing a TensorFlow 1 graph: the tensors that enter and leave each variable scope.
 
-Only what lies between the images and the outputs counts, so variables, initialisers, savers and gradients do
-not disturb. A scope that is entered again ("fc1_1/" for the shared MLP of CBAM) is the layer's second call.
+Only operations between the images and the outputs count; variables, initialisers, savers and gradients do
+not. A scope that is entered again ("fc1_1/" for the shared MLP of CBAM) is the layer's second call.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from weights_convert.layouts import tf1_module
 
 
 class _Boundary(NamedTuple):
-    """What enters and what leaves a scope."""
+    """The tensors that enter and leave a scope."""
 
     input: tf.Tensor
     output: tf.Tensor
@@ -28,11 +28,11 @@ class _Boundary(NamedTuple):
 
 class _Layer(NamedTuple):
     boundary: _Boundary
-    layer: str  # its name without the number of the call
+    layer: str  # the name without the number of the call
 
 
 class TF1Tracer:
-    """Watches the network between a placeholder and a tensor of a session's graph."""
+    """Traces the network between a placeholder and a tensor of a session's graph."""
 
     framework = "tf1"
     notes = ()
@@ -40,7 +40,7 @@ class TF1Tracer:
     def __init__(self, model: TF1Model, dtype: str):
         if model.images.dtype.base_dtype.name != dtype:
             raise SpecError(
-                f"the TF1 network computes in {model.images.dtype.base_dtype.name}, asked for was {dtype}; "
+                f"the TF1 network computes in {model.images.dtype.base_dtype.name}, expected {dtype}; "
                 f"build it on a {dtype} placeholder"
             )
         self.dtype, self.model = dtype, model
@@ -56,7 +56,7 @@ class TF1Tracer:
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         updates = []
-        if train:  # a graph is built for training or not; in training the statistics move
+        if train:  # run the updates of the statistics; the mode itself is fixed in the graph
             updates = self.model.session.graph.get_collection(tf.GraphKeys.UPDATE_OPS, self._prefix or None)
         feed = {self.model.images: channels_last(images.astype(self.dtype))}
         layers = {name: boundary for name, (boundary, _) in self._layers.items()}
@@ -77,14 +77,14 @@ class TF1Tracer:
                     f"outputs {path}: {type(leaf).__name__}, expected tensors of the session's graph"
                 )
         if not found:
-            raise SpecError("outputs: there are none, expected at least one tensor")
+            raise SpecError("received no outputs, expected at least one tensor")
         return found
 
-    def alone(
+    def run_alone(
         self,
         inputs: Mapping[str, np.ndarray],
         *,
-        train: bool = False,  # noqa: ARG002  (what the graph was built for)
+        train: bool = False,  # noqa: ARG002  (fixed in the graph)
     ) -> dict[str, np.ndarray]:
         outputs: dict[str, np.ndarray] = {}
         for names in self._runs({name: x for name, x in inputs.items() if name in self._layers}):
@@ -96,9 +96,10 @@ class TF1Tracer:
         return outputs
 
     def _runs(self, inputs: Mapping[str, np.ndarray]) -> list[list[str]]:
-        """Layers that one run can do side by side.
+        """Group the layers that one run can compute together.
 
-        None is in another, none's output is another's input, and two of one input are fed the same.
+        In a group no layer is inside another, no output is another layer's input, and layers with the same
+        input tensor get equal values.
         """
         runs: list[list[str]] = []
         for name in inputs:
@@ -130,7 +131,7 @@ class TF1Tracer:
         return {}
 
     def weighted(self) -> Mapping[str, Weights]:
-        """By variable scope: what can be trained, and whatever else the outputs depend on."""
+        """Trainable variables and other variables that the outputs depend on, by scope."""
         trainable = self.model.session.graph.get_collection(tf.GraphKeys.TRAINABLE_VARIABLES)
         names = {variable.op.name for variable in trainable}
         found: dict[str, Weights] = {}
@@ -146,7 +147,7 @@ class TF1Tracer:
         return found
 
     def _is_used(self, variable: tf.Operation) -> bool:
-        """Whether an operation of the network reads a variable, directly or by way of constants."""
+        """Whether an operation of the network reads a variable, directly or through other operations."""
         seen, waiting = {variable}, [variable]
         while waiting:
             for tensor in waiting.pop().outputs:
@@ -159,10 +160,10 @@ class TF1Tracer:
         return False
 
     def randomness(self) -> Any:
-        return None  # in the session; what it draws shows in the outputs only
+        return None  # the state is inside the session; random numbers show in the outputs only
 
     def restore(self) -> None:
-        # feeding the initial value runs the initialiser that is there: the graph does not grow
+        # feeding the existing initialisers adds no operations to the graph
         feed = {variable.initializer.inputs[1]: value for variable, value in self._moving}
         self.model.session.run([variable.initializer for variable, _ in self._moving], feed)
 
@@ -195,7 +196,7 @@ class TF1Tracer:
         }
 
     def _leaves(self, tensor: tf.Tensor, own: set[tf.Operation], on_path: set[tf.Operation]) -> bool:
-        """Whether a tensor leaves a scope: somebody outside uses it, or it is the network's output."""
+        """Whether a tensor leaves a scope: an operation outside uses it, or it is an output."""
         return any(tensor is output for output in self._outputs.values()) or any(
             consumer in on_path and consumer not in own for consumer in tensor.consumers()
         )
@@ -219,7 +220,7 @@ class TF1Tracer:
         return found
 
     def _scopes(self) -> set[str]:
-        """Every scope with variables in it, or below it."""
+        """Every scope with variables in it or below it."""
         scopes = set()
         for variable in self.model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
             parts = variable.op.name.split("/")
@@ -227,7 +228,7 @@ class TF1Tracer:
         return scopes
 
     def _module(self, scope: str, scopes: set[str]) -> str | None:
-        """The layer's name; a name scope that only counts up ("fc1_1") is the variable scope it re-enters."""
+        """The layer's name; a numbered name scope ("fc1_1") stands for the variable scope it re-enters."""
         parts: list[str] = []
         for part in scope.split("/"):
             again = re.sub(r"_\d+$", "", part)

@@ -1,4 +1,4 @@
-"""Watching a PyTorch module: forward hooks on a copy of it."""
+"""Tracing a PyTorch module: forward hooks on a copy."""
 
 from __future__ import annotations
 
@@ -20,10 +20,9 @@ _COMPLEX = {"float32": torch.complex64, "float64": torch.complex128}
 
 
 class TorchTracer:
-    """Watches a copy of a module, in `dtype`; the module itself stays as it is. Dropout is off in training.
+    """Traces a copy of a module in `dtype`; the module itself is not changed. Dropout is off in training.
 
-    `as_it_is`: half precision stays, and a copy in another dtype than the module's own is held to the
-    module's own outputs.
+    `as_it_is`: keep half precision, and compare a copy in another dtype with the module's own outputs.
     """
 
     framework = "torch"
@@ -35,29 +34,29 @@ class TorchTracer:
             "OptimizedModule" in {type(layer).__name__ for layer in module.modules()}
         )
         floats = {tensor.dtype for _, tensor in self._state() if tensor.is_floating_point()}
-        # a module in half precision that is judged as it is takes half precision
+        # a module that keeps half precision takes half precision as input
         half = as_it_is and floats and not floats & {*_WIDE}
         self._input = next(iter(floats)) if half else getattr(torch, dtype)
-        self._own: torch.nn.Module | None = None  # the module in its own dtype, until it has been looked at
+        self._own: torch.nn.Module | None = None  # a copy in the module's own dtype, until compared
         if as_it_is and torch.float32 in floats and dtype == "float64":
             self._own = copy.deepcopy(self.module)
         self.module._apply(lambda tensor: _converted(tensor, dtype, as_it_is))
-        # batch norms that were frozen by hand stay frozen in training
+        # manually frozen batch norms stay frozen in training
         self._frozen = [m for m in self.module.modules() if self.module.training and not m.training]
         self._layers = {
             name: layer
             for name, layer in self.module.named_modules()
             if name and not (isinstance(layer, _CONTAINERS) and not _own(layer))
         }
-        self._several: set[str] = set()  # layers that take more than one tensor, so not alone
-        self._lent: dict[str, str] | None = None  # see `_lenders`; None before a run
+        self._several: set[str] = set()  # layers with more than one input tensor, which cannot run alone
+        self._used_by: dict[str, str] | None = None  # see `_find_users`; None before a run
         self._before = {name: tensor.detach().clone() for name, tensor in self._state()}
 
     def _state(self) -> list[tuple[str, torch.Tensor]]:
         return [*self.module.named_parameters(), *self.module.named_buffers()]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        """A copy: a model that works in place changes its own input only."""
+        """A copy, because a model may work in place."""
         return torch.tensor(np.asarray(array, self.dtype)).to(self._input)
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
@@ -69,7 +68,7 @@ class TorchTracer:
             given = tensors((inputs, keywords), torch.is_tensor)
             if len(inputs) != 1 or len(given) != 1:
                 self._several.add(name)
-            # copies: a layer that works in place changes what was recorded
+            # copies, because a layer may work in place
             before.setdefault(name, []).append(_array(given[0]) if given else np.empty(0))
 
         def record(name: str, output: Any) -> None:
@@ -91,13 +90,13 @@ class TorchTracer:
             for hook in hooks:
                 hook.remove()
         calls.finish(np.array(images, self.dtype), *arrays(output, torch.is_tensor, _array))
-        self._look_at(images, seen)
+        self._check_once(images, seen)
         return calls
 
-    def _look_at(self, images: np.ndarray, called: Mapping[str, int]) -> None:
-        """What one run of the model shows, once."""
-        if self._lent is None:
-            self._lent = self._lenders(images, called)
+    def _check_once(self, images: np.ndarray, called: Mapping[str, int]) -> None:
+        """After the first run: find shared weights and compare the copy with the module."""
+        if self._used_by is None:
+            self._used_by = self._find_users(images, called)
         if self._own is not None:
             own, self._own = self._own, None
             check_rounding(
@@ -107,10 +106,10 @@ class TorchTracer:
                 images,
             )
 
-    def _lenders(self, images: np.ndarray, called: Mapping[str, int]) -> dict[str, str]:
-        """The layers that are not called themselves -> the called layer around each that uses its weights.
+    def _find_users(self, images: np.ndarray, called: Mapping[str, int]) -> dict[str, str]:
+        """Layers that are not called -> the enclosing layer that uses their weights.
 
-        As `torch.nn.MultiheadAttention` uses its `out_proj`: its weights are in the graph of the output.
+        For example `torch.nn.MultiheadAttention` uses its `out_proj`: the weights are in the output's graph.
         """
         around: dict[str, str] = {}
         for name, layer in self._layers.items():
@@ -130,7 +129,7 @@ class TorchTracer:
             with torch.enable_grad():
                 self._mode(False)
                 self.module(self._tensor(images))
-        except RuntimeError:  # it works in place on what a gradient would need
+        except RuntimeError:  # works in place on tensors that a gradient needs
             return {}
         finally:
             for hook in hooks:
@@ -141,7 +140,7 @@ class TorchTracer:
             if {id(parameter) for parameter in _own(self._layers[name])} <= reached.get(parent, set())
         }
 
-    def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
+    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
         outputs = {}
         for name, x in inputs.items():
             layer = self._layers.get(base := name.partition("#")[0])
@@ -156,7 +155,7 @@ class TorchTracer:
         for layer in self._frozen:
             layer.training = False
         for layer in self.module.modules():
-            if train and isinstance(layer, _DROPOUTS):  # no two frameworks draw the same mask
+            if train and isinstance(layer, _DROPOUTS):  # random masks differ between frameworks
                 layer.training = False
 
     def _run(self, module: torch.nn.Module, x: np.ndarray, train: bool) -> Any:
@@ -183,7 +182,7 @@ class TorchTracer:
         found: dict[str, Weights] = {}
         for name, layer in layers.items():
             own = _own(layer)
-            holder = (self._lent or {}).get(name, name)
+            holder = (self._used_by or {}).get(name, name)
             before = found.get(holder, Weights(0, 0))
             if own:
                 numbers = sum(parameter.numel() for parameter in own)
@@ -214,13 +213,13 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.detach().resolve_conj().resolve_neg()
     if tensor.layout != torch.strided:
         tensor = tensor.to_dense()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none
+    if tensor.dtype == torch.bfloat16:  # NumPy lacks it
         tensor = tensor.to(torch.float32)
     return tensor.numpy().copy()
 
 
 def _converted(tensor: torch.Tensor, dtype: str, as_it_is: bool) -> torch.Tensor:
-    """In `dtype`; integers stay, and half precision too if it is to be judged as it is."""
+    """A tensor in `dtype`; integers are kept, and half precision if `as_it_is`."""
     if tensor.is_complex():
         return tensor.to(_COMPLEX[dtype])
     if not tensor.is_floating_point() or (as_it_is and tensor.dtype not in _WIDE):
@@ -229,7 +228,7 @@ def _converted(tensor: torch.Tensor, dtype: str, as_it_is: bool) -> torch.Tensor
 
 
 def _eager(module: torch.nn.Module) -> torch.nn.Module:
-    """Without `torch.compile`, whose layers cannot be watched."""
+    """Undo `torch.compile`, whose layers cannot be traced."""
     for name, child in module.named_children():
         if type(child).__name__ == "OptimizedModule":
             setattr(module, name, child._orig_mod)
@@ -239,7 +238,7 @@ def _eager(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _graph(output: Any) -> set[int]:
-    """The parameters in the graph of an output, each by its id."""
+    """The ids of the parameters in the graph of an output."""
     found_in = tensors(output, torch.is_tensor)
     waiting = [tensor.grad_fn for tensor in found_in if tensor.grad_fn is not None]
     seen, found = set(waiting), set()

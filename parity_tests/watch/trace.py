@@ -1,8 +1,8 @@
-"""Watching a model run: the input and output of every layer, by the same names in every framework.
+"""Tracing a model: the input and output of every layer, under the same names in every framework.
 
-A `Tracer` knows one live model. Names are module paths ("layer1.0.conv1"); a layer that runs twice appears
-a second time as "name#2"; of a layer that returns several tensors each has a path: "name 0", "name state.h".
-Arrays are (N, C, H, W), (N, C, L) or (N, C) in every framework. The model's own code is not touched.
+A `Tracer` belongs to one live model. Names are module paths ("layer1.0.conv1"); the second call of a layer is
+"name#2"; several tensors of one layer have paths: "name 0", "name state.h". Arrays are (N, C, H, W), (N, C,
+L) or (N, C) in every framework. The model's code is not changed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from weights_convert import import_order  # noqa: F401  (before any framework)
 
 
 class Call(NamedTuple):
-    """One tensor that a run of a layer gave.
+    """One output tensor of a layer's call.
 
     Attributes:
-        input: the first tensor that the layer was given; of no elements where it was given none.
-        output: what it gave.
-        layer: its name without number of the call and path; "" for the model's own output.
+        input: the first input tensor of the layer; empty if there was none.
+        output: the output tensor.
+        layer: its name without the number of the call and the path; "" for the model's output.
     """
 
     input: np.ndarray
@@ -29,15 +29,15 @@ class Call(NamedTuple):
     layer: str = ""
 
 
-OUTPUT = "output"  # the name of the model's own output, the last of a trace
+OUTPUT = "output"  # name of the model's output, the last call of a trace
 
 
 class Trace(dict[str, Call]):
-    """The calls in execution order, what is inside a layer before the layer; the model's outputs at the end.
+    """The calls in execution order, inner layers before outer ones; the model's outputs at the end.
 
     Attributes:
         outputs: the names of the model's outputs.
-        opaque: the outputs that are neither tensors nor numbers, so that nothing can be compared with them.
+        opaque: outputs that are neither tensors nor numbers and cannot be compared.
     """
 
     def __init__(self, calls: Mapping[str, Call] | None = None) -> None:
@@ -48,7 +48,7 @@ class Trace(dict[str, Call]):
     def finish(
         self, images: np.ndarray, found: Iterable[tuple[str, np.ndarray]], opaque: Iterable[str] = ()
     ) -> Trace:
-        """Add the model's outputs by their paths; a layer that is called "output" keeps its name."""
+        """Add the model's outputs by their paths; a layer named "output" keeps its name."""
         taken = any(call.layer == OUTPUT for call in self.values())
         name = f"model {OUTPUT}" if taken else OUTPUT
         for path, array in found:
@@ -59,14 +59,14 @@ class Trace(dict[str, Call]):
 
 
 class Weights(NamedTuple):
-    """How many tensors a layer has of its own, and how many numbers are in them."""
+    """The number of a layer's own tensors, and of the numbers in them."""
 
     tensors: int
     parameters: int
 
 
 class Tracer(Protocol):
-    """One live model that can be watched, whole or layer by layer."""
+    """Traces one live model, as a whole or layer by layer."""
 
     @property
     def framework(self) -> str:
@@ -74,45 +74,45 @@ class Tracer(Protocol):
 
     @property
     def dtype(self) -> str:
-        """In which it computes."""
+        """The dtype of the computation."""
 
     @property
     def notes(self) -> Sequence[str]:
-        """What a reader should know of how it is watched."""
+        """Notes for the report."""
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         """Run the model on (N, C, H, W) and record every layer."""
 
-    def alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
-        """Each layer's output for an input of its own; a layer that cannot be run alone is left out."""
+    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
+        """Each layer's output for a given input; layers that cannot run alone are omitted."""
 
     def statistics(self) -> Mapping[str, np.ndarray]:
-        """Running statistics by canonical name, as they are now, after a run in train mode.
+        """Running statistics by canonical name after a run in train mode.
 
-        Means and variances of batch normalisation, and whatever else the run has moved.
+        Means and variances of batch normalisation, and any other state that the run has changed.
         """
 
     def unbiased(self) -> Mapping[str, np.ndarray]:
-        """The running variances that are known to be biased, as they would be with n / (n - 1)."""
+        """The running variances that are known to be biased, multiplied by n / (n - 1)."""
 
     def weighted(self) -> Mapping[str, Weights]:
-        """The layers that have weights of their own, after a run; "" for what is the model's itself.
+        """The layers with their own weights, after a run; "" for the model's own.
 
-        None of them may be missing on the other side.
+        The other model must have a counterpart for each.
         """
 
     def randomness(self) -> Any:
-        """The state of the random numbers that the model draws from: another after some were drawn."""
+        """The state of the model's random generators, which changes when it draws numbers."""
 
     def restore(self) -> None:
-        """Put back what training has moved in a model that belongs to somebody."""
+        """Undo changes that training made in the user's model."""
 
 
 class TF1Model(NamedTuple):
-    """A TensorFlow 1 network, as `compare_models` takes it.
+    """A TensorFlow 1 network for `compare_models`.
 
     Attributes:
-        session: with the weights in it.
+        session: holds the weights.
         images: the placeholder, (N, H, W, C).
         outputs: the network's last tensor, or several in lists, tuples or mappings.
         scope: the variable scope of the network; "" for none.

@@ -1,7 +1,7 @@
-"""What the keywords of a network may be, in the words of the three implementations, which import nothing.
+"""Valid values of a network's keywords. The three implementations, which import nothing, repeat this text.
 
-The functions for one value stand in each `attention.py` too, the rest in each `keywords.py`. A test compares
-the texts: a value that one refuses, all refuse in the same words.
+The functions for one value are also in each `attention.py`, the rest in each `keywords.py`. A test compares
+the texts: the spec and the models refuse the same values in the same words.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import partial
 from numbers import Integral, Real
 from typing import Any
 
-_MOST = 2**31 - 1  # of any size
+_MOST = 2**31 - 1  # largest size
 
 
 def check_choice(name: str, value: Any, choices: tuple) -> Any:
-    """The one of `choices` that `value`, which may be NumPy's, equals; `ValueError` for any other value."""
+    """Return the entry of `choices` that equals `value` (Python's or NumPy's), or raise `ValueError`."""
     given = value.item() if getattr(value, "shape", None) == () and hasattr(value, "item") else value
     for choice in choices:
         same_kind = isinstance(given, type(choice)) and isinstance(given, bool) == isinstance(choice, bool)
@@ -27,12 +27,12 @@ def check_choice(name: str, value: Any, choices: tuple) -> Any:
 
 
 def check_bool(name: str, value: Any) -> bool:
-    """`value`, which may be NumPy's, as a Python bool; `ValueError` for a number or a text."""
+    """Return a bool (Python's or NumPy's) as a Python bool, or raise `ValueError`."""
     return bool(check_choice(name, value, (True, False)))
 
 
 def check_int(name: str, value: Any) -> int:
-    """`value`, which may be NumPy's, as a Python int; `ValueError` below 1 and above 2 ** 31 - 1."""
+    """Return an int from 1 to 2 ** 31 - 1 (Python's or NumPy's) as a Python int, or raise `ValueError`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
         raise ValueError(f"{name}={value!r}: expected an int of at least 1")
     if int(value) > _MOST:
@@ -41,15 +41,15 @@ def check_int(name: str, value: Any) -> int:
 
 
 def check_odd(name: str, value: Any) -> int:
-    """The same for a kernel size: an even kernel has no middle, and each framework pads it in its own way."""
+    """Return an odd int as a Python int, or raise `ValueError`: frameworks pad even kernels differently."""
     if isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0 and int(value) % 2:
         return check_int(name, value)
     raise ValueError(f"{name}={value!r}: expected an odd int of at least 1")
 
 
 def check_float(name: str, value: Any) -> float:
-    """`value`, which may be NumPy's, as a Python float; `ValueError` below 0 and beyond every float."""
-    with suppress(OverflowError):  # an int that no float holds
+    """Return a finite number of at least 0 (Python's or NumPy's) as a Python float, or raise `ValueError`."""
+    with suppress(OverflowError):  # an int too large for a float
         if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
@@ -88,7 +88,7 @@ _OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # all that 
 
 
 def check_dropout(name: str, value: Any) -> float:
-    """A probability below 1 as a Python float."""
+    """Return a probability below 1 as a Python float."""
     probability = check_float(name, value)
     if probability >= 1:
         raise ValueError(f"{name}={value!r}: expected a probability below 1, such as 0.2")
@@ -96,7 +96,7 @@ def check_dropout(name: str, value: Any) -> float:
 
 
 def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> tuple[int, ...]:
-    """A sequence with one number per stage, which may be NumPy's, as a tuple of Python ints."""
+    """Return a sequence (Python's or NumPy's) of one int per stage as a tuple of Python ints."""
     is_text = isinstance(value, (str, bytes))
     if is_text or not (isinstance(value, Sequence) or getattr(value, "ndim", 0) == 1):
         raise ValueError(f"{name}={value!r}: expected a sequence of ints, one per stage")
@@ -104,7 +104,7 @@ def check_per_stage(name: str, value: Any, check: Callable[[str, Any], int]) -> 
 
 
 def check_depths(name: str, value: Any) -> tuple[int, ...]:
-    """The number of blocks of each stage."""
+    """Return the number of blocks per stage."""
     depths = check_per_stage(name, value, check_int)
     if not 1 <= len(depths) <= MOST_STAGES or sum(depths) > MOST_BLOCKS:
         most = f"1 to {MOST_STAGES} stages with at most {MOST_BLOCKS} blocks in all"
@@ -113,7 +113,7 @@ def check_depths(name: str, value: Any) -> tuple[int, ...]:
 
 
 def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
-    """Odd kernel sizes, one per stage, or None."""
+    """Return None or odd kernel sizes, one per stage."""
     return None if value is None else check_per_stage(name, value, check_odd)
 
 

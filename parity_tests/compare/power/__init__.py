@@ -1,1 +1,1 @@
-"""The power of a comparison: the smallest changes that it would have noticed."""
+"""The power of a comparison: the smallest changes that it notices."""

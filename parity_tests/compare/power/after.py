@@ -1,7 +1,7 @@
 """Points after a layer that notice a change better than the layer's own output.
 
-A mean over the map or over the channels lets a constant change through and shrinks what it is compared with:
-inside an attention block a change can be ten times as large, in limits, as where it began. The model is run
+A mean over the map or over the channels keeps a constant change but shrinks the values, and the limit with
+them: inside an attention block a change can be ten times larger, in limits, than at its layer. The model runs
 with the change, from the layer to a few compared points after it.
 """
 
@@ -30,17 +30,17 @@ from parity_tests.compare.power.scopes import (
 from parity_tests.watch.trace import OUTPUT, numbered
 
 _POINTS = 4  # after a layer: most of its block
-_STEP = 1e-6  # small enough for a linear answer, large enough to stand out of rounding
+_STEP = 1e-6  # small enough for a linear response, large enough to exceed rounding
 _WORTH_IT = 1.5
-# In a norm: what changes its output in the same way.
+# In a norm: the tensor with the same effect on its output.
 _ALIKE = {"running_mean": "bias", "running_var": "weight", "eps": "weight"}
 
 
 def seen_later(model: Model, items: Sequence[Item], found: Mapping[Item, Found]) -> dict[Item, Found]:
-    """The items that a point after their own layer sees better than that layer, with that point.
+    """The items that a later point notices better than their own layer, with that point.
 
-    Tried are changes that are the same all over the map, of settings and of tensors with a value per channel,
-    and whatever belongs to a module with compared points inside. One item stands for all of its kind.
+    Candidates are changes that are constant over the map (settings, tensors with one value per channel) and
+    items of modules with compared points inside. One item is tried for all of the same kind.
     """
     after = After(model)
     known: dict[str, list[tuple[float, str]]] = {}
@@ -49,7 +49,7 @@ def seen_later(model: Model, items: Sequence[Item], found: Mapping[Item, Found])
         owner, _, leaf = item.name.rpartition(".")
         smallest, point = found.get(item, NOWHERE)
         seen_first = owner in model.scopes and 0 < smallest < math.inf
-        apart = model.modules[owner].training and item.kind in ("statistic", "momentum")  # of the output
+        apart = model.modules[owner].training and item.kind in ("statistic", "momentum")  # not in the output
         flat = item.tensor is None or item.tensor.dim() == 1
         if not seen_first or apart or not (flat or after.inside(owner)):
             continue
@@ -65,11 +65,11 @@ def seen_later(model: Model, items: Sequence[Item], found: Mapping[Item, Found])
 
 
 class _Enough(Exception):
-    """The points that were asked for have been seen."""
+    """Stops a run after the requested points."""
 
 
 class After:
-    """A model run on one image (in training on all of them) with every compared point being watched."""
+    """A model run on one image (on all in training) with hooks on every compared point."""
 
     def __init__(self, model: Model):
         self._module, self._limits = model.modules[""], model.limits
@@ -97,7 +97,7 @@ class After:
     def _run(
         self, answers: Mapping[str, Tensor], see: Callable[[str, Tensor], None], wanted: float = math.inf
     ) -> None:
-        """Show the outputs of so many points in the order of execution; these answers are not computed."""
+        """Pass the outputs of `wanted` points to `see` in execution order; use `answers` where given."""
         seen: dict[str, int] = {}
         left = wanted
 
@@ -118,7 +118,7 @@ class After:
             with ExitStack() as stack:
                 for name, output in answers.items():
                     if name.rpartition(".")[0] in answers:
-                        continue  # nothing inside an answer runs
+                        continue  # modules inside an answer do not run
                     stack.enter_context(_answering(self._watched[name], output))
                 for context in (torch.no_grad(), same_random_numbers(), keeping_buffers(self._module)):
                     stack.enter_context(context)
@@ -129,7 +129,7 @@ class After:
                 handle.remove()
 
     def _before(self, owner: str) -> dict[str, Tensor]:
-        """What has ended before a layer has, and is not inside it: it cannot change with the layer."""
+        """Outputs of modules that end before a layer and are not inside it: they cannot change with it."""
         names = [name.partition("#")[0] for name in self._base]
         if not owner:
             return {}
@@ -138,18 +138,18 @@ class After:
         return {name: self._base[name] for name in once}
 
     def gains(self, item: Item, owner: str) -> list[tuple[float, str]]:
-        """The gain in each direction; where there is next to none at random, that stands for all."""
+        """The gain in each direction; without a gain in the random direction the others are not tried."""
         random = self.gain(item, owner, item.directions[-1])
         if random[0] < _WORTH_IT:
             return [random] * len(item.directions)
         return [*(self.gain(item, owner, other) for other in item.directions[:-1]), random]
 
     def inside(self, owner: str) -> int:
-        """How many points are inside a module."""
+        """The number of points inside a module."""
         return sum(n.startswith(f"{owner}." if owner else "") for n in self._base) - (not owner)
 
     def gain(self, item: Item, owner: str, direction: Any) -> tuple[float, str]:
-        """How much better the best point sees the item than the layer's own output does, and that point."""
+        """The best point and the factor by which it notices the item better than the layer's own output."""
         place = owner or OUTPUT
         if place not in self._bounds:
             return 1.0, ""
@@ -169,7 +169,7 @@ class After:
 
 @contextmanager
 def _answering(module: nn.Module, output: Tensor) -> Iterator[None]:
-    """A module that returns a copy of this output instead of computing it; its hooks run."""
+    """Let a module return a copy of `output` instead of computing it; its hooks still run."""
     had = module.__dict__.get("forward")
     module.__dict__["forward"] = lambda *_, **__: output.clone()
     try:

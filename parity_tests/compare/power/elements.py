@@ -1,8 +1,8 @@
-"""Single elements of a tensor that could become 0 without being noticed: dead units.
+"""Single elements of a tensor that could become 0 unnoticed: dead units.
 
-What a vanishing element does to the output of its own layer is exact for the usual layers: |w_oi| max |x_i|
-for a linear layer or a convolution, one run with the whole tensor at 0 where every element has a channel to
-itself. Everywhere else it is estimated by reverse mode, and those that appear dead are tried.
+For the usual layers the effect of a vanishing element on its layer's output is exact: |w_oi| max |x_i| for a
+linear layer or a convolution; one run with the whole tensor at 0 if every element has its own channel.
+Elsewhere reverse mode estimates the effect, and elements that appear dead are tried.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from parity_tests.compare.power.scopes import Call, Item, Scope
 
 _TRIALS = 8  # runs per compared module to confirm dead elements
 _CALIBRATION = 3  # elements per tensor that relate a gradient's norm to the largest change
-_CLEAR = 3.0  # an estimate this far beyond all doubt needs no calibration
-_DOUBTFUL = 0.01  # of the elements: fewer are not worth one
-_DEAD = 0.01  # of the limit: what is less is no matter of accuracy
+_CLEAR = 3.0  # estimates beyond this factor need no calibration
+_DOUBTFUL = 0.01  # share of the elements; a smaller share needs no calibration
+_DEAD = 0.01  # share of the limit; a smaller effect is far below the accuracy of the estimate
 
 _CHANNELS: tuple[tuple[type | tuple[type, ...], str, int], ...] = (  # layer, tensor, axis of the output
     (nn.modules.batchnorm._NormBase, "weight bias running_mean running_var", 1),
@@ -31,7 +31,7 @@ _CHANNELS: tuple[tuple[type | tuple[type, ...], str, int], ...] = (  # layer, te
 
 
 def channel_axis(owner: nn.Module, leaf: str, tensor: Tensor, output: Tensor) -> int | None:
-    """The axis of the layer's output along which each element has an index to itself; None for no such."""
+    """The axis of the layer's output along which each element has its own index, or None."""
     for kind, leaves, axis in _CHANNELS:
         if isinstance(owner, kind) and leaf in leaves.split() and tensor.dim() == 1:
             return axis if output.dim() > 1 and output.shape[axis] == len(tensor) else None
@@ -39,7 +39,7 @@ def channel_axis(owner: nn.Module, leaf: str, tensor: Tensor, output: Tensor) ->
 
 
 def per_index(change: Tensor, axis: int, reduce: Callable[..., Tensor] = torch.amax) -> Tensor:
-    """A change reduced over all axes but one; a running statistic has only that one."""
+    """Reduce a change over all axes but one; a running statistic has only one axis."""
     if change.dim() == 1:
         return change
     axis %= change.dim()
@@ -47,7 +47,7 @@ def per_index(change: Tensor, axis: int, reduce: Callable[..., Tensor] = torch.a
 
 
 def own_count(scope: Scope, item: Item, owner: nn.Module, calls: Sequence[Call]) -> int | None:
-    """How many elements of a layer that is compared itself could vanish unseen; None: not known exactly."""
+    """The number of elements of a compared layer that could vanish unnoticed; None if not known exactly."""
     effects = _own_effects(scope, item, owner, calls)
     if effects is None or item.tensor is None:
         return None
@@ -55,7 +55,7 @@ def own_count(scope: Scope, item: Item, owner: nn.Module, calls: Sequence[Call])
 
 
 def _own_effects(scope: Scope, item: Item, owner: nn.Module, calls: Sequence[Call]) -> Tensor | None:
-    """What each element does when it vanishes, in limits."""
+    """The effect of each vanishing element, in limits."""
     tensor, leaf = item.tensor, item.name.rpartition(".")[2]
     assert tensor is not None
     bounds = [bound for _, bound in scope.points]
@@ -74,7 +74,7 @@ def _own_effects(scope: Scope, item: Item, owner: nn.Module, calls: Sequence[Cal
 
 
 def _entering(owner: nn.Module, x: Tensor) -> Tensor:
-    """The largest input that each element of a weight is multiplied with, in a shape that broadcasts."""
+    """The largest input that each element of a weight multiplies, in a shape that broadcasts."""
     if isinstance(owner, nn.Embedding):
         used = torch.zeros(owner.num_embeddings, 1, dtype=torch.float64)
         used[x.flatten().long()] = 1.0
@@ -93,7 +93,7 @@ def _entering(owner: nn.Module, x: Tensor) -> Tensor:
 
 
 class Trials:
-    """Counting by gradients, where a few elements of a scope are tried to be sure."""
+    """Counts by gradients and tries a few elements of a scope to confirm."""
 
     def __init__(self, scope: Scope, generator: torch.Generator):
         self._scope, self._generator = scope, generator
@@ -101,7 +101,7 @@ class Trials:
         self._outputs = sum(y.numel() for y in scope.base)
 
     def count(self, item: Item, norms: Tensor) -> int:
-        """How many elements could vanish unseen, by the 2-norm of what each one does, in limits."""
+        """The number of elements that could vanish unnoticed, from the 2-norms of their effects in limits."""
         assert item.tensor is not None
         present, norms = item.tensor.detach().flatten() != 0, norms.flatten()
         doubtful = present & (norms > 1 / _CLEAR) & (norms < _CLEAR * self._outputs**0.5)
@@ -110,7 +110,7 @@ class Trials:
         return int(unseen.sum()) - self._noticed(item, torch.nonzero(unseen & (largest < _DEAD)).flatten())
 
     def _share(self, item: Item, norms: Tensor, doubtful: Tensor) -> float:
-        """Largest change / 2-norm, the median of a few elements; 1 where nothing is in doubt."""
+        """Largest change / 2-norm, the median of a few elements; 1 if hardly any element is in doubt."""
         if len(doubtful) < _DOUBTFUL * len(norms):
             return 1.0
         chosen = doubtful[torch.randperm(len(doubtful), generator=self._generator)[:_CALIBRATION]]
@@ -118,9 +118,9 @@ class Trials:
         return float(torch.tensor(ratios).median())
 
     def _noticed(self, item: Item, dead: Tensor) -> int:
-        """How many elements without a gradient would be noticed all the same: tried together, then in halves.
+        """The number of elements without a gradient that are noticed nevertheless: tried in halves.
 
-        A unit that is off can be switched on. Without trials left the gradient is believed.
+        Such a change can switch a dead unit on. When no trials are left, the gradient decides.
         """
         groups, found = [dead] if len(dead) else [], 0
         while groups and self._left > 0:
@@ -134,7 +134,7 @@ class Trials:
         return found
 
     def _vanished(self, item: Item, indices: Tensor) -> float:
-        """What happens when these elements vanish together, in limits."""
+        """The effect of these elements vanishing together, in limits."""
         assert item.tensor is not None
         direction = torch.zeros_like(item.tensor)
         direction.view(-1)[indices] = item.tensor.detach().flatten()[indices]

@@ -1,12 +1,11 @@
-"""Measuring `Power` on a torch module, in float64: what each tensor and setting does at the compared points.
+"""Measures `Power` on a torch module in float64: the effect of tensors and settings at the compared points.
 
     smallest change = step / (largest change / limit)
 
-A tensor is moved in its own layer, or in the nearest module around it whose output is compared, which is run
-alone on the input it had. Where many items share one such module, a few are tried and the rest are
-estimated: the change that an item makes to its own layer's output is carried to the compared point by
-reverse mode, for random combinations of the outputs, whose spread is the 2-norm; those that were tried
-relate it to the largest change.
+A tensor is changed in its own layer, or in the nearest enclosing module with a compared output; this module
+runs alone on its recorded input. If many items share one such module, a few are tried and the rest estimated:
+reverse mode carries the change of an item's own layer to the compared point, for random combinations of the
+outputs, whose spread is the 2-norm. The tried items relate the 2-norm to the largest change.
 """
 
 from __future__ import annotations
@@ -29,13 +28,13 @@ from parity_tests.compare.power.reverse import Reverse
 from parity_tests.compare.power.scopes import NOWHERE, Found, Item, Scope, settings, tensors
 
 _TRIED = 4  # items per compared module that are always tried
-_FEW = 10_000  # numbers in the outputs of a scope: fewer depend on which random direction it is,
-_DRAWS = 3  # so the median of so many is taken
-_LINEAR = 10.0  # a second step is this many times the change that is looked for
-_NOTHING = 1e-6  # of the limit: a compared module that does not depend on the item
+_FEW = 10_000  # numbers in the outputs of a scope; with fewer the result depends on the random direction:
+_DRAWS = 3  # use the median of this many directions
+_LINEAR = 10.0  # size of a second step, in multiples of the smallest noticed change
+_NOTHING = 1e-6  # of the limit: below it a compared module does not depend on the item
 _SMALLEST_STEP = 1e-12
 
-Entry = tuple[Item, str]  # and the module that uses it
+Entry = tuple[Item, str]  # an item and the module that uses it
 
 
 def measure_power(
@@ -47,15 +46,15 @@ def measure_power(
     bit_for_bit: Collection[str] = (),
     seed: int = 0,
 ) -> Power:
-    """What a comparison of this module with another model would have noticed.
+    """The smallest changes that a comparison of this module with another model notices.
 
     Args:
-        module: one of the compared models; it stays as it is.
-        images: (N, C, H, W), those of the comparison.
+        module: one of the compared models; it is not changed.
+        images: (N, C, H, W), the images of the comparison.
         limits: compared point -> limit, relative to its largest value: a submodule's path ("name#2" for its
             second call), "output" for the module's own output, a running statistic's name.
         train: batch statistics, as in `compare_models`.
-        bit_for_bit: the tensors that are compared exactly.
+        bit_for_bit: names of the tensors that are compared exactly.
         seed: of the random directions.
 
     Example:
@@ -79,7 +78,7 @@ def measure_stage_power(
     bit_for_bit: Collection[str] = (),
     seed: int = 0,
 ) -> Power:
-    """The same for a network of `torch_impl` of which the stages are compared, in eval mode.
+    """`measure_power` for a network of `torch_impl` in eval mode, with only its stages compared.
 
     Args:
         network, bit_for_bit, seed: as above.
@@ -101,7 +100,7 @@ def measure_stage_power(
 def power_of(
     model: Model, items: Sequence[Item], bit_for_bit: Collection[str], generator: torch.Generator
 ) -> Power:
-    """Each item at the nearest compared point, and what that does not depend on at the outermost."""
+    """Measure each item at the nearest compared point, else at the outermost one."""
     exact = {item for item in items if item.tensor is not None and item.name in bit_for_bit}
     found: dict[Item, Found] = dict.fromkeys(exact, (0.0, BIT_FOR_BIT))
     unseen: dict[Item, int | None] = dict.fromkeys(exact, 0)
@@ -135,7 +134,7 @@ def _sensitivity(item: Item, found: Found, unseen: int | None) -> Sensitivity:
 def _measured(
     model: Model, scope: Scope, entries: Sequence[Entry], generator: torch.Generator
 ) -> Iterator[tuple[Item, Found, int | None]]:
-    """Each item of one scope: its smallest change and how many elements could vanish."""
+    """Each item of a scope with its smallest noticed change and the number of elements that could vanish."""
     own = [entry for entry in entries if model.scopes.get(entry[1]) is scope]
     distant = [entry for entry in entries if entry not in own]
     reverse = None
@@ -162,7 +161,7 @@ def _of_distant(
     reverse: Reverse | None,
     generator: torch.Generator,
 ) -> dict[Item, Found]:
-    """The items of layers inside a scope: a few are tried, the rest are estimated from those."""
+    """The items of layers inside a scope: a few are tried, the rest are estimated from these."""
     order = [entries[i] for i in torch.randperm(len(entries), generator=generator)]
     reached = [entry for entry in order if reverse is not None and reverse.reaches(entry[1])]
     if reverse is None or len(reached) <= _TRIED:
@@ -176,7 +175,7 @@ def _of_distant(
         for item, _ in reached[:_TRIED]
         if tried[item][0] < math.inf and min(norms[item]) > 0
     ]
-    share = statistics.median(shares) if shares else 1.0  # of the 2-norm: the largest change
+    share = statistics.median(shares) if shares else 1.0  # largest change / 2-norm
     for item, _ in estimated:
         times = min(norms[item]) * share
         tried[item] = (1 / times, point) if times * THRESHOLD > _NOTHING else NOWHERE
@@ -184,7 +183,7 @@ def _of_distant(
 
 
 def smallest_change(scope: Scope, item: Item, owner: nn.Module | None) -> Found:
-    """The relative change that the scope's points notice: the larger one of the item's directions."""
+    """The smallest relative change that the scope's points notice in every direction of the item."""
     ways = [_along(scope, item, direction) for direction in item.directions]
     if item.tensor is not None and sum(y.numel() for y in scope.base) < _FEW:
         draws = [ways[-1], *(_along(scope, item, item.random(draw)) for draw in range(1, _DRAWS))]
@@ -194,7 +193,7 @@ def smallest_change(scope: Scope, item: Item, owner: nn.Module | None) -> Found:
     step, times, direction, point = ways[weaker]
     if times * THRESHOLD / step <= _NOTHING:
         return NOWHERE
-    if not _is_plain(owner) and times > _LINEAR:  # a kink or saturation in between: try a small change too
+    if not _is_plain(owner) and times > _LINEAR:  # maybe a kink or saturation: try a smaller change
         smaller = _LINEAR * step / times
         again, point_there = _tried(scope, item, direction, smaller)
         if 0 < again < math.inf:
@@ -202,11 +201,11 @@ def smallest_change(scope: Scope, item: Item, owner: nn.Module | None) -> Found:
     return step / times, point
 
 
-Way = tuple[float, float, Any, str]  # a step, how often it exceeds the limit, its direction, and where
+Way = tuple[float, float, Any, str]  # step, multiple of the limit, direction, point
 
 
 def _noticed(way: Way) -> float:
-    """The smallest change in a direction that is noticed."""
+    """The smallest noticed change in a direction."""
     step, times, _, _ = way
     return step / times if times else math.inf
 
@@ -221,7 +220,7 @@ def _along(scope: Scope, item: Item, direction: Any) -> Way:
 
 
 def _is_plain(owner: nn.Module | None) -> bool:
-    """Whether it is one of torch's own layers, alone: its output is smooth in what it holds."""
+    """Whether this is a single layer of torch's, whose output is smooth in its tensors and settings."""
     return (
         owner is not None
         and type(owner).__module__.startswith("torch.nn.modules")
@@ -236,7 +235,7 @@ def _tried(scope: Scope, item: Item, direction: Any, step: float) -> Found:
 
 
 def _further(scope: Scope, hidden: Sequence[Item]) -> dict[Item, Found]:
-    """Those of the hidden items that a scope depends on after all: moved together, then in halves."""
+    """The hidden items that the scope does depend on: all are moved together, then in halves."""
     found, groups = {}, [list(hidden)] if hidden else []
     scope.remember()
     while groups:

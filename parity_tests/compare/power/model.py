@@ -1,4 +1,4 @@
-"""A torch module as `power_torch` measures it: a float64 copy, and its compared modules with their inputs."""
+"""A torch module prepared for `measure`: a float64 copy, and its compared modules with their inputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from parity_tests.watch.trace import OUTPUT
 
 
 def wide(module: nn.Module, train: bool) -> nn.Module:
-    """A float64 copy in the mode of the comparison: dropout off, what is frozen by hand stays so."""
+    """A float64 copy in the mode of the comparison, without dropout; frozen submodules stay frozen."""
     model = copy.deepcopy(module).to("cpu", torch.float64)
     frozen = [inner for inner in model.modules() if model.training and not inner.training]
     dropouts = [inner for inner in model.modules() if isinstance(inner, nn.modules.dropout._DropoutNd)]
@@ -29,11 +29,11 @@ def wide(module: nn.Module, train: bool) -> nn.Module:
 
 @dataclass
 class Model:
-    """A model that is measured: its modules, the arguments of their calls, and the compared ones.
+    """A model to measure: its modules, the arguments of their calls, and the compared modules.
 
     Attributes:
         modules, calls, scopes: by name; "" is the model itself.
-        outermost: the scope that every item can reach; None for none.
+        outermost: the scope that every item can reach, or None.
         limits: compared point -> limit.
         batch: how many images.
         inside: module -> the name of the compared function that runs it.
@@ -54,7 +54,7 @@ class Model:
         return self.scopes.get(self.inside.get(owner, owner))
 
     def around(self, owner: str) -> str | None:
-        """The nearest compared module around one; None for none."""
+        """The nearest compared module around `owner`, or None."""
         while owner:
             owner = owner.rpartition(".")[0]
             if owner in self.scopes and self.scopes[owner].points:
@@ -63,7 +63,7 @@ class Model:
 
 
 def compared(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
-    """The compared modules of a model, with the inputs they have on the images."""
+    """The compared modules of a model, with their inputs for these images."""
     modules = dict(model.named_modules())
     wanted = {point.partition("#")[0] for point in limits} | {o for item in items for o in item.owners}
     moving = {n: b for n, b in model.named_buffers() if model.training and n in limits}

@@ -1,4 +1,4 @@
-"""The power of a comparison that holds: what was compared, with which limits, on which torch module."""
+"""The power of a comparison that holds: collects its points and limits and measures on a torch module."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def power_of_report(
     ignored: Ignored,
     bit_for_bit: Collection[str] = (),
 ) -> Power:
-    """The smallest changes that a comparison would have noticed, on the reference if that is a torch module.
+    """The smallest changes that a comparison notices, measured on the reference if it is a torch module.
 
-    A point that was compared with some of the candidates only does not count, nor does what is ignored.
+    Points that were not compared with every candidate do not count; ignored items are omitted.
     """
     both = [name for name in report.candidates if name not in report.pairs]
     limits = {point.name: point.limit for point in report.layers if all(who in point.errors for who in both)}
@@ -33,7 +33,7 @@ def power_of_report(
     else:
         torch = [(tracer, run) for tracer, run in candidates.values() if tracer.framework == "torch"]
         if not torch:
-            return Power(reason="it is measured on a torch module, and none of the models is one")
+            return Power(reason="this needs a torch module, and none of the models is one")
         (tracer, run), *_ = torch
         module, own, layers = _module(tracer), run.own, run.trace
     from parity_tests.compare.power.measure import measure_power
@@ -41,7 +41,7 @@ def power_of_report(
     train, by_module = report.mode == "train", _by_module(limits, layers, own)
     try:
         power = measure_power(module, inputs, by_module, train=train, bit_for_bit=bit_for_bit)
-    except Exception as error:  # whatever somebody's modules raise: the comparison itself is over, and holds
+    except Exception as error:  # a user's module may raise anything; the comparison itself holds already
         return Power(reason=f"{type(error).__name__}: {str(error).partition(chr(10))[0]}")
     return Power([item for item in power.items if item.name not in ignored])
 
@@ -54,7 +54,7 @@ def _module(tracer: Tracer) -> Any:
 
 
 def _by_module(limits: Mapping[str, float], trace: Trace, own: Mapping[str, str]) -> dict[str, float]:
-    """The limits by the calls of the torch module: one for the several tensors of a call, the widest."""
+    """The limits under the calls of the torch module; for a call with several tensors the widest limit."""
     found: dict[str, float] = {}
     for name, limit in limits.items():
         call = own.get(name, name)

@@ -1,7 +1,7 @@
-"""What a comparison would have noticed: the smallest change of every tensor and setting that exceeds a limit.
+"""The smallest change of every tensor and setting that a comparison notices.
 
-A comparison in which no change of a weight could exceed any limit proves nothing about that weight. `Power`
-is plain data; `power_torch` measures it.
+If no change of a weight can exceed a limit, the comparison proves nothing about that weight. `Power` is plain
+data; `measure` measures it.
 """
 
 from __future__ import annotations
@@ -11,25 +11,24 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-THRESHOLD = 0.01  # a tensor or setting that can change by this unseen was not compared
+THRESHOLD = 0.01  # a tensor or setting that can change by more than this unnoticed counts as not compared
 BIT_FOR_BIT = "bit for bit"
 _SETTINGS = ("epsilon", "momentum", "slope", "constant")
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """How large a change of one tensor or setting has to be, to be noticed.
+    """The smallest noticed change of one tensor or setting.
 
     Attributes:
         name: canonical, such as "layer1.0.bn1.running_var"; a setting is "layer1.0.bn1.eps".
         kind: "weight", "statistic", "buffer"; for a setting "epsilon", "momentum", "slope", "constant".
-        smallest: the smallest relative change that would have been noticed: 0 where the tensors are compared
-            bit for bit, infinite where no change would have been. A tensor is scaled as a whole and moved in
-            a random direction, and this is the larger figure. A tensor or setting of zeros is moved by
-            absolute amounts instead.
-        point: the compared point that would have noticed; "bit for bit"; "" for none.
-        unseen: how many single elements could become 0 unnoticed; None for a setting, or if not counted.
-        elements: how many elements are not 0 already.
+        smallest: the smallest noticed relative change: 0 if the tensors are compared bit for bit, infinite if
+            no change is noticed. A tensor is scaled as a whole and moved in a random direction; this is the
+            larger figure. A tensor or setting of zeros is moved by absolute amounts.
+        point: the compared point that notices it; "bit for bit"; "" for none.
+        unseen: number of single elements that could become 0 unnoticed; None for a setting or if not counted.
+        elements: number of elements that are not 0.
     """
 
     name: str
@@ -50,7 +49,7 @@ class Power:
 
     Attributes:
         items: tensors and settings, in the order of the model.
-        reason: why nothing was measured; "" if it was.
+        reason: why nothing was measured; "" after a measurement.
     """
 
     items: list[Sensitivity] = field(default_factory=list)
@@ -65,7 +64,7 @@ class Power:
         return sorted(self.items, key=lambda item: -item.smallest)[:count]
 
     def of_layers(self) -> dict[str, float]:
-        """Layer -> the smallest change that would have been noticed in any of its tensors and settings."""
+        """Layer -> the smallest change that is noticed in every one of its tensors and settings."""
         found: dict[str, float] = {}
         for item in self.items:
             layer = item.name.rpartition(".")[0]
@@ -77,13 +76,13 @@ class Power:
         return sorted((item for item in self.items if item.unseen), key=lambda item: -(item.unseen or 0))
 
     def caveat(self, threshold: float = THRESHOLD) -> str:
-        """ "without power for ...", to follow "holds, but"; "" if there is nothing to say."""
+        """ "without power for ...", to follow "holds, but"; "" if everything has power."""
         weak = self.without_power(threshold)
         kinds = {kind: [item for item in weak if item.kind == kind] for kind in dict.fromkeys(_kinds(weak))}
         return f"without power for: {'; '.join(map(_group, kinds.values()))}" if weak else ""
 
     def summary(self) -> str:
-        """One line: what would have been noticed, and which single elements would not."""
+        """One line: the smallest noticed changes, and the single elements that could vanish unnoticed."""
         if self.reason:
             return f"power was not measured: {self.reason}"
         if not self.items:
@@ -108,9 +107,9 @@ class Power:
 
 
 def best_of(powers: Iterable[Power]) -> Power:
-    """The power of several comparisons of the same models: of each item the best figures.
+    """The combined power of several comparisons of the same models: the best figures of each item.
 
-    A float32 comparison cannot see an epsilon that the float64 comparison beside it sees.
+    A float32 comparison cannot notice every epsilon that a float64 comparison notices.
     """
     powers = list(powers)
     best: dict[str, Sensitivity] = {}
@@ -128,7 +127,7 @@ def _kinds(items: Iterable[Sensitivity]) -> list[str]:
 
 
 def _noticed(what: str, items: list[Sensitivity]) -> str:
-    """What is noticed of all tensors, or of all settings."""
+    """The smallest noticed change of all tensors, or of all settings."""
     if not items:
         return ""
     worst = max(items, key=lambda item: item.smallest)
@@ -141,7 +140,7 @@ def _noticed(what: str, items: list[Sensitivity]) -> str:
 
 
 def _group(items: list[Sensitivity]) -> str:
-    """Several of one kind: "epsilon of layer1.0.bn1.eps (4e-01)"."""
+    """Several items of one kind: "epsilon layer1.0.bn1.eps (4e-01)"."""
     return f"{items[0].kind} {_listed(items, _with_change)}"
 
 
@@ -151,6 +150,6 @@ def _with_change(item: Sensitivity) -> str:
 
 
 def _listed(items: list[Sensitivity], text: Callable[[Sensitivity], str], most: int = 3) -> str:
-    """The first few, and how many more there are."""
+    """The first few items, and the number of others."""
     more = f" and {len(items) - most} more" if len(items) > most else ""
     return ", ".join(map(text, items[:most])) + more

@@ -1,8 +1,8 @@
-"""Reverse mode for `power_torch`: what many items do to one compared output, from a few backward passes.
+"""Reverse mode for `measure`: the effect of many items on one compared output, from a few backward passes.
 
-For random v the derivative of <v, y> in the direction of a change is a normal variable whose standard
-deviation is the 2-norm of what the change does to y. A probe of zeros added to the output of each layer
-receives the derivative there, so every change of a layer's own output can be carried to y.
+For random v the derivative of <v, y> in the direction of a change is a normal variable; its standard
+deviation is the 2-norm of the change's effect on y. A probe of zeros added to the output of each layer
+receives the derivative there, which carries any change of the layer's output to y.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class Reverse:
     """The derivatives of random combinations of a scope's outputs, in limits.
 
     Args:
-        scope: whose outputs.
-        owners: layers inside, by name, whose outputs are probed.
+        scope: the compared module.
+        owners: layers inside it by name, whose outputs are probed.
         calls: the arguments of their calls in the comparison.
-        items: tensors inside, whose gradients are taken.
+        items: tensors inside it, whose gradients are computed.
         generator: of the random combinations.
     """
 
@@ -38,7 +38,7 @@ class Reverse:
         items: Iterable[Item],
         generator: torch.Generator,
     ):
-        self._alone = {name: _Layer(owner, calls[name]) for name, owner in owners.items()}
+        self._layers = {name: _Layer(owner, calls[name]) for name, owner in owners.items()}
         learned = [item for item in items if item.tensor is not None and item.tensor.requires_grad]
         tensors = [item.tensor for item in learned if item.tensor is not None]
         probes: dict[str, list[Tensor]] = {name: [] for name in owners}
@@ -70,34 +70,34 @@ class Reverse:
 
     def reaches(self, owner: str) -> bool:
         """Whether every call of the layer was probed."""
-        return 0 < len(self._cotangents[owner]) == len(self._alone[owner].base)
+        return 0 < len(self._cotangents[owner]) == len(self._layers[owner].base)
 
     def norms(self, owner: str, item: Item, step: float) -> list[float]:
-        """For each direction the 2-norm of what moving the item does to the outputs, for a change of 1."""
-        if item in self._along:  # wherever the tensor is used
+        """For each direction the 2-norm of the effect on the outputs, for a relative change of 1."""
+        if item in self._along:  # includes every use of the tensor
             return [float(_spread(torch.stack(found))) for found in self._along[item]]
         return [self._carried(owner, item, direction, step) for direction in item.directions]
 
     def _carried(self, owner: str, item: Item, direction: Any, step: float) -> float:
         with item.moved(direction, step):
-            changes = self._alone[owner].differences()
+            changes = self._layers[owner].differences()
         pairs = zip(self._cotangents[owner], changes, strict=True)
         totals = sum((cotangent * change).flatten(1).sum(1) for cotangent, change in pairs)
         return float(_spread(torch.as_tensor(totals))) / step
 
     def element_norms(self, owner: str, item: Item) -> Tensor | None:
-        """The same for every element that vanishes; None where it cannot be had."""
+        """The same for each vanishing element; None if unknown."""
         assert item.tensor is not None
         if (spread := self._spread.get(id(item.tensor))) is not None:
             return spread * item.tensor.detach().abs()
-        layer, leaf = self._alone[owner], item.name.rpartition(".")[2]
+        layer, leaf = self._layers[owner], item.name.rpartition(".")[2]
         if not self.reaches(owner) or len({y.dim() for y in layer.base}) != 1:
             return None
         if (axis := channel_axis(layer.owner, leaf, item.tensor, layer.base[0])) is None:
             return None
         axis %= layer.base[0].dim()
         with item.moved(item.tensor.detach().clone(), -1.0):
-            changes = self._alone[owner].differences()
+            changes = self._layers[owner].differences()
         pairs = zip(self._cotangents[owner], changes, strict=True)
         products = [
             (cotangent * change).movedim(axis + 1, 0).flatten(2).sum(2) for cotangent, change in pairs
@@ -106,7 +106,7 @@ class Reverse:
 
 
 class _Layer(Scope):
-    """A layer on its own, whatever is compared."""
+    """A single layer as a scope, compared or not."""
 
     def __init__(self, owner: nn.Module, calls: list[Call]):
         super().__init__(owner, calls, [("", 1.0)] * len(calls), {}, owner)
@@ -114,13 +114,13 @@ class _Layer(Scope):
         self.remember()
 
     def differences(self) -> list[Tensor]:
-        """The difference from `base`, with its sign."""
+        """The signed difference from `base`."""
         with torch.no_grad():
             return [now - before for now, before in zip(self.observe(), self.base, strict=True)]
 
 
 def _probe(probes: list[Tensor]) -> Callable[..., Any]:
-    """A forward hook that adds zeros to a layer's output, which receive the derivative there."""
+    """A forward hook that adds zeros to a layer's output; their gradient is the derivative there."""
 
     def hook(_: nn.Module, __: Any, output: Any) -> Any:
         if not isinstance(output, Tensor):

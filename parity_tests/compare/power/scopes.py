@@ -1,8 +1,8 @@
-"""What can be moved in a torch module, and the compared modules that are run again to see what that does.
+"""Tensors and settings of a torch module that can be changed, and the compared modules that notice it.
 
-An `Item` is a tensor or a setting that can be moved and is put back. A `Scope` is a compared module with the
-inputs it had in the comparison: `Scope.times_limit` runs it again and says how far its output is from before,
-in multiples of the limit there.
+An `Item` is a tensor or a setting that is changed for a while and then restored. A `Scope` is a compared
+module with its inputs in the comparison: `Scope.times_limit` runs it again and returns the change of its
+output, in multiples of the limit there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-# Attribute of a module -> the kind of setting. Attributes that change the shape of the output are none.
+# Attribute of a module -> kind of setting. Attributes that change the shape of the output are not settings.
 SETTINGS = {
     **dict.fromkeys(("eps", "epsilon"), "epsilon"),
     "momentum": "momentum",  # in train mode only
@@ -29,21 +29,21 @@ SETTINGS = {
     **dict.fromkeys(("temperature", "scale", "gain"), "constant"),
 }
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-Found = tuple[float, str]  # the smallest change that is noticed, and the point
+Found = tuple[float, str]  # the smallest noticed change, and the point
 NOWHERE: Found = (math.inf, "")
 
 
 @dataclass(eq=False)
 class Item:
-    """A tensor or a setting that can be moved.
+    """A tensor or a setting that can be changed.
 
     Attributes:
-        name, kind: see `power.Sensitivity`.
+        name, kind: see `Sensitivity`.
         owners: the modules that use it, by name.
         tensor: None for a setting.
         place: module and attribute of a setting.
         seed: of the tensor's random direction.
-        noticed: the smallest change in each direction, once it is measured.
+        noticed: the smallest noticed change in each direction, once measured.
     """
 
     name: str
@@ -56,9 +56,10 @@ class Item:
 
     @property
     def directions(self) -> list[Any]:
-        """What is added for a relative change of 1; made when asked for, since a network has many.
+        """The summands for a relative change of 1; created on demand, since a network has many.
 
-        The tensor itself, and a random one of the same norm; for zeros only a random one of elements about 1.
+        They are the tensor itself and a random tensor of the same norm; for zeros only a random tensor with
+        elements about 1.
         """
         if self.tensor is not None:
             whole = self.tensor.detach().to(torch.float64)
@@ -77,7 +78,7 @@ class Item:
 
     @contextmanager
     def moved(self, direction: Any, step: float) -> Iterator[None]:
-        """The item moved by `step` times a direction, and put back."""
+        """Add `step` times a direction to the item, and restore it at the end."""
         if self.tensor is not None:
             before = self.tensor.detach().clone()
             self.tensor.data.add_(direction, alpha=step)
@@ -96,7 +97,7 @@ class Item:
 
 
 def tensors(module: nn.Module, seed: int) -> Iterator[Item]:
-    """Every floating-point parameter and buffer, each once, with all the modules that hold it."""
+    """Every floating-point parameter and buffer, once each, with all modules that hold it."""
     known: dict[int, Item] = {}
     for owner, inner in module.named_modules():
         for held, kind in ((inner._parameters, "weight"), (inner._buffers, "buffer")):
@@ -113,7 +114,7 @@ def tensors(module: nn.Module, seed: int) -> Iterator[Item]:
 
 
 def settings(module: nn.Module) -> Iterator[Item]:
-    """The numbers of `SETTINGS` in a module and below it, as they are now; one that is 0 moves absolutely."""
+    """The `SETTINGS` of a module and its submodules that are finite numbers."""
     for owner, inner in module.named_modules():
         for attribute, kind in SETTINGS.items():
             value = vars(inner).get(attribute)
@@ -128,13 +129,13 @@ def settings(module: nn.Module) -> Iterator[Item]:
 
 
 class Scope:
-    """A compared module (or function) with the inputs that it had.
+    """A compared module (or function) with its inputs in the comparison.
 
     Args:
         run: the module.
         calls: the arguments of each of its calls.
-        limits: of each call its point and relative limit; None where it is not compared.
-        statistics: point -> running statistic and its limit, compared after a step of training.
+        limits: point and relative limit of each call; None for a call that is not compared.
+        statistics: point -> running statistic and its limit, compared after a training step.
         state: the module whose buffers a run may change.
     """
 
@@ -147,7 +148,7 @@ class Scope:
         state: nn.Module,
     ):
         self._run, self._calls, self._state = run, calls, state
-        self._in_place = False  # whether a run changes what it is given
+        self._in_place = False  # whether a run changes its arguments
         self._limits, self._statistics = limits, statistics
 
     @cached_property
@@ -159,7 +160,7 @@ class Scope:
         return [(name, limit * scale) for (name, limit), scale in zip(named, scales, strict=True)]
 
     def remember(self) -> None:
-        """Run once, if it has not been, to compare with: before anything is moved."""
+        """Record the original outputs, if not recorded yet; call it before changing an item."""
         _ = self.points
 
     @cached_property
@@ -168,14 +169,14 @@ class Scope:
             return self.observe()
 
     def observe(self) -> list[Tensor]:
-        """The compared outputs of every call, flat, and the statistics after them."""
+        """The compared outputs of every call in one list, then the statistics."""
         with keeping_buffers(self._state):
             outputs = [self.call(*call) for call in self._calls]
             flat = [y for y, limit in zip(outputs, self._limits, strict=True) if limit]
             return flat + [value.clone() for value, _ in self._statistics.values()]
 
     def call(self, inputs: tuple[Any, ...], keywords: dict[str, Any]) -> Tensor:
-        """One call's output, several tensors as one vector; the inputs stay as they are."""
+        """One call's output, several tensors as one vector; the inputs are not changed."""
         first = "base" not in self.__dict__
         given = copied((inputs, keywords)) if first or self._in_place else (inputs, keywords)
         versions = [x._version for x in tree_leaves(given) if isinstance(x, Tensor)]
@@ -186,7 +187,7 @@ class Scope:
         return floating[0] if len(floating) == 1 else torch.cat([y.flatten() for y in floating])
 
     def changes(self) -> list[Tensor]:
-        """What has changed since `base`."""
+        """The absolute differences from `base`."""
         with torch.no_grad():
             return [_difference(now, before) for now, before in zip(self.observe(), self.base, strict=True)]
 
@@ -199,7 +200,7 @@ class Scope:
 
 
 def in_limits(change: float, bound: float) -> float:
-    """How often a change exceeds its bound; beyond an output of zeros any change does, infinitely."""
+    """A change as a multiple of its bound; infinite for a bound of 0, from an output of zeros."""
     if not math.isfinite(change):
         return math.inf
     if not change or math.isinf(bound):
@@ -208,30 +209,30 @@ def in_limits(change: float, bound: float) -> float:
 
 
 def _difference(now: Tensor, before: Tensor) -> Tensor:
-    """|now - before|; NaN where one is out of place, 0 where both are NaN or the same infinity."""
+    """|now - before|; NaN where only one is NaN or infinite, 0 where both are NaN or the same infinity."""
     same = (now == before) | (now.isnan() & before.isnan())
     return torch.where(same, 0.0, (now - before).abs())
 
 
 def largest_change(now: Tensor, before: Tensor) -> float:
-    """The largest |now - before|; see `_difference` for what is not finite."""
+    """The largest |now - before|; see `_difference` for NaN and infinity."""
     largest = _largest(now - before)
     return largest if math.isfinite(largest) else _largest(_difference(now, before))
 
 
 def _largest(tensor: Tensor) -> float:
-    """The largest magnitude; NaN where there is one."""
+    """The largest magnitude; NaN if the tensor holds one."""
     return float(torch.linalg.vector_norm(tensor, math.inf)) if tensor.numel() else 0.0
 
 
 def copied(tree: Any) -> Any:
-    """Arguments whose tensors can be worked on in place."""
+    """A copy of arguments, safe for layers that work in place."""
     return tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, tree)
 
 
 @contextmanager
 def keeping_buffers(module: nn.Module) -> Iterator[None]:
-    """Training moves running statistics; afterwards they are as before."""
+    """Restore at the end the running statistics that training changes."""
     before = [(buffer, buffer.clone()) for buffer in module.buffers()] if module.training else []
     try:
         yield
@@ -242,7 +243,7 @@ def keeping_buffers(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_random_numbers() -> Iterator[None]:
-    """What is random in a run is the same in every run; the generator is put back afterwards."""
+    """Use the same random numbers in every run; restore the generator at the end."""
     state = torch.default_generator.get_state()
     torch.default_generator.manual_seed(0)
     try:
@@ -252,7 +253,7 @@ def same_random_numbers() -> Iterator[None]:
 
 
 def recorded(module: nn.Module, names: set[str], images: Tensor) -> dict[str, list[Call]]:
-    """The arguments of every call of these submodules when the module runs on images."""
+    """The arguments of every call of these submodules while the module runs on the images."""
     calls: dict[str, list[Call]] = {name: [] for name in names}
 
     def hook(name: str) -> Callable[..., None]:
