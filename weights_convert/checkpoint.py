@@ -1,4 +1,4 @@
-"""`Checkpoint`: a file or a live model seen as canonical names and arrays, and what must be in one."""
+"""`Checkpoint`: canonical names and arrays of a file or a live model, with checks of its contents."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from weights_convert.spec import (
     variant_of,
 )
 
-MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
+MAPPING_VERSION = 1  # of names and axes; recorded in every output file
 _MOST_HINTED, _MOST_LINES = 50, 5_000  # extra tensors with a hint, lines below a message
 
 
@@ -38,25 +38,25 @@ class Tensor(NamedTuple):
 
 
 def in_memory(array: np.ndarray, name: str) -> Tensor:
-    """A tensor that is there already."""
+    """A tensor in memory."""
     return Tensor(TensorInfo(array.shape, array.dtype), name, lambda: array)
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
-    """A read-only mapping of canonical names to arrays in PyTorch's layout, read when asked for.
+    """A read-only mapping of canonical names to arrays in PyTorch's layout, read on demand.
 
     Attributes:
         spec: the architecture, a `ResNetSpec` or `AttentionSpec`.
-        assumed: keywords of `spec` that the source did not show and that took their default.
+        assumed: keywords of `spec` that the source does not show and that have their default.
         tensors: name -> `Tensor`, without reading.
-        path, format, family: where it comes from; None for a live model.
-        same_as: other families whose files are read alike.
-        feeds: what the network was trained to be fed, where its family says so.
-        metadata: what this project wrote into the file, {} for anyone else's.
-        left_out: name -> description of what the source holds besides.
-        notes: what a person should know about how the source was read.
-        cautions: what names and shapes of such a file cannot show, a line each.
-        source: the files it comes from, as they were when they were opened.
+        path, format, family: origin of the checkpoint; None for a live model.
+        same_as: other families that give the same result.
+        feeds: input preprocessing of the network, if its family specifies it.
+        metadata: this project's metadata in the file, {} for other files.
+        left_out: name -> description of other contents of the source.
+        notes: remarks for the user on how the source was read.
+        cautions: properties that names and shapes of such a file cannot show, one line each.
+        source: the files, with their state when they were opened.
     """
 
     def __init__(
@@ -93,12 +93,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], keywords: Mapping[str, Any] | None = None
     ) -> Checkpoint:
-        """A checkpoint of arrays in memory; keywords of its spec that are not given are inferred."""
+        """A checkpoint of arrays in memory; missing keywords of its spec are inferred."""
         keywords = dict(keywords or {})
         arrays = {name: _native(array) for name, array in arrays.items()}
         found = infer({name: array.shape for name, array in arrays.items()})
         if found is None:
-            raise MismatchError("the arrays' names are not those of a network or an attention block")
+            raise MismatchError("the arrays' names match neither a network nor an attention block")
         assumed = tuple(name for name in found.assumed if name not in keywords)
         spec = changed(found.spec, keywords)
         tensors = {name: in_memory(array, name) for name, array in arrays.items()}
@@ -108,7 +108,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return cls(tensors, spec, assumed=assumed)
 
     def derived(self, tensors: Mapping[str, Tensor], spec: Spec, note: str) -> Checkpoint:
-        """Another view of the same source, with one more note; closing either closes both."""
+        """Another view of the same source with an additional note; closing one closes both."""
         other = copy.copy(self)
         other.tensors, other.spec, other.notes = dict(tensors), spec, [*self.notes, note]
         return other
@@ -116,7 +116,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self.tensors[name]
         if self._reader is not None and self._reader.closed:
-            raise SourceError(f"{self.path}: is closed; read {name} before that, inside the `with` block")
+            raise SourceError(f"{self.path}: is closed; read {name} inside the `with` block")
         array = tensor.read().view()
         array.flags.writeable = False
         return array
@@ -134,12 +134,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.close()
 
     def close(self) -> None:
-        """Close the file; arrays that were read stay."""
+        """Close the file; arrays read before stay valid."""
         if self._reader is not None:
             self._reader.close()
 
     def close_when_dropped(self) -> None:
-        """Have the file closed as soon as nothing refers to this checkpoint any more."""
+        """Close the file automatically when the last reference to this checkpoint ends."""
         if self._reader is not None:
             weakref.finalize(self, self._reader.close)
 
@@ -149,7 +149,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return model_name(self.spec)
 
     def describe(self) -> str:
-        """`se_resnet50`, with what differs from the named model, or `one se block`: for messages."""
+        """Text for messages: `se_resnet50` with its differences from the named model, or `one se block`."""
         if isinstance(self.spec, AttentionSpec):
             return f"one {self.spec.attention} block"
         name, other = variant_of(self.spec)
@@ -159,7 +159,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """The array in this machine's byte order, itself where it is so already."""
+    """The array in this machine's byte order, without a copy if possible."""
     array = np.asarray(array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
@@ -181,15 +181,15 @@ def misfits(
     names: Mapping[str, tuple[str, ...]] | None = None,
     hints: bool = True,
 ) -> list[str]:
-    """Every missing, extra and misshapen tensor and every wrong dtype, a line each, by its name in the file.
+    """Every missing, extra and misshapen tensor and every wrong dtype: one line each, by name in the file.
 
     Args:
-        spec: the network that the tensors should be of.
-        infos: canonical name -> shape as the file keeps it, and dtype.
-        extra: name in the file -> shape, of what has no canonical name.
-        layout, prefix: how such a file calls and keeps the tensors.
-        names: canonical name -> names in this file, of the tensors that are there.
-        hints: whether the nearest missing name is offered for an extra one, which takes time.
+        spec: the expected network.
+        infos: canonical name -> shape in the file, and dtype.
+        extra: name in the file -> shape, for tensors without a canonical name.
+        layout, prefix: naming and layout of the file's tensors.
+        names: canonical name -> names in this file, of the existing tensors.
+        hints: whether to suggest the nearest missing name for an extra one, which takes time.
     """
 
     def in_file(name: str) -> str:
@@ -217,14 +217,14 @@ def misfits(
 
 
 def do_not_fit(what: str, whose: str, lines: list[str]) -> MismatchError:
-    """The error for tensors that are not those of a network."""
-    message = f"{what} are not those of {whose}; {len(lines)} do not fit:"
+    """The error for tensors that do not match a network."""
+    message = f"{what} do not match {whose}; mismatches: {len(lines)}"
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     return MismatchError(message, lines[:_MOST_LINES] + more)
 
 
 def title(spec: Spec) -> str:
-    """What a message calls a network: `se_resnet50`, `resnet`, `the se block`."""
+    """The name of a network in messages: `se_resnet50`, `resnet`, `the se block`."""
     if isinstance(spec, AttentionSpec):
         return f"the {spec.attention} block"
     return variant_of(spec)[0] or "resnet"

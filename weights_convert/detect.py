@@ -1,8 +1,8 @@
-"""Whose checkpoint a file is, and what network: from names and shapes alone.
+"""Detects the origin and the network of a checkpoint from names and shapes alone.
 
-Every family reads the file in its way. Those whose tensors then fit, name by name and shape by shape, are
-candidates. Candidates that lead to the same tensors and the same spec are one answer; where the numbers
-would differ, only the user can tell, and the error shows how.
+Every family interprets the file's names. Families whose tensors match by name and shape are candidates.
+Candidates with the same tensors and the same spec count as one. If the numbers would differ, the user has to
+choose, and the error lists the choices.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from weights_convert.spec import ResNetSpec, Spec, model_spec, variant_of
 
 # DataParallel, torch.compile, and the attributes under which training code keeps the network
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-_MOST_WRAPPERS = 10  # around one another
+_MOST_WRAPPERS = 10  # nested
 
 
 @dataclass
 class Reading:
-    """A file's names as one layout reads them, before anything is known of the network."""
+    """A file's names as interpreted by one layout, before the network is known."""
 
     family: Family
     layout: Layout
     values: Mapping[str, Any]  # of the spec, by the variant of the names
     prefix: str = ""
-    scopes: list[str] = field(default_factory=list)  # where there are several networks
+    scopes: list[str] = field(default_factory=list)  # of several networks
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # canonical -> in the file
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
 
     def infos(self, reader: Reader) -> dict[str, TensorInfo]:
-        """Canonical name -> shape as the file keeps it, and dtype."""
+        """Canonical name -> shape in the file, and dtype."""
         return {canonical: self._info(reader, canonical) for canonical in self.names}
 
     def info(self, reader: Reader, canonical: str) -> TensorInfo:
@@ -71,20 +71,20 @@ class Candidate:
     spec: Spec
     assumed: tuple[str, ...]
     implied: dict[str, Any]
-    label: str | None  # the family's name for it
+    label: str | None  # its name in the family
     misfits: list[str]
-    refusal: list[str] = field(default_factory=list)  # why a network of the family cannot be had at all
-    same_as: list[Family] = field(default_factory=list)  # other families that read it alike
+    refusal: list[str] = field(default_factory=list)  # why this network of the family is unsupported
+    same_as: list[Family] = field(default_factory=list)  # other families with the same result
 
     @property
     def family(self) -> Family:
         return self.reading.family
 
     def check(self, reader: Reader) -> None:
-        """Raise `MismatchError` that lists the misfits, if there are any."""
+        """Raise `MismatchError` with a list of all mismatches, if any."""
         if self.misfits:
             whose = title(self.spec) if self.family.own else f"{self.family.name}'s {title(self.spec)}"
-            lines = self.reading.misfits(reader, self.spec)  # once more, for this one with hints
+            lines = self.reading.misfits(reader, self.spec)  # again, with hints
             raise do_not_fit(f"{reader.path}: its tensors", whose, self.refusal + lines)
 
 
@@ -96,16 +96,16 @@ def detect(
     family: str | None = None,
     scope: str | None = None,
 ) -> Candidate:
-    """The one network that the file holds.
+    """The network in the file.
 
     Args:
-        model: NAME, an architecture of `spec.MODELS`, or FAMILY:NAME, by the family's own name for it.
-        settings: keywords of the spec that are known.
+        model: NAME, an architecture of `spec.MODELS`, or FAMILY:NAME, a name used by the family.
+        settings: known keywords of the spec.
         family: the naming of the tensors.
         scope: the variable scope of the network in a TF1 checkpoint.
 
     Raises:
-        MismatchError: the tensors fit no family, or do not fit; or several fit, with different numbers.
+        MismatchError: the tensors match no family, or several families that compute different numbers.
     """
     label = None
     if model is not None and ":" in model:
@@ -130,10 +130,10 @@ def detect(
 def declared(
     reader: Reader, spec: Spec, assumed: tuple[str, ...], family: str | None, scope: str | None
 ) -> Candidate:
-    """The network that the file's own metadata name; every tensor is held against it.
+    """The network named by the file's metadata, with every tensor checked against it.
 
     Raises:
-        MismatchError: the tensors are not that network's.
+        MismatchError: the tensors do not match that network.
     """
     families = [find_family(family)] if family else list(FAMILIES.values())
     readings = [r for f in families if (r := read_as(reader, f, f.layout_of(spec), {}, scope))]
@@ -155,7 +155,7 @@ def find_family(name: str) -> Family:
 
 
 def read(reader: Reader, family: Family, scope: str | None) -> list[Reading]:
-    """The file's names as a family may have meant them."""
+    """All interpretations of the file's names by a family."""
     _, layout = family.layouts(())[0]
     prefix, _ = _prefix(reader, layout, scope)
     if prefix is None:
@@ -168,7 +168,7 @@ def read(reader: Reader, family: Family, scope: str | None) -> list[Reading]:
 def read_as(
     reader: Reader, family: Family, layout: Layout, values: Mapping[str, Any], scope: str | None
 ) -> Reading | None:
-    """The file's names read by one layout; None where hardly any of them are its own."""
+    """The file's names interpreted by one layout; None if it knows hardly any of them."""
     reading = Reading(family, layout, values)
     prefix, reading.scopes = _prefix(reader, layout, scope)
     if prefix is None:
@@ -183,7 +183,7 @@ def read_as(
             reading.left_out[name] = f"outside the prefix {prefix!r}"
         else:
             inside[name.removeprefix(prefix)] = info.shape
-    # of names that differ in numbers only, one tells whether the layout knows them
+    # one of several names that differ only in numbers shows whether the layout knows them
     kinds = Counter(map(skeleton, inside))
     examples = {skeleton(name): name for name in inside}
     if 2 * sum(n for kind, n in kinds.items() if layout.knows(examples[kind])) < len(inside):
@@ -205,11 +205,11 @@ def _no_scope(reader: Reader, scope: str) -> SourceError:
 
 
 def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | None, list[str]]:
-    """What stands before every name: a wrapper's `module.`, or the TF1 scope; and all scopes there are.
+    """The prefix of every name (a wrapper's `module.`, or the TF1 scope), and all scopes of the file.
 
-    None where the scope that was asked for is not there.
+    The prefix is None if the requested scope does not exist.
     """
-    # an optimiser's or an average's entries are not below the wrapper
+    # entries of an optimiser or an average lie outside the wrapper
     names = [n for n in reader.tensors if not any(p.fullmatch(n) for p, _ in layout.bookkeeping)]
     if not layout.scoped:
         prefix = ""
@@ -223,7 +223,7 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | No
     for mark in layout.marks:
         found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
         outer: list[str] = []
-        for scope in sorted(found):  # what begins with another scope comes behind it
+        for scope in sorted(found):  # a scope sorts before the scopes that begin with it
             if not outer or not scope.startswith(outer[-1]):
                 outer.append(scope)
         if outer:
@@ -234,7 +234,7 @@ def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | No
 def _candidates(
     reader: Reader, reading: Reading, model: str | None, settings: dict[str, Any]
 ) -> list[Candidate]:
-    """The networks that a reading may stand for: one, or the alternatives that only the user knows."""
+    """The networks that match a reading: one, or alternatives for the user to choose."""
     family = reading.family
     found = infer({name: reading.info(reader, name).shape for name in reading.names})
     if found is None or found.spec.attention not in family.attentions:
@@ -254,7 +254,7 @@ def _candidates(
     for alternative in _alternatives(family, base, settings):
         implied = family.implied(base, alternative)
         spec = changed(base, implied | settings)
-        # a family says everything that no shape shows; our own layouts without metadata say nothing
+        # a family implies all keywords that no shape shows; our own layouts imply none
         unsaid = model is None and family.own is not None
         assumed = tuple(k for k in found.assumed if k not in settings) if unsaid else ()
         refusal = [why] if (why := family.refuses(spec)) else []
@@ -265,7 +265,7 @@ def _candidates(
 
 
 def _alternatives(family: Family, spec: Spec, settings: Mapping[str, Any]) -> list[Case | None]:
-    """The alternatives that do not contradict what the user has said; [None] where none is left."""
+    """The alternatives that agree with the user's settings; [None] if none is left."""
     choices = family.choices(spec)
     agreeing = [
         case for case in choices
@@ -275,7 +275,7 @@ def _alternatives(family: Family, spec: Spec, settings: Mapping[str, Any]) -> li
 
 
 def _one_answer(reader: Reader, fitting: list[Candidate]) -> Candidate:
-    """The candidate that all others agree with; an error that shows the choice where they do not."""
+    """The candidate that all others agree with; otherwise an error that lists the choices."""
     first, *others = fitting
     for other in others:
         if (other.spec, other.reading.names) != (first.spec, first.reading.names):
@@ -300,8 +300,8 @@ def _ambiguous(reader: Reader, fitting: list[Candidate]) -> MismatchError:
         option = f"--model {candidate.family.name}:{candidate.label}" if candidate.label else values
         lines.append(f"{option}  ({values})" if candidate.label else option)
     return MismatchError(
-        f"{reader.path}: its names and shapes are those of {len(fitting)} networks that compute different "
-        "numbers; say which it is:",
+        f"{reader.path}: its names and shapes match {len(fitting)} networks that compute different "
+        "numbers; choose one:",
         lines,
     )
 
@@ -310,14 +310,14 @@ def _no_such(reader: Reader, family: str | None, label: str, found: list[Candida
     labels = list(dict.fromkeys(c.label for c in found if c.label))
     raise MismatchError(
         f"{reader.path}: is not {family}:{label}{nearest(label, labels)}; "
-        f"its tensors are those of {', '.join(f'{family}:{name}' for name in labels) or 'no named model'}"
+        f"its tensors match {', '.join(f'{family}:{name}' for name in labels) or 'no named model'}"
     )
 
 
 def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> MismatchError:
-    """No layout knows half of the names: which knows most of them, and which names it does not know."""
+    """The error if no layout knows half of the names: it shows the nearest layout and some unknown names."""
     count = len(reader.tensors)
-    whose = f"not those of {family}" if family else "those of no known family"
+    whose = f"do not match {family}" if family else "match no known family"
     best = max(readings, key=lambda r: sum(map(r.layout.knows, _inside(r))), default=None)
     unknown = list(reader.tensors)
     hint = ""
@@ -327,7 +327,7 @@ def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> Mis
         hint = f"; the nearest is {best.family.name!r}, which knows {len(known)}"
     shown = [f"{name} {reader.tensors[name].shape}" for name in unknown[:8]]
     return MismatchError(
-        f"{reader.path}: the names of its {count} tensors are {whose}{hint}; for example:", shown
+        f"{reader.path}: the names of its {count} tensors {whose}{hint}; for example:", shown
     )
 
 

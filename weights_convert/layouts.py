@@ -1,7 +1,7 @@
-"""The role rules: how each kind of tensor is called and laid out, and this project's three layouts.
+"""Roles: the name and the axes of each kind of tensor; and this project's three layouts.
 
-A layout maps a canonical name to the name in a file and back. The role decides the axes; the rank never
-does: ECA's three-dimensional kernel would break a rule that guesses from it.
+A layout maps a canonical name to the name in a file and back. The role decides the axes, never the rank:
+ECA's three-dimensional kernel would break a rule based on the rank.
 
     >>> spec = model_spec("eca_resnet50")
     >>> LAYOUTS["keras"].rename("layer1.2.eca.conv.weight", spec)
@@ -26,12 +26,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Role(NamedTuple):
-    """How one kind of tensor is called in each framework, and where its PyTorch axes go in TensorFlow."""
+    """The names of one kind of tensor in each framework, and its transposition from PyTorch to TensorFlow."""
 
     torch: str  # leaf name
-    tf: str | None  # leaf name in Keras and TF1; None: it has no place there
+    tf: str | None  # leaf name in Keras and TF1; None: it does not exist there
     keras_index: int | None  # its number among the layer's variables in a Keras file
-    to_tf: tuple[int, ...] | None = None  # axes; None: as they are
+    to_tf: tuple[int, ...] | None = None  # axes; None: unchanged
 
     @property
     def to_torch(self) -> tuple[int, ...] | None:
@@ -60,7 +60,7 @@ _MODULE_ROLES = (  # the module's canonical name -> the role of its `weight`
 
 
 def role_of(name: str) -> str | None:
-    """The role of the tensor with this canonical name, or None where no tensor is called so.
+    """The role of the tensor with this canonical name, or None for an unknown name.
 
     >>> role_of("layer1.0.downsample.1.weight"), role_of("layer1.0.cbam.spatial.conv.weight"), role_of("x.y")
     ('scale', 'conv2d', None)
@@ -82,14 +82,14 @@ class Layout:
     """One way to name and lay out the tensors of a model: one of this project's own, or of a family.
 
     Attributes:
-        rename: (canonical name, spec) -> the name in a file, None where it has no place.
-        parse: name in a file -> canonical name, None for a name that is not of this layout.
-        tensorflow_axes: whether kernels are laid out as TensorFlow does it.
-        mlp_1x1: the attentions whose MLP is kept as 1x1 convolutions.
-        bookkeeping: names that are known not to be weights, and what they are.
-        scoped: whether a variable scope may stand before every name; else only a wrapper's `module.` may.
-        part: name in a file -> which part of a tensor it is, where groups are kept one by one.
-        marks: ends of names by which a network, and so its scope, is found in a file.
+        rename: (canonical name, spec) -> the name in a file, None if the file cannot hold the tensor.
+        parse: name in a file -> canonical name, None for an unknown name.
+        tensorflow_axes: whether kernels have TensorFlow's axes.
+        mlp_1x1: the attentions whose MLP is stored as 1x1 convolutions.
+        bookkeeping: patterns of names that are not weights, with descriptions.
+        scoped: whether names may begin with a variable scope; otherwise only with a wrapper's `module.`.
+        part: name in a file -> number of the part of a tensor, for groups stored separately.
+        marks: ends of names that show a network and its scope in a file.
     """
 
     name: str
@@ -103,11 +103,11 @@ class Layout:
     marks: tuple[str, ...] = ()
 
     def knows(self, name: str) -> bool:
-        """Whether a name in a file may be of this layout."""
+        """Whether a name in a file may belong to this layout."""
         return self.parse(name) is not None
 
     def assign(self, shapes: Shapes) -> dict[str, tuple[str, ...]]:
-        """Canonical name -> the names in a file whose tensors, side by side, are that tensor."""
+        """Canonical name -> names in a file whose concatenated tensors are that tensor."""
         found: dict[str, dict[int, str]] = {}
         for name in shapes:
             canonical = self.parse(name)
@@ -116,11 +116,11 @@ class Layout:
         return {canonical: tuple(parts[n] for n in sorted(parts)) for canonical, parts in found.items()}
 
     def in_file(self, canonical: str, spec: Spec) -> str:
-        """The name in a file, for messages; a tensor without a place there keeps its own."""
+        """The name in a file, for messages; the canonical name if the file cannot hold the tensor."""
         return self.rename(canonical, spec) or canonical
 
     def _stored(self, canonical: str) -> tuple[bool, Role | None]:
-        """Whether a tensor is kept as a 1x1 convolution, and the role by which it is laid out."""
+        """Whether a tensor is stored as a 1x1 convolution, and the role that decides its axes."""
         role = role_of(canonical)
         mlp = _MLP.fullmatch(canonical)
         if mlp and mlp[1] in self.mlp_1x1:
@@ -128,7 +128,7 @@ class Layout:
         return False, ROLES[role] if role else None
 
     def axes_from_canonical(self, canonical: str) -> tuple[int, ...] | None:
-        """The transposition from PyTorch's axes to the file's; None for none."""
+        """The transposition from PyTorch's axes to the file's, or None."""
         _, role = self._stored(canonical)
         return role.to_tf if role and self.tensorflow_axes else None
 
@@ -137,13 +137,13 @@ class Layout:
         return permuted((*shape, 1, 1) if expanded else shape, self.axes_from_canonical(canonical))
 
     def canonical_shape(self, canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The inverse of `shape_in_file`; a shape that cannot be comes back odd, to be refused later."""
+        """The inverse of `shape_in_file`; an invalid shape gives an odd result, which is refused later."""
         expanded, role = self._stored(canonical)
         shape = permuted(shape, role.to_torch if role and self.tensorflow_axes else None)
         return shape[:2] if expanded and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
     def to_file(self, canonical: str, array: np.ndarray) -> np.ndarray:
-        """The array as the file keeps it; C-contiguous, unless it is large (`memory.transposed`)."""
+        """The array in the file's layout; C-contiguous unless it is large (`memory.transposed`)."""
         expanded, _ = self._stored(canonical)
         array, axes = array[:, :, None, None] if expanded else array, self.axes_from_canonical(canonical)
         return array if axes is None else transposed(array, axes)
@@ -157,7 +157,7 @@ class Layout:
 
 
 def permuted(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape after a transposition; as it is where the number of axes does not fit (an error later)."""
+    """The shape after a transposition; unchanged if the number of axes is wrong (an error later)."""
     return shape if axes is None or len(axes) != len(shape) else tuple(shape[axis] for axis in axes)
 
 
@@ -174,7 +174,7 @@ def _torch_parse(name: str) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# tf1: layer1_0/conv1/kernel, a number belongs to what stands before it
+# tf1: layer1_0/conv1/kernel, a number is joined to the preceding name
 
 TF_LEAVES = {ROLES[role].tf: ROLES[role].torch for role in ROLES if ROLES[role].tf}
 
@@ -196,7 +196,7 @@ def _tf1_parse(name: str) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# keras: layer1/bottleneck_1/conv1/vars/0, where a list numbers its members per class
+# keras: layer1/bottleneck_1/conv1/vars/0, members of a list are numbered per class
 
 _BLOCK_CLASSES = {"basic": "basic_block", "bottleneck": "bottleneck"}
 _DOWNSAMPLE = {"downsample.0": "downsample/conv2d", "downsample.1": "downsample/batch_normalization"}

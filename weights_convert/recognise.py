@@ -1,9 +1,9 @@
-"""What network is in a file: the spec inferred from the names and shapes of its tensors.
+"""Infers the spec of a network from the names and shapes of its tensors.
 
-Everything that leaves a trace in a shape is read from it; what leaves none takes the default, and
-`Inferred.assumed` says so (a stride, a padding, an epsilon). The inference is tolerant of missing and
-misshapen tensors, so that the comparison with `parameters(spec)` afterwards can name each of them: where
-several tensors show a keyword, most of them decide.
+Keywords that change a shape are inferred; the others (a stride, a padding, an epsilon) have their default and
+are listed in `Inferred.assumed`. The inference tolerates missing and misshapen tensors, so that the
+comparison with `parameters(spec)` can name each of them: if several tensors show a keyword, the majority
+decides.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from weights_convert.spec import (
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
-_MOST_GUESSES = 100  # of a width; there is one for each stage in an honest file
+_MOST_GUESSES = 100  # of a width; an honest file gives one per stage
 _BN_LEAVES = ("weight", "bias", "running_mean", "running_var")
 
 
 class Inferred(NamedTuple):
-    """A spec, and the keywords in it that no tensor shows."""
+    """A spec, and its keywords that no tensor shows."""
 
     spec: Spec
     assumed: tuple[str, ...]
@@ -58,25 +58,25 @@ def infer(shapes: Shapes) -> Inferred | None:
 
 
 def infer_resnet(shapes: Shapes) -> dict[str, Any] | None:
-    """The keywords of `ResNetSpec` that shapes show; None where there are no stages of blocks."""
+    """The keywords of `ResNetSpec` that shapes show; None without stages of blocks."""
     depths = _depths(shapes)
     if not depths:
         return None
     keywords: dict[str, Any] = {"depths": depths, "block": _block(shapes)}
     keywords |= _infer_stem(shapes) | _infer_norm(shapes) | _infer_widths(shapes, keywords["block"])
     keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
-    if head := _first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias cannot be transposed
+    if head := _first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias is never transposed
         keywords["num_classes"] = _most(head)
     return keywords
 
 
 def _most(values: Iterable[Any]) -> Any:
-    """The most common of some values; the first of equals."""
+    """The most common value; the first one of equally common values."""
     return Counter(values).most_common(1)[0][0]
 
 
 def _first_axes(shapes: Shapes, names: Iterable[str]) -> list[int]:
-    """The length of the first axis of each of these tensors that is there and has one."""
+    """The lengths of the first axes of these tensors, if they exist."""
     return [shape[0] for name in names if (shape := shapes.get(name)) and shape[0]]
 
 
@@ -113,7 +113,7 @@ def _infer_stem(shapes: Shapes) -> dict[str, Any]:
 
 
 def _infer_deep_stem(shapes: Shapes) -> dict[str, Any]:
-    """`stem` and `stem_width`, as most of its three convolutions show them."""
+    """`stem` and `stem_width`, by the majority of its three convolutions."""
     after = ("conv2.weight", "conv3.weight", "layer1.0.conv1.weight")
     found = [_stem_width(shapes, number, name) for number, name in enumerate(after, 1)]
     first, second, third = found
@@ -130,7 +130,7 @@ def _infer_deep_stem(shapes: Shapes) -> dict[str, Any]:
 
 
 def _stem_width(shapes: Shapes, number: int, after: str) -> int | None:
-    """The channels of a convolution of the stem, as most of its tensors and the kernel after it show them."""
+    """The channels of a convolution of the stem, by the majority of its tensors and the next kernel."""
     names = [f"conv{number}.weight", f"conv{number}.bias", *(f"bn{number}.{leaf}" for leaf in _BN_LEAVES)]
     kernel = _of_rank(shapes, after, 4)
     widths = _first_axes(shapes, names) + ([kernel[1]] if kernel else [])
@@ -141,7 +141,7 @@ _CONVOLUTION = re.compile(r"((?:layer\d+\.\d+\.)?conv\d|layer\d+\.\d+\.downsampl
 
 
 def _infer_norm(shapes: Shapes) -> dict[str, Any]:
-    """`norm`, as most convolutions show it: one tensor that is missing is an error, not a variant."""
+    """`norm`, by the majority of convolutions: one missing tensor is an error, not a variant."""
     convs = {match[1] for name in shapes if (match := _CONVOLUTION.fullmatch(name))}
     biases = sum(f"{conv}.bias" in shapes for conv in convs)
     bns = sum(any(f"{_bn_after(conv)}.{leaf}" in shapes for leaf in _BN_LEAVES) for conv in convs)
@@ -156,8 +156,8 @@ def _bn_after(conv: str) -> str:
 
 
 def _infer_widths(shapes: Shapes, block: str) -> dict[str, Any]:
-    """`width` and what divides it, as most blocks show them."""
-    blocks = []  # how much wider than in layer1, and the kernels' shapes
+    """`width` and its divisors, by the majority of blocks."""
+    blocks = []  # width relative to layer1, and the kernels' shapes
     for name in shapes:
         if match := re.fullmatch(r"(layer(\d{1,9})\.\d{1,9}\.)conv2\.weight", name):
             names = [f"{match[1]}conv{number}.weight" for number in (1, 2, 3)]
@@ -196,7 +196,7 @@ def _infer_attention(shapes: Shapes, depths: tuple[int, ...]) -> dict[str, Any]:
             prefix, mark, rest = name.partition(f".{kind}.")
             if mark and re.fullmatch(r"layer\d+\.\d+", prefix):
                 blocks.setdefault(prefix, {})[rest] = shapes[name]
-        if 2 * len(blocks) <= sum(depths):  # none, or strays that the comparison will name
+        if 2 * len(blocks) <= sum(depths):  # none, or stray tensors that the comparison names later
             continue
         keywords = _attention_keywords(kind, list(blocks.values()))
         if kind == "eca":
@@ -215,7 +215,7 @@ def _eca_size(shapes: Shapes, stage: int) -> int | None:
 
 
 def _eca_rule(shapes: Shapes, stage: int) -> int | None:
-    """The kernel size that the paper's rule gives for a stage's output channels."""
+    """The kernel size by the paper's rule for a stage's output channels."""
     for last in (3, 2):
         tensor = re.compile(rf"layer{stage}\.\d+\.(conv|bn){last}\.(weight|bias)")
         names = [name for name in shapes if tensor.fullmatch(name)]
@@ -227,7 +227,7 @@ def _eca_rule(shapes: Shapes, stage: int) -> int | None:
 def _attention_keywords(kind: str, blocks: list[dict[str, tuple[int, ...]]]) -> dict[str, Any]:
     """The keywords that the tensors of attention blocks of one kind show."""
 
-    def shown(*leaves: str) -> bool:  # by most blocks: one that is missing is an error, not a variant
+    def shown(*leaves: str) -> bool:  # by the majority: one missing tensor is an error, not a variant
         return 2 * sum(any(leaf in block for leaf in leaves) for block in blocks) > len(blocks)
 
     keywords: dict[str, Any] = {"attention": kind}
@@ -246,7 +246,7 @@ def _attention_keywords(kind: str, blocks: list[dict[str, tuple[int, ...]]]) -> 
 
 
 def _mlp_widths(kind: str, block: Shapes) -> tuple[int, int] | None:
-    """(channels, hidden) of an attention MLP, as most of its tensors show them."""
+    """(channels, hidden) of an attention MLP, by the majority of its tensors."""
     mlp = "channel." if kind == "cbam" else ""
     first, second = (_of_rank(block, f"{mlp}fc{number}.weight", 2) for number in (1, 2))
     channels = [*([first[1]] if first else []), *_first_axes(block, (f"{mlp}fc2.weight", f"{mlp}fc2.bias"))]
@@ -255,9 +255,9 @@ def _mlp_widths(kind: str, block: Shapes) -> tuple[int, int] | None:
 
 
 def _reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
-    """The rule and the reduction that give most (channels, hidden) pairs; the paper's 16 where it fits.
+    """The rule and the reduction that explain most (channels, hidden) pairs; the paper's 16 if possible.
 
-    A hidden width that is the same whatever the channels ("absolute") only where no reduction explains it.
+    A constant hidden width ("absolute") only if no reduction explains it.
     """
     pairs = set(sorted(pair for pair in pairs if max(pair) <= MOST_CHANNELS)[:MOST_STAGES])
     if not pairs:
@@ -285,7 +285,7 @@ def _infer_projection(shapes: Shapes, stages: int) -> dict[str, Any]:
 
 
 def _infer_attention_block(shapes: Shapes) -> dict[str, Any] | None:
-    """The keywords of an attention block standing alone."""
+    """The keywords of a single attention block."""
     if kernel := _of_rank(shapes, "conv.weight", 3):
         return {"attention": "eca"} | ({"eca_kernel_size": kernel[2]} if kernel[2] % 2 else {})
     for kind, mlp in (("se", "fc"), ("cbam", "channel.fc")):
@@ -297,7 +297,7 @@ def _infer_attention_block(shapes: Shapes) -> dict[str, Any] | None:
 
 
 def _complete(keywords: dict[str, Any]) -> ResNetSpec:
-    """The spec with these keywords, and with the named model's values for what shapes do not show."""
+    """The spec with these keywords, and the named model's values for keywords that shapes do not show."""
     for row in MODELS.values():
         named = ResNetSpec(**row | {k: v for k, v in keywords.items() if k in ("num_classes", "in_channels")})
         if all(getattr(named, keyword) == value for keyword, value in keywords.items()):

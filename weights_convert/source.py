@@ -1,4 +1,4 @@
-"""The files that a checkpoint is read from, and whether they stay what they are while they are read."""
+"""The files of a checkpoint, and a check that they do not change while they are read."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ _CHUNK = 1 << 20
 
 
 def files_of(path: Path) -> list[Path]:
-    """The file, or all files of the TF1 checkpoint that `path` stands for; [] for what cannot be read."""
-    with suppress(OSError, ValueError, SourceError):  # what is wrong with it, `load` says
+    """The file, or all files of the TF1 checkpoint that `path` names; [] if it cannot be read."""
+    with suppress(OSError, ValueError, SourceError):  # `load` reports the error
         prefix = find_tf1_prefix(path)
         return [path] if prefix is None else described_files(prefix)
     return []
 
 
 class Source:
-    """A source as it is now. Ask `check` once all of it has been read."""
+    """The current state of a source. Call `check` after reading all of it."""
 
     def __init__(self, path: str | Path | None):
         self._path = None if path is None else Path(path)
         self._before = self._facts()
 
     def check(self) -> None:
-        """Raise `SourceError` if any of the files is another one by now, or was written to."""
+        """Raise `SourceError` if a file was replaced or modified."""
         now = self._facts()
         for file in self._before | now:
             if self._before.get(file) != now.get(file):
                 raise SourceError(
-                    f"{file}: changed while it was read; convert it again once it stays as it is"
+                    f"{file}: changed while it was read; convert it again when no other program writes to it"
                 )
 
     def sha256(self) -> dict[str, str]:
@@ -42,7 +42,7 @@ class Source:
         return {file.name: _sha256(file) for file in self._before}
 
     def _facts(self) -> dict[Path, tuple[int, ...]]:
-        """File -> what changes with its content; no read or copy of it does."""
+        """File -> properties that change with its content, but not by reading or copying."""
         facts: dict[Path, tuple[int, ...]] = {}
         for file in files_of(self._path) if self._path else []:
             with suppress(OSError):

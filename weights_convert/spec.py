@@ -22,14 +22,14 @@ from typing import Any, NamedTuple
 from weights_convert import checks
 from weights_convert.errors import SpecError, nearest
 
-MOST_CHANNELS = 2**16  # of an attention that is recognised by its shapes
-COUNTS = "num_batches_tracked"  # what PyTorch's batch norms count, and other files lack
+MOST_CHANNELS = 2**16  # of an attention inferred from shapes
+COUNTS = "num_batches_tracked"  # step counts of PyTorch's batch norms, absent in other files
 TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # keywords without effect on inference
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
-    """What an attention block needs to know besides its channels; the defaults are the papers' code.
+    """The options of an attention block besides its channels; the defaults are those of the papers' code.
 
     SE: arXiv 1709.01507. CBAM: 1807.06521. ECA: 1910.03151.
     """
@@ -50,7 +50,7 @@ class AttentionOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec(AttentionOptions):
-    """One attention block standing alone: its tensors have the network's names without the prefix.
+    """A single attention block: its tensors have the network's names without the prefix.
 
     >>> [parameter.name for parameter in parameters(AttentionSpec(attention="se", channels=64))]
     ['fc1.weight', 'fc1.bias', 'fc2.weight', 'fc2.bias']
@@ -82,7 +82,7 @@ class ResNetSpec(AttentionOptions):
     stride_in: str = "conv2"
     downsample_kernel: int = 1  # of the strided projections; layer1's is 1x1
     downsample_pool: str = "none"
-    norm: str = "bn"  # what follows each convolution; "bias": batch normalisation folded into it
+    norm: str = "bn"  # after each convolution; "bias": batch normalisation folded into the convolution
     relu_before_attention: bool = False
     eca_kernel_sizes: tuple[int, ...] | None = None  # one per stage; None: the paper's rule
     bn_momentum: float = 0.1
@@ -118,7 +118,7 @@ _OF_A_BLOCK = checks.CHECKS | {
 
 @contextmanager
 def _as_spec_error() -> Iterator[None]:
-    """The words that the models have for an invalid keyword, as this package's error."""
+    """Raise the models' errors for invalid keywords as `SpecError`."""
     try:
         yield
     except ValueError as error:
@@ -126,13 +126,13 @@ def _as_spec_error() -> Iterator[None]:
 
 
 def _set(spec: AttentionOptions, checked: Mapping[str, Any]) -> None:
-    """Put plain Python values in place of what was given, NumPy's for example."""
+    """Replace the given values, such as NumPy's, by plain Python values."""
     for name, value in checked.items():
         object.__setattr__(spec, name, value)
 
 
 # --------------------------------------------------------------------------------------------------
-# The named models: one row each. A test holds the constructors of the three frameworks to this table.
+# The named models, one row each. A test compares the constructors of the three frameworks with this table.
 
 _BASIC, _BOTTLENECK = {"block": "basic"}, {"block": "bottleneck"}
 _CIFAR = {"block": "basic", "stem": "3x3", "stem_width": 16, "width": 16, "num_classes": 10}
@@ -187,7 +187,7 @@ def model_spec(name: str, **keywords: Any) -> ResNetSpec:
     """The spec of a named model, with any keyword changed.
 
     Raises:
-        SpecError: an unknown model, keyword or value; the nearest name is offered.
+        SpecError: an unknown model or keyword, with the nearest name, or an invalid value.
     """
     if name not in MODELS:
         raise SpecError(f"there is no model {name!r}{nearest(name, MODELS)} (`weights-convert list models`)")
@@ -195,7 +195,7 @@ def model_spec(name: str, **keywords: Any) -> ResNetSpec:
 
 
 def make_spec(kind: type[Any], keywords: Mapping[str, Any]) -> Any:
-    """`kind(**keywords)`, where an unknown keyword is an error that offers the nearest one."""
+    """`kind(**keywords)`; the error for an unknown keyword suggests the nearest one."""
     names = [field.name for field in dataclasses.fields(kind)]
     for keyword in keywords:
         if keyword not in names:
@@ -206,7 +206,7 @@ def make_spec(kind: type[Any], keywords: Mapping[str, Any]) -> Any:
 
 
 def model_name(spec: Spec) -> str | None:
-    """The name of the model whose architecture `spec` is (classes and channels apart), or None.
+    """The name of the model with this architecture (classes and channels ignored), or None.
 
     >>> model_name(model_spec("cbam_resnet18", num_classes=7))
     'cbam_resnet18'
@@ -224,7 +224,7 @@ _STRUCTURE = ("block", "depths", "width", "groups", "width_per_group", "reduce_f
 
 
 def variant_of(spec: Spec) -> tuple[str | None, dict[str, Any]]:
-    """The named model whose blocks a spec has, and the keywords in which it differs (classes apart).
+    """The named model with the same blocks, and the keywords that differ (classes ignored).
 
     >>> variant_of(model_spec("se_resnet50", stride_in="conv1", num_classes=7))
     ('se_resnet50', {'stride_in': 'conv1'})
@@ -258,7 +258,7 @@ class Parameter(NamedTuple):
 
 
 def is_count(name: str) -> bool:
-    """Whether a canonical tensor is one that a file may lack, because no output depends on it."""
+    """Whether a file may lack this canonical tensor, because no output depends on it."""
     return name.rpartition(".")[2] == COUNTS
 
 
@@ -275,7 +275,7 @@ def count_parameters(spec: Spec) -> int:
 
 
 def hidden_channels(channels: int, reduction: int, rule: str = "floor") -> int:
-    """The width between an attention MLP's two layers.
+    """The hidden width of an attention MLP.
 
     >>> [hidden_channels(64, 16, rule) for rule in ("floor", "multiple_of_8", "absolute")]
     [4, 8, 16]
@@ -288,7 +288,7 @@ def hidden_channels(channels: int, reduction: int, rule: str = "floor") -> int:
 
 
 def eca_kernel_size(channels: int) -> int:
-    """ECA's adaptive kernel size, arXiv 1910.03151 eq. 12 with gamma 2 and b 1: even becomes odd, at least 3.
+    """ECA's kernel size, arXiv 1910.03151 eq. 12 with gamma 2 and b 1: rounded up to odd, at least 3.
 
     >>> [eca_kernel_size(channels) for channels in (64, 128, 256, 512, 1024, 2048)]
     [3, 5, 5, 5, 5, 7]

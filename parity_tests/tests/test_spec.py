@@ -1,4 +1,4 @@
-"""The architectures: exact parameter counts, and every framework's names and shapes held to `spec.py`."""
+"""The architectures: exact parameter counts, and every framework's names and shapes against `spec.py`."""
 
 from __future__ import annotations
 
@@ -74,13 +74,13 @@ VARIANT_COUNTS = [
     ("resnet50", {"stem": "deep_tiered", "stem_width": 32}, 25_573_728),
     ("se_resnet18", {"hidden_rule": "absolute"}, 11_753_000),
 ]
-# `test_constructors_are_the_spec_rows` covers all rows: built in plain pytest is one of each kind of block
+# `test_constructors_are_the_spec_rows` covers all rows; an ordinary run builds one of each kind of block
 BUILT = [
     "resnet18",
     "se_resnet20",
     "cbam_resnet20",
     "eca_resnet18",
-]  # and a whole se_resnext50_32x4d in the main job
+]  # and the main job builds se_resnext50_32x4d
 EVERY = BUILT + [pytest.param(n, marks=pytest.mark.exhaustive) for n in MODELS if n not in BUILT]
 
 
@@ -129,11 +129,11 @@ def test_variant_count(name, keywords, count):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_constructors_are_the_spec_rows(implementation, name):
-    """A constructor that is missing, or whose defaults are not the spec's row, is named here."""
+    """Names a missing constructor, or one whose defaults differ from the spec's row."""
     constructor = getattr(implementation, name)
     assert name in implementation.__all__
     assert model_spec(name) == ResNetSpec(**constructor.defaults)
-    shown = inspect.signature(constructor).parameters  # what an editor and `help()` show
+    shown = inspect.signature(constructor).parameters  # shown by editors and `help()`
     for keyword, value in model_spec(name).model_kwargs().items():
         assert shown[keyword].default == value or shown[keyword].default is None, keyword
     assert str(shown["num_classes"]).startswith("num_classes: int = 1")
@@ -149,7 +149,7 @@ def test_the_table_of_models_is_one_text(file):
 @pytest.mark.quick
 @pytest.mark.parametrize("name", MODELS)
 def test_torch_tensors(name):
-    """Names, shapes and even the order of the state dict are those of `parameters`."""
+    """Names, shapes and the order of the state dict equal those of `parameters`."""
     tensors = torch_tensors(**model_spec(name).model_kwargs())
     assert list(tensors.items()) == [(p.name, p.shape) for p in parameters(model_spec(name))]
 

@@ -1,4 +1,4 @@
-"""The containers: one file each. Reading goes by content, whatever the name; writing goes by suffix."""
+"""The containers, one file each. Reading depends on the content, writing on the suffix."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _write_keras(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    from weights_convert.formats.keras_hdf5_writer import write_keras  # h5py: 40 ms that others save
+    from weights_convert.formats.keras_hdf5_writer import write_keras  # imports h5py, 40 ms
 
     write_keras(path, tensors, read, metadata)
 
@@ -66,29 +66,29 @@ def open_reader(path: str | Path, key: str | None = None, limits: Limits | None 
 
     Args:
         path: a file, a TF1 checkpoint's prefix, or the directory of one.
-        key: the entry of a PyTorch file that holds the weights, where there are several.
-        limits: what the file is believed.
+        key: the entry of a PyTorch file that holds the weights, if there are several.
+        limits: limits for untrusted files.
 
     Raises:
-        SourceError: it is missing, cannot be read, or is not a checkpoint.
-        LimitError: it claims more than it is believed.
+        SourceError: the file is missing, cannot be read, or is not a checkpoint.
+        LimitError: the file exceeds a limit.
     """
     path, limits = Path(path), limits or DEFAULT
     name = _format_of(path, limits)
     if name == "torch":
         return open_torch(path, key, limits)
     if key is not None:
-        raise SourceError(f"{path}: --key chooses an entry of a PyTorch file, and this is {name}")
+        raise SourceError(f"{path}: --key selects an entry of a PyTorch file, but this is {name}")
     return FORMATS[name].open(path, limits)
 
 
 def format_for_writing(path: Path) -> Format:
-    """The container that a destination's suffix names; `DestinationError` for any other suffix."""
+    """The container for a destination's suffix; `DestinationError` for an unknown suffix."""
     for container in FORMATS.values():
         if path.name.endswith(container.suffixes):
             return container
     known = ", ".join(suffix for container in FORMATS.values() for suffix in container.suffixes)
-    raise DestinationError(f"{path}: the suffix says what to write; expected one of {known}")
+    raise DestinationError(f"{path}: unknown suffix, expected one of {known}")
 
 
 def _format_of(path: Path, limits: Limits) -> str:
@@ -119,13 +119,13 @@ def _format_of(path: Path, limits: Limits) -> str:
     if not head:
         raise SourceError(f"{path}: the file is empty")
     raise SourceError(
-        f"{path}: not a checkpoint that can be read here (it begins with {head[:8]!r}); "
+        f"{path}: not a known checkpoint format (it begins with {head[:8]!r}); "
         f"expected one of {', '.join(container.description for container in FORMATS.values())}"
     )
 
 
 def _zip_format(path: Path, limits: Limits) -> str:
-    """Which of the containers that are zips this is: by what it holds."""
+    """The name of a zip container, from its entries."""
     with path.open("rb") as file:
         names = open_zip(path, file, limits).namelist()
     if "model.weights.h5" in names:
@@ -136,7 +136,7 @@ def _zip_format(path: Path, limits: Limits) -> str:
 
 
 def _neighbour(path: Path) -> str:
-    """A hint at a file of nearly that name in the same folder; of a TF1 checkpoint, at its prefix."""
+    """A hint at a file with a similar name in the same folder, for a TF1 checkpoint at its prefix."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

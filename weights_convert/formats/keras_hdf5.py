@@ -1,10 +1,10 @@
-"""Keras weights read: `.weights.h5`, `.keras` (a zip around one) and the older `.h5`.
+"""Reads Keras weights: `.weights.h5`, `.keras` (a zip around one) and the older `.h5`.
 
-Layout, from Keras's `saving_lib.py`: a group per layer, in it `vars/<i>`, the layer's variables in order,
-trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`.
-The older `.h5` (`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` where a whole
-model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, and what this project's networks
-say of themselves: in `vars/samenet` of a file of weights, and in the config (`keras_config`).
+Layout, from Keras's `saving_lib.py`: a group per layer with the layer's variables `vars/<i>` in order,
+trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`. The older `.h5`
+(`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` for a whole model; here the names
+become `<layer>/<variable>`. Only numbers are read, and this project's metadata: `vars/samenet` in a weights
+file, and the config (`keras_config`).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from weights_convert.formats.hdf5_library import LibraryFile
 
 _INNER, _CONFIG = "model.weights.h5", "config.json"
-_SAID = f"vars/{METADATA_NAME}"  # what `keras_impl.ResNet` writes: a text in bytes
+_SAID = f"vars/{METADATA_NAME}"  # written by `keras_impl.ResNet`: the bytes of a text
 
 
 def open_keras(path: Path, limits: Limits = DEFAULT) -> Reader:
-    """A reader of `.weights.h5`, `.keras` or `.h5`; in another process where HDF5's library is needed."""
+    """A reader of `.weights.h5`, `.keras` or `.h5`; it uses another process if HDF5's library is needed."""
     try:
         return KerasReader(path, limits)
     except Unusual as unusual:
@@ -46,8 +46,8 @@ class KerasReader(Reader):
 
     Args:
         path: the file.
-        limits: what it is believed.
-        kind: who reads HDF5. `PlainFile` raises `Unusual` for what Keras does not write.
+        limits: limits for untrusted files.
+        kind: the HDF5 reader. `PlainFile` raises `Unusual` for HDF5 that Keras does not write.
     """
 
     format = "keras"
@@ -68,14 +68,14 @@ class KerasReader(Reader):
         except LimitReached as reached:
             self.close()
             raise reached.at(path) from None
-        except Exception as error:  # what h5py raises for damaged input is nearly every kind
+        except Exception as error:  # h5py raises nearly any exception for damaged input
             self.close()
             raise SourceError(
                 f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
             ) from None
 
     def _inner(self) -> tuple[BinaryIO, int, int]:
-        """The HDF5 file: in which file, from which byte on, how long. The config of a `.keras` is kept."""
+        """File, position and length of the HDF5 data; also keeps the config of a `.keras`."""
         file = self._opened.enter_context(self.path.open("rb"))
         size = file.seek(0, 2)
         self.has(size)
@@ -88,7 +88,7 @@ class KerasReader(Reader):
         info = archive.getinfo(_INNER)
         if info.compress_type == zipfile.ZIP_STORED:
             return file, stored(file, info), info.file_size
-        self.claim(info.file_size)  # unpacked once, as HDF5 is read to and fro
+        self.claim(info.file_size)  # unpacked to memory, because HDF5 needs random access
         return unpacked(archive, info), 0, info.file_size
 
     def _text(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -117,7 +117,7 @@ class KerasReader(Reader):
         self.metadata = agreeing(self.path, self._said(), self._of_config())
 
     def _said(self) -> dict[str, Any]:
-        """What the network wrote beside its weights, which is no tensor then."""
+        """The metadata that the network wrote beside its weights; removes them from the tensors."""
         info = self.tensors.get(_SAID)
         if info is None or info.dtype != np.uint8 or len(info.shape) != 1:
             return {}
@@ -139,7 +139,7 @@ class KerasReader(Reader):
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """`conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`; layers inside layers keep their own names."""
+    """`conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`; nested layers keep their names."""
     found: dict[str, list[str]] = {}
     for path in paths:
         layer, *inner = path.removeprefix("model_weights/").split("/")

@@ -1,8 +1,8 @@
 """TF1 checkpoints: `tf.train.Saver`'s tensor bundles, read and written without TensorFlow.
 
 Format: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor_bundle/tensor_bundle.h
-`PREFIX.index` is a table: name -> where the tensor is, and under the empty name a header.
-`PREFIX.data-0000i-of-0000n` is the tensors' bytes, one after the other, and nothing else.
+`PREFIX.index` is a table: name -> position of the tensor, and a header under the empty name.
+`PREFIX.data-0000i-of-0000n` holds only the tensors' bytes, one after the other.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def open_tf1(path: Path, limits: Limits = DEFAULT) -> TF1Reader:
 
 
 def find_tf1_prefix(path: Path) -> Path | None:
-    """The prefix of the checkpoint that `path` stands for; None if it stands for none.
+    """The prefix of the checkpoint that `path` names, or None.
 
-    Whether the files of that prefix are there and sound is for `open_tf1` to say, file by file.
+    `open_tf1` checks whether the files of that prefix exist and are valid.
     """
     path = Path(path)
     one_of_its_files = _FILE_OF_PREFIX.fullmatch(path.name)
@@ -77,7 +77,7 @@ def find_tf1_prefix(path: Path) -> Path | None:
 
 
 class TF1Reader(Reader):
-    """A tensor bundle. One of TF2's `tf.train.Checkpoint` reads as plain names, without its object graph."""
+    """A tensor bundle. For TF2's `tf.train.Checkpoint` it gives plain names without the object graph."""
 
     format = "tf1"
 
@@ -86,7 +86,7 @@ class TF1Reader(Reader):
         self._entries: dict[str, Entry] = {}
         self._data_files: dict[int, BufferedReader] = {}
         self._open_files = ExitStack()
-        with self._open_files as files:  # closes them if the checkpoint is refused
+        with self._open_files as files:  # closes them after an error
             self._read_index(index_path(prefix))
             self._take_metadata()
             self._open_files = files.pop_all()
@@ -120,7 +120,7 @@ class TF1Reader(Reader):
         try:
             self._header = parse_header(table.pop(b""))
             for key, value in table.items():
-                if key.startswith(b"\0"):  # one slice of a variable that has an entry of its own
+                if key.startswith(b"\0"):  # a slice of a variable that has its own entry
                     continue
                 part = f"the entry of {key.decode(errors='replace')!r}"
                 self._add(key.decode(), parse_entry(value))
@@ -134,8 +134,8 @@ class TF1Reader(Reader):
         if entry.shard >= self._header.shards:
             raise WireError(f"data file number {entry.shard} of {self._header.shards}")
         available, end = self._data_file(entry).seek(0, 2), entry.offset + entry.size
-        if end > available:  # checked now, so that no array is allocated for bytes that do not exist
-            problem = f"{available} bytes, and tensor {name!r} ends at byte {end}: truncated; {_ADVICE}"
+        if end > available:  # checked now, to avoid allocating arrays for missing bytes
+            problem = f"{available} bytes, but tensor {name!r} ends at byte {end}: truncated; {_ADVICE}"
             raise self._data_error(entry, problem)
         self._entries[name] = entry
         self.add(name, entry.info)
@@ -170,9 +170,9 @@ def write_tf1(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint with the prefix `path`, one tensor in memory at a time, the index last.
+    """Write a checkpoint with the prefix `path`, with one tensor in memory at a time and the index last.
 
-    But for the entry that holds the metadata, the bytes are those that `tf.train.Saver` writes.
+    The bytes equal those of `tf.train.Saver`, except for the entry with the metadata.
     """
     _check_writable(path, tensors)
     text = np.frombuffer(dump_metadata(metadata).encode(), np.uint8)
@@ -191,7 +191,7 @@ def write_tf1(
 def _check_writable(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     if METADATA_NAME in tensors:
         raise DestinationError(
-            f"{path}: tensor name {METADATA_NAME!r} is kept for metadata; rename the tensor"
+            f"{path}: tensor name {METADATA_NAME!r} is reserved for metadata; rename the tensor"
         )
     refused = [f"{name}: {info.dtype}" for name, info in tensors.items() if info.dtype not in DTYPE_NUMBERS]
     if refused:
@@ -209,13 +209,13 @@ def _write_tensor(file: BinaryIO, array: np.ndarray) -> Entry:
 
 
 def _swap_bytes(array: np.ndarray) -> None:
-    """Reverse the bytes of each number in place; a complex number is two of them."""
+    """Reverse the bytes of each number in place; a complex number counts as two."""
     width = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
     array.reshape(-1).view(f"u{width}").byteswap(inplace=True)
 
 
 def _prefix_in_state(state: Path) -> Path | None:
-    """What a file named `checkpoint` names; beside that file if the directory has moved since."""
+    """The prefix in a file named `checkpoint`, searched in the directory of that file."""
     try:
         with state.open("rb") as file:
             line = _STATE_LINE.search(file.read(_MAX_STATE_BYTES))
@@ -224,7 +224,7 @@ def _prefix_in_state(state: Path) -> Path | None:
         named = Path(_STATE_ESCAPE.sub(_unescape, line[2]).decode())
     except (OSError, UnicodeDecodeError):
         return None
-    # The state may have been written on another computer, or by a stranger: only what is beside it is meant.
+    # the file may come from another computer or from a stranger: only files beside it are used
     return state.parent / named.name if named.name else None
 
 
@@ -235,5 +235,5 @@ def _unescape(escape: re.Match[bytes]) -> bytes:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # not permitted, a name too long
+    except (OSError, ValueError):  # not permitted, or a name that is too long
         return False

@@ -28,7 +28,7 @@ def _variable(layer: Any, name: str) -> keras.Variable | None:
 
 
 def _candidates(layer: keras.layers.Layer) -> Iterator[str]:
-    """The canonical names that a layer may have: those of its spec, or of a lone attention block."""
+    """The possible canonical names of a layer: those of its spec, or of a single attention block."""
     config = config_of(layer)
     if "depths" in config:
         specs: list[Any] = [make_spec(ResNetSpec, config)]

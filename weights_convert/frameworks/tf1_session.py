@@ -18,7 +18,7 @@ from weights_convert.layouts import LAYOUTS, ROLES, permuted, role_of
 from weights_convert.spec import TRAINING_ONLY, AttentionSpec
 
 _LAYOUT = LAYOUTS["tf1"]
-# the collections in which tf1_compat notes the scope and keywords of a network, and of a CBAM block
+# collections of tf1_compat with the scope and keywords of each network, and of each CBAM block
 _CONFIGS, _BLOCKS = "resnet_config", "cbam_config"
 
 
@@ -26,7 +26,7 @@ def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
     """Scope -> keywords, for every network of a graph.
 
     Raises:
-        MismatchError: two that share their variables compute different outputs from them.
+        MismatchError: two networks share variables but have different keywords.
     """
     found: dict[str, dict[str, Any]] = {}
     for note in map(json.loads, graph.get_collection(_CONFIGS)):
@@ -42,7 +42,7 @@ def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
 
 
 def keywords_of(session: tf.Session, scope: str | None) -> dict[str, Any]:
-    """The keywords of the network or the CBAM block in a scope; {} where the graph does not say."""
+    """The keywords of the network or the CBAM block in a scope; {} if the graph does not record them."""
     scope = _scope(session, scope)
     notes = map(json.loads, session.graph.get_collection(_BLOCKS))
     blocks = {note["scope"]: note["keywords"] for note in notes}
@@ -59,7 +59,7 @@ def _scope(session: tf.Session, scope: str | None) -> str:
 
 
 def _variables(session: tf.Session, scope: str) -> dict[str, tf.Variable]:
-    """Canonical name -> variable, for the network or block in a scope; slots and counters are passed over."""
+    """Canonical name -> variable, for the network or block in a scope, without slots and counters."""
     prefix, found, unknown = f"{scope}/" if scope else "", {}, []
     for variable in session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
         name = variable.op.name
@@ -72,7 +72,7 @@ def _variables(session: tf.Session, scope: str) -> dict[str, tf.Variable]:
             found[canonical] = variable
     if unknown or not found:
         raise MismatchError(
-            f"the variables under {scope!r} are not those of one network (choose it with scope=):", unknown
+            f"the variables under {scope!r} do not form one network (choose it with scope=):", unknown
         )
     return found
 
@@ -89,7 +89,7 @@ def load_into(session: tf.Session, checkpoint: Checkpoint, prefix: str, scope: s
     feed = {}
     for name, array in arrays.items():
         axes = ROLES[str(role_of(name))].to_tf
-        # feeding the initial value runs the initialiser that is there: the graph does not grow
+        # feeding the existing initialisers adds no operations to the graph
         feed[variables[name].initializer.inputs[1]] = array if axes is None else array.transpose(axes)
     session.run([variables[name].initializer for name in arrays], feed)
 
@@ -123,8 +123,8 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
                 return array if axes is None else array.transpose(axes)
 
             if checkpoint.tensors[canonical].info.dtype != wanted:
-                value()  # refuse now, not in the session, what would lose values
-            # a function of the running process, not a constant: the graph does not hold the weights
+                value()  # raises now instead of in the session if the dtype would lose values
+            # a Python function instead of a constant, so that the graph does not hold the weights
             tensor = tf.numpy_function(value, [], dtype)
             tensor.set_shape(shape)
             return tensor

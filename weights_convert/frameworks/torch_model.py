@@ -26,7 +26,7 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+    if tensor.dtype == torch.bfloat16:  # NumPy lacks it
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
     return tensor.numpy().copy()
 
@@ -70,7 +70,7 @@ def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
     from torch_impl.blocks import make_attention
 
     dtype = getattr(torch, common_dtype(checkpoint))
-    with torch.device("meta"):  # no time for random weights
+    with torch.device("meta"):  # saves initialising random weights
         if isinstance(checkpoint.spec, AttentionSpec):
             made = make_attention(checkpoint.spec.channels, 0, block_config(checkpoint))
             assert made is not None  # an AttentionSpec has an attention
