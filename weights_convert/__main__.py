@@ -35,59 +35,57 @@ def parser() -> Parser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     convert = commands.add_parser("convert", help="write a checkpoint into another container or layout")
-    convert.add_argument("src", metavar="SRC", help="any checkpoint; what it is, its content says")
-    convert.add_argument("dst", metavar="DST", help="its suffix says what to write (list formats)")
+    convert.add_argument("src", metavar="SRC", help="any checkpoint; its format is detected from its content")
+    convert.add_argument("dst", metavar="DST", help="output; its suffix selects the format (list formats)")
     add_reading_options(convert)
-    convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="how DST is to name its tensors")
+    convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="naming of the tensors in DST")
     convert.add_argument("--dtype", metavar="D", help="float16, bfloat16, float32 or float64")
     convert.add_argument(
-        "--reorder-classes", metavar="FILE", help="on line i the class of SRC that becomes class i, from 0"
+        "--reorder-classes", metavar="FILE", help="line i holds the class of SRC that becomes class i, from 0"
     )
     convert.add_argument(
-        "--fold-bn", action="store_true", help="batch norms go into the convolutions; for inference only"
+        "--fold-bn", action="store_true", help="fold batch norms into the convolutions; for inference only"
     )
     convert.add_argument(
-        "--fold-bias", action="store_true", help="biases before batch norms go into the running means"
+        "--fold-bias", action="store_true", help="fold biases before batch norms into the running means"
     )
     convert.add_argument("--strict", action="store_true", help="NaN and infinity are errors")
     convert.add_argument("--overwrite", action="store_true", help="replace DST")
     convert.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
-    convert.add_argument("--json", metavar="FILE", help="the plan and every tensor's sha256; - for stdout")
+    convert.add_argument("--json", metavar="FILE", help="record the plan and every sha256; - for stdout")
     convert.set_defaults(run=run_convert)
 
-    inspect = commands.add_parser("inspect", help="what a file holds, and how to convert it")
+    inspect = commands.add_parser("inspect", help="show the contents of a file and how to convert it")
     inspect.add_argument("file", metavar="FILE")
     add_reading_options(inspect)
     inspect.add_argument("--json", metavar="FILE")
     inspect.set_defaults(run=run_inspect)
 
-    diff = commands.add_parser(
-        "diff", help="whether two files hold the same weights, whatever their containers"
-    )
-    diff.add_argument("a", metavar="A", help="the options about a file are about this one, --set about both")
+    diff = commands.add_parser("diff", help="compare the weights in two files of any format")
+    diff.add_argument("a", metavar="A", help="options about a file apply to A, --set to both")
     diff.add_argument("b", metavar="B")
     add_reading_options(diff)
     diff.add_argument("--json", metavar="FILE")
     diff.set_defaults(run=run_diff)
 
-    check = commands.add_parser("check", help="whether a file holds what convert --json recorded")
+    check = commands.add_parser("check", help="compare a file with a record of convert --json")
     check.add_argument("manifest", metavar="MANIFEST")
     check.add_argument("file", metavar="FILE")
     add_reading_options(check)
     check.set_defaults(run=run_check)
 
-    listing = commands.add_parser("list", help="the models, families and formats known here")
+    listing = commands.add_parser("list", help="list the known models, families and formats")
     listing.add_argument("what", nargs="?", choices=("models", "families", "formats"))
     listing.set_defaults(run=run_list)
 
-    table = commands.add_parser("table", help="every tensor of a model: its names and shapes")
+    table = commands.add_parser("table", help="list every tensor of a model with its names and shapes")
     table.add_argument("model", metavar="MODEL")
     table.set_defaults(run=run_table)
     return root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; its exit code."""
+    """Run one command and return its exit code."""
 
     def job() -> int:
         arguments = parser().parse_args(argv)
@@ -97,11 +95,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 # --------------------------------------------------------------------------------------------------
-# Commands. Heavy imports stand inside, so that --help and errors are quick.
+# Commands. They import heavy modules, so that --help and errors are quick.
 
 
 def _check_json(target: str | None, *files: str) -> None:
-    """`check_target`, for checkpoints: a prefix stands for several files."""
+    """`check_target` for checkpoints, whose prefix may mean several files."""
     if target is not None:
         from weights_convert.formats.given import Given
 
@@ -134,7 +132,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
             **options,
         )
     report = plan.to_json()
-    write_json(arguments.json, report)  # first: who reads what is printed may have gone
+    write_json(arguments.json, report)  # first: the reader of stdout may have closed it
     if arguments.dry_run:
         _print_table(
             output,
@@ -182,7 +180,7 @@ def run_inspect(arguments: argparse.Namespace) -> int:
 
 
 def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
-    """A command that converts the file into another framework's container, with the options that it needs."""
+    """A command that converts the file for another framework, with the necessary options."""
     from weights_convert.formats import FORMATS
 
     target = FORMATS["keras" if report["format"] in ("torch", "safetensors", "npz") else "torch"]
@@ -293,17 +291,17 @@ def run_table(arguments: argparse.Namespace) -> int:
 
 
 def _output(json_target: str | None) -> TextIO:
-    """Where text for people goes: stdout, or stderr when the facts go to stdout as JSON."""
+    """The stream for human text: stdout, or stderr if JSON goes to stdout."""
     return sys.stderr if json_target == "-" else sys.stdout
 
 
 def _say(output: TextIO, text: str) -> None:
-    output.write(f"{errors.printable(text)}\n")  # not rich's print, which makes spaces of tabs
+    output.write(f"{errors.printable(text)}\n")  # rich's print replaces tabs by spaces
 
 
 def _print_facts(output: TextIO, rows: Iterable[tuple[str, str]]) -> None:
-    """Titles and texts: wrapped beside one another on a terminal, a line each for a pipe."""
-    if not output.isatty():  # then without rich, whose import takes 50 ms
+    """Titles and texts: two wrapped columns on a terminal, one line each for a pipe."""
+    if not output.isatty():  # avoids importing rich, 50 ms
         for title, text in rows:
             _say(output, f"{title:<13} {text}")
         return

@@ -1,8 +1,8 @@
-"""A destination is the old file or the complete new one: at every moment, and after a kill at any.
+"""Atomic output: at any time, even after a kill, the destination is the old file or the complete new one.
 
-What is to be written grows in a directory of its own beside the destination, `.NAME.TOKEN.samenet.tmp`, and
-gets its place in one step that the file system makes whole or not at all. Its owner holds a lock in it, which
-ends with the process however that ends; so the next run tells what a dead one has left, and removes it.
+The output is written to a temporary directory beside the destination, `.NAME.TOKEN.samenet.tmp`, and moved to
+its place in one atomic step. The writing process holds a lock in this directory, which ends with the process.
+The next run recognises directories without a lock as leftovers and removes them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from typing import NamedTuple
 
 try:
     import fcntl
-except ImportError:  # Windows: nothing is locked, and nothing of others removed
+except ImportError:  # Windows: no locks, and leftovers of other runs are not removed
     fcntl = None  # type: ignore[assignment]
 
-_OURS = re.compile(r"lock|new(\..+)?")  # what a directory of ours may hold
+_OURS = re.compile(r"lock|new(\..+)?")  # the files in a temporary directory
 _TOKEN = re.compile(r"[0-9a-f]{16}")
 _SUFFIX = ".samenet.tmp"
 
@@ -34,7 +34,7 @@ Orphans = Callable[[Path, Path], list[Path]]  # from, to; files beside `to`
 
 @contextmanager
 def workplace(destination: Path) -> Iterator[Path]:
-    """A name in a new directory beside `destination`; the directory is removed afterwards."""
+    """A path in a new directory beside `destination`; the directory is removed at the end."""
     folder, lock = _make_folder(destination)
     try:
         yield folder / "new"
@@ -44,14 +44,14 @@ def workplace(destination: Path) -> Iterator[Path]:
 
 
 def sweep(destination: Path, orphans: Orphans) -> None:
-    """Remove what dead processes have left of an earlier writing of `destination`; nothing else, ever.
+    """Remove leftovers of dead processes that wrote `destination`, and nothing else.
 
-    That is: directories of this user, named as ours are, holding only what ours hold, whose lock nobody has;
-    and what `orphans` says of each.
+    Leftovers are directories of this user with our names, our contents and no locked lock, and the files that
+    `orphans` returns for each.
     """
     if fcntl is None:
         return
-    with suppress(OSError):  # it may not be allowed, and then it is not this run's business
+    with suppress(OSError):  # not permitted: leave it
         for folder in _folders(destination):
             lock = _lock(folder / "lock", wait=False)
             if lock is not None and lock.certain:
@@ -62,23 +62,23 @@ def sweep(destination: Path, orphans: Orphans) -> None:
 
 
 def put(temporary: Path, destination: Path, place: Place, orphans: Orphans, overwrite: bool) -> list[str]:
-    """Give what is complete under `temporary` its place; what a person should be told about it.
+    """Move the complete output at `temporary` to its place; return warnings.
 
     Raises:
-        FileExistsError: `destination` came into being meanwhile, and is not to be replaced.
-        OSError: it could not be done; the destination is as it was.
+        FileExistsError: another program has created `destination`, and `overwrite` is False.
+        OSError: the move failed; the destination is unchanged.
     """
     with _alone(destination):
         try:
             return place(temporary, destination, overwrite)
-        finally:  # also of one that is interrupted
+        finally:  # also after an interruption
             _remove(orphans(temporary, destination))
             flush_folder(destination.parent)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Where to write what then, complete and flushed, takes the place of the file `path`, if there is one."""
+    """A temporary path for a file that, complete and flushed, replaces `path` at the end."""
     place = real(path)
     sweep(place, no_orphans)
     with workplace(place) as temporary:
@@ -88,13 +88,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def place_file(source: Path, target: Path, overwrite: bool) -> list[str]:
-    """The one step of a container that is one file."""
+    """The atomic step for a format of a single file."""
     if overwrite:
         take_mode(source, target)
         source.replace(target)
         return []
     try:
-        os.link(source, target)  # unlike a rename, never replaces what another program made meanwhile
+        os.link(source, target)  # unlike a rename, never replaces a file that another program has created
     except FileExistsError:
         raise
     except OSError:  # a file system without hard links
@@ -105,7 +105,7 @@ def place_file(source: Path, target: Path, overwrite: bool) -> list[str]:
 
 
 def second_name(source: Path, target: Path) -> None:
-    """A hard link, or a flushed copy where there are none. `FileExistsError` where `target` exists."""
+    """Create a hard link, or a flushed copy without links; `FileExistsError` if `target` exists."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -117,32 +117,32 @@ def second_name(source: Path, target: Path) -> None:
 
 
 def no_orphans(_temporary: Path, _destination: Path) -> list[Path]:
-    """One step leaves nothing beside the destination."""
+    """Formats of a single file leave nothing beside the destination."""
     return []
 
 
 def take_mode(new: Path, old: Path) -> None:
-    """What replaces a file may be read and written by those who could read and write that one."""
+    """Give a new file the permissions of the file that it replaces."""
     with suppress(OSError):
         new.chmod(stat.S_IMODE(old.stat().st_mode) & 0o777)
 
 
 def real(path: Path) -> Path:
-    """The file that a symbolic link names: that one is replaced, and the link stays."""
-    with suppress(OSError):  # a name too long, say
+    """Resolve a symbolic link: its target is replaced, the link is kept."""
+    with suppress(OSError):  # such as a name that is too long
         return Path(os.path.realpath(path)) if path.is_symlink() else path
     return path
 
 
 def flush(file: Path) -> None:
-    """Have the operating system put a file on disk."""
+    """Flush a file to disk."""
     with flushing([file]):
         pass
 
 
 @contextmanager
 def flushing(files: Iterable[Path]) -> Iterator[None]:
-    """Flush files while something else is done: 40 of 700 ms for 110 MB. An `OSError` comes at the end."""
+    """Flush files in the background (saves 40 of 700 ms for 110 MB); raise an `OSError` at the end."""
     failed: list[OSError] = []
 
     def run() -> None:
@@ -153,18 +153,18 @@ def flushing(files: Iterable[Path]) -> Iterator[None]:
             failed.append(error)
 
     with ExitStack() as opened:
-        # for writing: Windows flushes no other
+        # opened for writing, as Windows requires for a flush
         descriptors = [opened.enter_context(file.open("r+b")).fileno() for file in files]
         thread = threading.Thread(target=run)
         thread.start()
-        opened.callback(thread.join)  # before they are closed
+        opened.callback(thread.join)  # join before closing the files
         yield
     if failed:
         raise failed[0]
 
 
 def flush_folder(path: Path) -> None:
-    """Have a folder's entries on disk, where the file system can."""
+    """Flush a folder's entries to disk, if the file system supports it."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -179,11 +179,11 @@ def flush_folder(path: Path) -> None:
 
 class _Lock(NamedTuple):
     descriptor: int
-    certain: bool  # False where the file system has no locks
+    certain: bool  # False if the file system has no locks
 
 
 def _stem(destination: Path) -> str:
-    """A name may be as long as the file system allows, and ours are longer."""
+    """The destination's name, shortened so that our longer names stay valid."""
     name = destination.name
     return f".{name}" if len(name) <= 32 else f".{name[:32]}.{zlib.crc32(os.fsencode(name)):08x}"
 
@@ -198,7 +198,7 @@ def _make_folder(destination: Path) -> tuple[Path, _Lock | None]:
             lock = _lock(folder / "lock", wait=False)
             if lock is not None:
                 return folder, lock
-        except FileNotFoundError:  # swept by another run before it had its lock
+        except FileNotFoundError:  # removed by another run before it was locked
             continue
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -206,7 +206,7 @@ def _make_folder(destination: Path) -> tuple[Path, _Lock | None]:
 
 
 def _folders(destination: Path) -> Iterator[Path]:
-    """The directories beside `destination` that are as ours are."""
+    """The directories beside `destination` with our names and contents."""
     stem = f"{_stem(destination)}."
     with os.scandir(destination.parent) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(stem)]
@@ -223,7 +223,7 @@ def _folders(destination: Path) -> Iterator[Path]:
 
 
 def _lock(path: Path, *, wait: bool) -> _Lock | None:
-    """Take a lock file, made if need be; None where somebody else has it."""
+    """Lock a file, created if necessary; None if another process holds the lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         certain = True
@@ -234,12 +234,12 @@ def _lock(path: Path, *, wait: bool) -> _Lock | None:
             return None
         except OSError:
             certain = False
-        except BaseException:  # interrupted while it waited
+        except BaseException:  # interrupted while waiting
             os.close(descriptor)
             raise
         if _is(descriptor, path):
             return _Lock(descriptor, certain)
-        os.close(descriptor)  # the lock of an owner who removed it at the end
+        os.close(descriptor)  # the owner removed this lock file when it ended
 
 
 def _is(descriptor: int, path: Path) -> bool:
@@ -256,10 +256,10 @@ def _release(lock: _Lock | None) -> None:
 
 @contextmanager
 def _alone(destination: Path) -> Iterator[None]:
-    """One process at a time, where the file system has locks, works on the place of `destination`.
+    """Exclude other processes from the place of `destination`, if the file system has locks.
 
-    By a file that is there as long as that takes. Not by a lock on the folder: `flock . weights-convert ...`
-    would wait for itself.
+    This locks a temporary file, because with a lock on the folder `flock . weights-convert ...` would wait
+    for itself.
     """
     path, lock = destination.with_name(f"{_stem(destination)}.samenet.lock"), None
     if fcntl is not None:

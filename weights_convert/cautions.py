@@ -1,4 +1,4 @@
-"""What a file does not say and changes the numbers: a `UserWarning`, in commands a line on stderr."""
+"""Warnings about missing facts that change the numbers: a `UserWarning`, in commands a line on stderr."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _printer: ContextVar[Callable[[str], None] | None] = ContextVar("_printer", defa
 
 
 def caution(text: str) -> None:
-    """A `UserWarning` at the line that called this package; in a command what it prints instead."""
+    """Issue a `UserWarning` at the line that called this package; a command prints it instead."""
     text = printable(text)
     if (say := _printer.get()) is not None:
         say(text)
@@ -33,7 +33,7 @@ def caution(text: str) -> None:
 
 @contextmanager
 def cautions_go_to(say: Callable[[str], None]) -> Iterator[None]:
-    """Have `say` called with each caution, in place of Python's warning."""
+    """Call `say` with each caution instead of issuing Python's warning."""
     token = _printer.set(say)
     try:
         yield
@@ -42,10 +42,10 @@ def cautions_go_to(say: Callable[[str], None]) -> Iterator[None]:
 
 
 def caution_about(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None) -> None:
-    """Caution against what a checkpoint does not say. Where cautions are errors, its file is closed.
+    """Warn about information that a checkpoint lacks. If warnings are errors, its file is closed.
 
     Args:
-        model: the keywords of the live model that takes the weights, where these are what is assumed.
+        model: the keywords of the live model that takes the weights, if these are assumed.
     """
     try:
         for line in doubts(checkpoint, model):
@@ -56,21 +56,21 @@ def caution_about(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None
 
 
 def doubts(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None) -> Iterable[str]:
-    """A line on what is assumed, and what names and shapes of a family's files cannot show.
+    """Lines on assumed keywords, and on properties that names and shapes of a family's files cannot show.
 
-    What no output depends on is listed with the rest, but is no reason for a line: momenta and dropout matter
-    in training only, where people set their own, and a block refuses inputs of other `channels` by itself.
+    Keywords without effect on the output are listed but cause no line of their own: momenta and dropout
+    matter only in training, and a block itself refuses inputs with other `channels`.
     """
     whose, unsaid = checkpoint.path or "the weights", checkpoint.assumed
     if not all(keyword in _NO_REASON for keyword in unsaid):
         if model is None:
-            values, taken = spec_values(checkpoint.spec, unsaid), "defaults taken"
+            values, taken = spec_values(checkpoint.spec, unsaid), "defaults used"
         else:
             values = ", ".join(f"{name}={model[name]!r}" for name in unsaid if name in model)
-            taken = "taken as the model has them"
+            taken = "the model's values used"
         if values:
             yield (
-                f"{whose}: does not say these keywords, {taken}: {values}; say what they are with "
+                f"{whose}: does not specify these keywords, {taken}: {values}; set them with "
                 "settings={...} (--set KEY=VALUE), or accept them with assume=True (--assume)"
             )
     yield from checkpoint.cautions

@@ -1,7 +1,7 @@
-"""Changes of a checkpoint that somebody asks for: classes reordered, batch norms folded, maps swapped.
+"""Optional changes of a checkpoint: classes reordered, batch norms folded, maps swapped.
 
-Each returns a new `Checkpoint` of the same file whose tensors are still read when asked for, and notes what
-was done. The file is not touched.
+Each returns a new `Checkpoint` of the same file with a note on the change. Tensors are still read on demand,
+and the file is not changed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weights_convert.families.base import Family
 from weights_convert.formats.base import TensorInfo
 from weights_convert.spec import TRAINING_ONLY, changed, parameters
 
-_LETTERS_PER_CLASS = 100  # of a permutation file at most
+_LETTERS_PER_CLASS = 100  # most characters per line of a permutation file
 _BN = ("weight", "bias", "running_mean", "running_var")
 
 
@@ -37,10 +37,10 @@ def _derived(
 
 
 def read_permutation(path: str | Path, classes: int) -> list[int]:
-    """A permutation file: on line i the number, in the source, of what becomes class i; both from 0.
+    """Read a permutation file: line i holds the source's class that becomes class i; both from 0.
 
     Raises:
-        SourceError: it cannot be read, or is not a permutation of that many classes.
+        SourceError: the file cannot be read, or is not a permutation of so many classes.
     """
     try:
         with Path(path).open(encoding="utf-8-sig") as file:
@@ -144,16 +144,16 @@ def fold_bias(source: Checkpoint) -> Checkpoint:
 
 
 # --------------------------------------------------------------------------------------------------
-# What another family needs
+# Conversion for another family
 
 
 def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:
-    """The checkpoint as a family's networks compute it; itself where they do already.
+    """The checkpoint for a family's networks; unchanged if they compute the same.
 
-    The order of CBAM's two maps can be had by swapping the kernel's two input channels.
+    Another order of CBAM's two maps is handled by swapping the kernel's two input channels.
 
     Raises:
-        MismatchError: the family's networks compute something else; every keyword is named.
+        MismatchError: the family's networks compute something else; the message lists the keywords.
     """
     if family.own is not None:
         return source

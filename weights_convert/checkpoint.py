@@ -1,4 +1,4 @@
-"""`Checkpoint`: a file or a live model seen as canonical names and arrays, and what must be in one."""
+"""`Checkpoint`: canonical names and arrays of a file or a live model, with checks of its contents."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ class Tensor(NamedTuple):
 
 
 def in_memory(array: np.ndarray, name: str) -> Tensor:
-    """A tensor that is there already."""
+    """A tensor in memory."""
     return Tensor(TensorInfo(array.shape, array.dtype), name, lambda: array)
 
 
 class Checkpoint(Mapping[str, np.ndarray]):
-    """A read-only mapping of canonical names to arrays in PyTorch's layout, read when asked for.
+    """A read-only mapping of canonical names to arrays in PyTorch's layout, read on demand.
 
     Attributes:
         spec: the architecture, a `ResNetSpec` or `AttentionSpec`.
-        assumed: keywords of `spec` that the source did not show and that took their default.
+        assumed: keywords of `spec` that the source does not show and that have their default.
         tensors: name -> `Tensor`, without reading.
-        path, format, family: where it comes from; None for a live model.
-        same_as: other families whose files are read alike.
-        feeds: what the network was trained to be fed, where its family says so.
-        metadata: what this project wrote into the file, {} for anyone else's.
-        left_out: name -> description of what the source holds besides.
-        notes: what a person should know about how the source was read.
-        cautions: what names and shapes of such a file cannot show, a line each.
-        source: the files it comes from, as they were when they were opened.
+        path, format, family: origin of the checkpoint; None for a live model.
+        same_as: other families that give the same result.
+        feeds: input preprocessing of the network, if its family specifies it.
+        metadata: this project's metadata in the file, {} for other files.
+        left_out: name -> description of other contents of the source.
+        notes: remarks for the user on how the source was read.
+        cautions: properties that names and shapes of such a file cannot show, one line each.
+        source: the files, with their state when they were opened.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def from_arrays(
         cls, arrays: Mapping[str, np.ndarray], keywords: Mapping[str, Any] | None = None
     ) -> Checkpoint:
-        """A checkpoint of arrays in memory; keywords of its spec that are not given are inferred."""
+        """A checkpoint of arrays in memory; missing keywords of its spec are inferred."""
         keywords = dict(keywords or {})
         arrays = {name: _native(array) for name, array in arrays.items()}
         spec: Any = network_spec(keywords)
@@ -102,7 +102,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return cls(tensors, spec, assumed=assumed)
 
     def derived(self, tensors: Mapping[str, Tensor], spec: Spec, note: str) -> Checkpoint:
-        """Another view of the same source, with one more note; closing either closes both."""
+        """Another view of the same source with an additional note; closing one closes both."""
         other = copy.copy(self)
         other.tensors, other.spec, other.notes = dict(tensors), spec, [*self.notes, note]
         return other
@@ -110,7 +110,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self.tensors[name]
         if self._reader is not None and self._reader.closed:
-            raise SourceError(f"{self.path}: is closed; read {name} before that, inside the `with` block")
+            raise SourceError(f"{self.path}: is closed; read {name} inside the `with` block")
         array = tensor.read().view()
         array.flags.writeable = False
         return array
@@ -128,12 +128,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.close()
 
     def close(self) -> None:
-        """Close the file; arrays that were read stay."""
+        """Close the file; arrays read before stay valid."""
         if self._reader is not None:
             self._reader.close()
 
     def close_when_dropped(self) -> None:
-        """Have the file closed as soon as nothing refers to this checkpoint any more."""
+        """Close the file automatically when the last reference to this checkpoint ends."""
         if self._reader is not None:
             weakref.finalize(self, self._reader.close)
 
@@ -153,6 +153,6 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """The array in this machine's byte order, itself where it is so already."""
+    """The array in this machine's byte order, without a copy if possible."""
     array = np.asarray(array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)

@@ -1,4 +1,4 @@
-"""What the two command lines, `weights-convert` and `parity`, share."""
+"""Shared by the two command lines, `weights-convert` and `parity`."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def _count(text: str) -> int:
 
 
 def add_limits(command: argparse.ArgumentParser) -> None:
-    """The options of every command that reads files, which may be anyone's."""
-    group = command.add_argument_group("what files are believed")
+    """The options of every command that reads untrusted files."""
+    group = command.add_argument_group("limits for untrusted files")
     group.add_argument(
         "--max-bytes", type=_size, metavar="SIZE",
         help="of all tensors, such as 20G (twice the file and half a gigabyte)",
@@ -46,7 +46,7 @@ def add_limits(command: argparse.ArgumentParser) -> None:
 
 
 def limits_of(arguments: argparse.Namespace) -> Limits:
-    """The limits that the options of a command say; the defaults for those that are not given."""
+    """The limits from the options of a command; missing options have defaults."""
     given = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(Limits)}
     return Limits(**{name: value for name, value in given.items() if value is not None})
 
@@ -58,41 +58,41 @@ def setting(text: str) -> tuple[str, Any]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected KEY=VALUE, such as stride_in=conv1")
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # what literal_eval raises
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):  # exceptions of literal_eval
         return key, value
 
 
 def add_reading_options(command: argparse.ArgumentParser) -> None:
-    """What the user knows of a file and the file does not say."""
+    """Options for facts that a file does not contain."""
     command.add_argument("--model", metavar="NAME", help="the architecture (list models), or FAMILY:NAME")
     command.add_argument(
         "--set", metavar="KEY=VALUE", type=setting, action="append", default=[], dest="settings",
         help="a keyword of the architecture, such as stride_in=conv1",
     )  # fmt: skip
-    command.add_argument("--from", metavar="FAMILY", dest="family", help="whose file it is (list families)")
+    command.add_argument("--from", metavar="FAMILY", dest="family", help="origin of the file (list families)")
     command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
     command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
     command.add_argument(
-        "--assume", action="store_true", help="accept the defaults for what the file does not say"
+        "--assume", action="store_true", help="accept defaults for keywords that the file does not specify"
     )
     add_limits(command)
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of `load` that the options of a command say."""
+    """The arguments of `load` from the options of a command."""
     said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope", "assume")}
     return said | {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line."""
+    """An argument parser with one-line errors."""
 
     def error(self, message: str) -> NoReturn:
         raise SpecError(f"{self.prog}: {message} (see {self.prog} --help)")
 
 
 class Ended(KeyboardInterrupt):
-    """The process was asked to end; `exit_code` is the one that shells know for that."""
+    """The process received a signal to end; `exit_code` is 128 + its number."""
 
     def __init__(self, number: int):
         self.exit_code = 128 + number
@@ -100,9 +100,9 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def ends_like_ctrl_c() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise `Ended`, so that what is temporary is removed as after Ctrl-C.
+    """Let SIGTERM and SIGHUP raise `Ended`, so that temporary files are removed as after Ctrl-C.
 
-    Whoever starts the command keeps his word: what he ignores (`nohup`) or handles stays so.
+    Signals that are already ignored (`nohup`) or handled are not changed.
     """
 
     def end(number: int, _frame: object) -> NoReturn:
@@ -115,7 +115,7 @@ def ends_like_ctrl_c() -> Iterator[None]:
             if signal.getsignal(number) is signal.SIG_DFL:
                 signal.signal(number, end)
                 taken.append(number)
-    except ValueError:  # not in the main thread, where no signal arrives either
+    except ValueError:  # not in the main thread, the only one that receives signals
         pass
     try:
         yield
@@ -125,52 +125,52 @@ def ends_like_ctrl_c() -> Iterator[None]:
 
 
 def exit_code(job: Callable[[], int]) -> int:
-    """Do a command's work; whatever goes wrong is one line on stderr, and the exit code for it."""
+    """Run a command; print any error as one line on stderr and return the exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file's name may be beyond the terminal's encoding
+        if hasattr(stream, "reconfigure"):  # the terminal's encoding may not support a file's name
             stream.reconfigure(errors="backslashreplace")
     try:
         cautions: list[str] = []
         with ends_like_ctrl_c(), cautions_go_to(cautions.append):
             code = job()
-        for text in cautions:  # at the end: where nothing was done, the error is the only line
+        for text in cautions:  # at the end, so that an error is the only line
             print(f"warning: {text}", file=sys.stderr)  # noqa: T201
-        sys.stdout.flush()  # now, while what goes wrong can be said
+        sys.stdout.flush()  # now, while errors can still be reported
         return code
     except WeightsConvertError as error:
         print(error, file=sys.stderr)  # noqa: T201
         return error.exit_code
-    except BrokenPipeError:  # the reader of a pipe has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         _discard_stdout()
-        return 128 + 13  # as of others that SIGPIPE ends; 0 might be taken for a verdict
+        return 128 + 13  # the exit code for SIGPIPE; 0 would look like a verdict
     except OSError as error:  # the disk behind a redirected stdout is full
         where = f"{error.filename or 'standard output'}: {error.strerror}"
         print(where if error.errno else error, file=sys.stderr)  # noqa: T201
         _discard_stdout()
         return WriteError.exit_code
     except KeyboardInterrupt as error:
-        print("interrupted; what is written is as it was before, or complete", file=sys.stderr)  # noqa: T201
+        print("interrupted; the output is unchanged or complete", file=sys.stderr)  # noqa: T201
         return getattr(error, "exit_code", 130)
 
 
 def _discard_stdout() -> None:
-    """Send what is still in its buffer nowhere, so that the interpreter does not try again at its end."""
+    """Discard the buffer of stdout, so that the interpreter does not write it again when it ends."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-JSON, HTML = (b"{", b"["), (b"<!DOCTYPE html>",)  # how reports begin
+JSON, HTML = (b"{", b"["), (b"<!DOCTYPE html>",)  # first bytes of reports
 
 
 def check_target(
     target: str | os.PathLike[str] | None, *files: str, begins: tuple[bytes, ...] = JSON
 ) -> None:
-    """Raise `DestinationError` before any work is done for a report that could not be put there.
+    """Raise `DestinationError` before the work starts if a report cannot be written.
 
     Args:
-        target: where it is to go; "-" is stdout.
-        files: what is read or written besides, which it is not to replace.
-        begins: how a report of its kind begins: nothing else is replaced, for it may be a checkpoint.
+        target: the file of the report; "-" is stdout.
+        files: other inputs and outputs, which the report must not replace.
+        begins: first bytes of such reports: other files, which may be checkpoints, are not replaced.
     """
     if target is None or str(target) == "-":
         return
@@ -181,9 +181,9 @@ def check_target(
         if path.is_dir():
             raise DestinationError(f"{target}: is a directory, expected a file name")
         if os.path.realpath(path) in map(os.path.realpath, files):
-            raise DestinationError(f"{target}: would replace what is read or written there")
+            raise DestinationError(f"{target}: would replace an input or another output")
         if path.is_file() and path.stat().st_size and not _begins(path).startswith(begins):
-            what = "exists already and is no report of this kind"
+            what = "exists already and is not a report of this kind"
             raise DestinationError(f"{target}: {what}; remove it or choose another name")
     except OSError as error:
         raise DestinationError(f"{target}: cannot be written ({error.strerror})") from error
@@ -195,7 +195,7 @@ def _begins(path: Path) -> bytes:
 
 
 def write_json(target: str | None, report: Any) -> None:
-    """Write facts for a machine to a file, to stdout for "-", nowhere for None."""
+    """Write a report as JSON to a file, to stdout for "-", nowhere for None."""
     if target is None:
         return
     text = json.dumps(report, indent=2, allow_nan=False) + "\n"
@@ -206,10 +206,10 @@ def write_json(target: str | None, report: Any) -> None:
 
 
 def write_report(target: str | os.PathLike[str], report: bytes) -> None:
-    """Write a report in one step, so that a reader sees the earlier one or this one.
+    """Write a report in one step, so that a reader sees the old or the new report.
 
     Raises:
-        WriteError: it could not be written.
+        WriteError: the report cannot be written.
     """
     path = Path(target)
     try:

@@ -1,8 +1,7 @@
-"""`convert` and `save`: the plan carried out.
+"""`convert` and `save`: carry out a plan.
 
-Tensors pass one at a time. They go to a temporary file beside the destination, which is flushed to disk and
-meanwhile read back and compared with what was meant (sha256 of each tensor), and only then put in its place
-(`atomic`).
+Tensors pass one at a time. The output goes to a temporary file beside the destination, is flushed to disk,
+read back and verified (sha256 of each tensor), and then moved to its place (`atomic`).
 """
 
 from __future__ import annotations
@@ -52,24 +51,24 @@ def convert(
 
     Args:
         src, model, settings, from_family, key, assume, limits: as in `load`.
-        dst: the suffix says the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
-        to_family: the layout to write, by default the container's own.
-        dtype: of the floating-point tensors; by default each keeps its own.
-        scope: the variable scope of the network in a TF1 checkpoint, on whichever side that is.
+        dst: the suffix selects the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
+        to_family: the layout to write; default: the container's own.
+        dtype: of the floating-point tensors; default: unchanged.
+        scope: the variable scope of the network in a TF1 checkpoint, source or destination.
         reorder_classes: a permutation file, see `changes.read_permutation`.
-        fold_bn: batch norms go into the convolutions, for inference; see `changes.fold_bn`.
-        fold_bias: biases before batch norms go into the running means; see `changes.fold_bias`.
+        fold_bn: fold batch norms into the convolutions, for inference; see `changes.fold_bn`.
+        fold_bias: fold biases before batch norms into the running means; see `changes.fold_bias`.
         strict: NaN and infinity are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.
-        hash_source: put the sha256 of the source's files into the plan.
+        hash_source: add the sha256 of the source's files to the plan.
         progress: called with (bytes done, bytes in all).
 
     Returns:
         The plan, with every tensor's sha256 unless `dry_run`.
 
     Raises:
-        WeightsConvertError: see its subclasses; the destination is then as it was before.
+        WeightsConvertError: see its subclasses; the destination is unchanged.
     """
     with opened(
         src, model=model, settings=settings, family=from_family, key=key, scope=scope, limits=limits
@@ -123,7 +122,7 @@ def _reordered(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
 
 
 def check_destination(path: Path, container: Format, overwrite: bool) -> None:
-    """Raise `DestinationError` for a folder that is not there or a file that is."""
+    """Raise `DestinationError` if the folder does not exist or the file exists."""
     files = container.files(path)
     try:
         folder = _place_of(path, container).parent
@@ -150,12 +149,12 @@ def _exists(file: Path) -> DestinationError:
 
 
 def _place_of(path: Path, container: Format) -> Path:
-    """Where the files are to be: a container that is one file is written through a symbolic link."""
+    """The place of the files: for a format of a single file the target of a symbolic link."""
     return atomic.real(path) if container.files(path) == [path] else path
 
 
 def execute(plan: Plan, *, strict: bool, overwrite: bool, progress: Progress | None = None) -> None:
-    """Write, read back, put in place. Fills in each move's sha256, and warns as the plan's warnings say."""
+    """Write, verify and move to the destination; set each move's sha256 and issue the plan's warnings."""
     container, place = plan.container, _place_of(plan.destination, plan.container)
     advance, known = _progress(plan, progress), len(plan.warnings)
     atomic.sweep(place, container.orphans)
@@ -181,7 +180,7 @@ def execute(plan: Plan, *, strict: bool, overwrite: bool, progress: Progress | N
 
 
 def _progress(plan: Plan, progress: Progress | None) -> Callable[[Move], None]:
-    """A function to call once for each tensor that is written, and again for each that is read back."""
+    """A function to call for each tensor written and for each tensor read back."""
     total, done = 2 * sum(move.target.nbytes for move in plan.moves), 0
 
     def advance(move: Move) -> None:
@@ -195,7 +194,7 @@ def _progress(plan: Plan, progress: Progress | None) -> Callable[[Move], None]:
 
 def _write(plan: Plan, temporary: Path, strict: bool, advance: Callable[[Move], None]) -> None:
     """Write all tensors."""
-    assert plan.container.write is not None  # format_for_writing gives no other
+    assert plan.container.write is not None  # checked by format_for_writing
     moves = {move.target_name: move for move in plan.moves}
 
     def read(name: str) -> np.ndarray:
@@ -208,13 +207,13 @@ def _write(plan: Plan, temporary: Path, strict: bool, advance: Callable[[Move], 
         plan.container.write(
             temporary, {name: move.target for name, move in moves.items()}, read, plan.metadata
         )
-    except WeightsConvertError as error:  # a writer knows no other name
+    except WeightsConvertError as error:  # a writer knows only the temporary name
         error.message = error.message.replace(str(temporary), str(plan.destination))
         raise
 
 
 def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
-    """A tensor as it is to be written: checked for NaN and infinity, cast, transposed."""
+    """A tensor ready for writing: checked for NaN and infinity, cast, transposed."""
     array = plan.checkpoint[move.canonical]
     if count := not_finite(array):
         message = f"{move.source_name} has {count} values that are NaN or infinite"
@@ -237,30 +236,26 @@ def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
 
 
 def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> None:
-    """Raise `WriteError` unless the file holds exactly what was meant."""
+    """Raise `WriteError` unless the file holds exactly the expected contents."""
     try:
         with plan.container.open(temporary) as reader:
             names = {move.target_name for move in plan.moves}
             if set(reader.tensors) != names or reader.metadata != _as_read(plan.metadata):
-                raise WriteError(
-                    f"{plan.destination}: what was written reads back with other names or metadata"
-                )
+                raise WriteError(f"{plan.destination}: the output reads back with other names or metadata")
             for move in plan.moves:
                 array = reader.read(move.target_name)
                 if (array.shape, array.dtype, sha256(array)) != (*move.target, move.sha256):
                     raise WriteError(f"{plan.destination}: {move.target_name} does not read back as written")
-                del array  # before the next one is read
+                del array  # before reading the next one
                 advance(move)
     except WriteError:
         raise
     except WeightsConvertError as error:
-        raise WriteError(
-            f"{plan.destination}: what was written cannot be read back ({error.message})"
-        ) from error
+        raise WriteError(f"{plan.destination}: the output cannot be read back ({error.message})") from error
 
 
 def _as_read(metadata: Any) -> Any:
-    """Metadata as JSON gives them back: tuples as lists."""
+    """Metadata after a round trip through JSON: tuples become lists."""
     if isinstance(metadata, Mapping):
         return {key: _as_read(value) for key, value in metadata.items()}
     return [_as_read(value) for value in metadata] if isinstance(metadata, (list, tuple)) else metadata

@@ -1,7 +1,7 @@
-"""Errors for people: one line says what was received, what was expected and what to do; a list may follow.
+"""Errors: one line with what was received, what was expected and what to do; a list may follow.
 
-Every error of this package is a `WeightsConvertError`. `exit_code` is what the command line ends
-with: 2 for bad usage or bad input, 3 when the output could not be written.
+Every error of this package is a `WeightsConvertError`. `exit_code` is the exit code of the command line: 2
+for bad usage or bad input, 3 if the output cannot be written.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 _MOST_TIED = 8
-_LONGEST_HINTED, _MOST_HINTS = 200, 2_000  # letters of a name, names: the search is slow, 15 us for each
+_LONGEST_HINTED, _MOST_HINTS = 200, 2_000  # characters, names: the search takes 15 us per name
 
 
 class WeightsConvertError(Exception):
-    """Base of all errors raised on purpose by `weights_convert`.
+    """Base class of the errors of `weights_convert`.
 
     Args:
         message: one line: what was received, what was expected, what to do.
-        details: lines of a list that follows the message (every missing tensor, say).
+        details: lines of a list that follows the message, such as all missing tensors.
     """
 
     exit_code = 2
@@ -34,7 +34,7 @@ class WeightsConvertError(Exception):
 
 
 class SpecError(WeightsConvertError):
-    """An architecture that does not exist, or a keyword or value that it does not take."""
+    """An unknown architecture, or an invalid keyword or value."""
 
 
 class SourceError(WeightsConvertError):
@@ -42,21 +42,21 @@ class SourceError(WeightsConvertError):
 
 
 class MismatchError(WeightsConvertError):
-    """Tensors, shapes, dtypes or keywords that do not fit where they are to go."""
+    """Tensors, shapes, dtypes or keywords that do not match their target."""
 
 
 class DestinationError(WeightsConvertError):
-    """A destination that cannot be accepted: it exists, its folder does not, its suffix is unknown."""
+    """An invalid destination: the file exists, its folder does not, or its suffix is unknown."""
 
 
 class WriteError(WeightsConvertError):
-    """The output could not be written or did not read back; the destination is as it was before."""
+    """The output could not be written or verified; the destination is unchanged."""
 
     exit_code = 3
 
 
 def printable(text: str) -> str:
-    """One line without control characters: names come from files that anyone may have written.
+    """One line without control characters, for names from untrusted files.
 
     >>> printable("se_resnet50"), printable("a\\nb")
     ('se_resnet50', 'a\\\\nb')
@@ -65,7 +65,7 @@ def printable(text: str) -> str:
 
 
 def nearest(name: str, names: Iterable[str], likeness: float = 0.6) -> str:
-    """The hint `; did you mean 'x'?` for a mistyped name, or nothing; of equally near ones the first.
+    """The hint `; did you mean 'x'?` for a mistyped name, or "".
 
     >>> nearest("se_resnet5", ["se_resnet50", "resnet18"])
     "; did you mean 'se_resnet50'?"

@@ -1,4 +1,4 @@
-"""What a checkpoint is, and how two differ: plain facts, which `__main__` prints and `--json` records."""
+"""The facts about a checkpoint and the differences of two, for `__main__` to print and for `--json`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from weights_convert.spec import count_parameters, variant_of
 
 
 def facts(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Everything `inspect` tells. Reads every tensor, one at a time, to look for NaN and odd statistics."""
+    """The report of `inspect`. Reads every tensor, one at a time, to find NaN and invalid statistics."""
     families = [FAMILIES[name] for name in (checkpoint.family, *checkpoint.same_as) if name is not None]
     name, variant = variant_of(checkpoint.spec)
     dtypes = Counter(tensor.info.dtype.name for tensor in checkpoint.tensors.values())
@@ -44,7 +44,7 @@ def facts(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def oddities(checkpoint: Checkpoint) -> list[str]:
-    """NaN, infinity and batch statistics that cannot be, by tensor."""
+    """Tensors with NaN, infinity or invalid batch statistics."""
     found = []
     for name in checkpoint:
         array = checkpoint[name]
@@ -52,15 +52,15 @@ def oddities(checkpoint: Checkpoint) -> list[str]:
             found.append(f"{name}: {count} values are NaN or infinite")
         elif name.endswith("running_var") and (count := int((array <= 0).sum())):
             found.append(f"{name}: {count} variances are zero or negative")
-        del array  # before the next one is read
+        del array  # before reading the next one
     return found
 
 
 def diff(a: Checkpoint, b: Checkpoint) -> list[dict[str, Any]]:
-    """Every difference between two checkpoints, as canonical tensors; [] when they are the same bits.
+    """Every difference between two checkpoints, by canonical tensor; [] if all bits are equal.
 
-    Each is {"tensor", "what", and for differing values "max_abs" and "where"}. Keywords that only one of
-    the two assumes are not compared.
+    Each is {"tensor", "what", and for differing values "max_abs" and "where"}. Keywords that either of the
+    two assumes are not compared.
     """
     found: list[dict[str, Any]] = []
     ours, theirs = dataclasses.asdict(a.spec), dataclasses.asdict(b.spec)

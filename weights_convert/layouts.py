@@ -29,12 +29,12 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Role(NamedTuple):
-    """How one kind of tensor is called in each framework, and where its PyTorch axes go in TensorFlow."""
+    """The names of one kind of tensor in each framework, and its transposition from PyTorch to TensorFlow."""
 
     torch: str  # leaf name
-    tf: str | None  # leaf name in Keras and TF1; None: it has no place there
+    tf: str | None  # leaf name in Keras and TF1; None: it does not exist there
     keras_index: int | None  # its number among the layer's variables in a Keras file
-    to_tf: tuple[int, ...] | None = None  # axes; None: as they are
+    to_tf: tuple[int, ...] | None = None  # axes; None: unchanged
 
     @property
     def to_torch(self) -> tuple[int, ...] | None:
@@ -148,11 +148,11 @@ class Layout:
     marks: tuple[str, ...] = ()
 
     def knows(self, name: str) -> bool:
-        """Whether a name in a file may be of this layout."""
+        """Whether a name in a file may belong to this layout."""
         return self.parse(name) is not None
 
     def assign(self, shapes: Shapes) -> dict[str, tuple[str, ...]]:
-        """Canonical name -> the names in a file whose tensors, side by side, are that tensor."""
+        """Canonical name -> names in a file whose concatenated tensors are that tensor."""
         found: dict[str, dict[int, str]] = {}
         for name in shapes:
             canonical = self.parse(name)
@@ -177,7 +177,7 @@ class Layout:
 
 
 def permuted(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
-    """The shape after a transposition; as it is where the number of axes does not fit (an error later)."""
+    """The shape after a transposition; unchanged if the number of axes is wrong (an error later)."""
     return shape if axes is None or len(axes) != len(shape) else tuple(shape[axis] for axis in axes)
 
 
@@ -194,7 +194,7 @@ def _torch_parse(name: str) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# tf1: layer1_0/conv1/kernel, a number belongs to what stands before it
+# tf1: layer1_0/conv1/kernel, a number is joined to the preceding name
 
 
 def _tf1_rename(parameter: Parameter, spec: Spec) -> str | None:  # noqa: ARG001
@@ -229,7 +229,7 @@ def _tf1_parse(name: str) -> str | None:
 
 
 # --------------------------------------------------------------------------------------------------
-# keras: layer1/bottleneck_1/conv1/vars/0, where a list numbers its members per class
+# keras: layer1/bottleneck_1/conv1/vars/0, members of a list are numbered per class
 
 _LAYER_CLASSES = {"conv2d": "conv2d", "conv1d": "conv1d", "dense": "dense"}  # else a batch norm
 

@@ -1,4 +1,4 @@
-"""What a file may claim before it is believed. Each limit is an option of every command that reads."""
+"""Limits for untrusted files. Each limit is an option of every command that reads files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from weights_convert.errors import SourceError
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
-# Without --max-bytes: weights do not compress, so honest tensors hardly take more than their file does. Half
-# a gigabyte on top lets fresh weights (all zero) be packed as small as they like, and fits any computer.
+# Without --max-bytes: weights do not compress, so honest tensors take hardly more than their file. Half a
+# gigabyte on top allows fresh weights (all zero), which do compress, and fits any computer.
 _TIMES_THE_FILE = 2
 _MORE_THAN_THE_FILE = 512 * 2**20
 _AT_MOST = 64 * 2**30  # a file can be sparse
@@ -21,14 +21,14 @@ _OPERATIONS_PER_TENSOR = 64  # of a pickle; torch's protocol 2 takes 38
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file is believed at most.
+    """Limits for an untrusted file.
 
     Attributes:
-        max_bytes: what all tensors take together, and whatever else is unpacked. None: twice what the file
-            has and half a gigabyte, at most 64 gigabytes.
+        max_bytes: total size of all tensors and other unpacked data. None: twice the file and half a
+            gigabyte, at most 64 gigabytes.
         max_tensors: tensors and other entries. The largest networks here have 1,300, a training checkpoint
             of one three times as many.
-        max_depth: containers within containers: of a pickle, of groups, of metadata.
+        max_depth: nested containers in a pickle, groups, metadata.
     """
 
     max_bytes: int | None = None
@@ -36,19 +36,19 @@ class Limits:
     max_depth: int = 100
 
     def bytes_of(self, size: int) -> int:
-        """What the tensors of a file of `size` bytes may take."""
+        """The limit for the tensors of a file of `size` bytes."""
         if self.max_bytes is not None:
             return self.max_bytes
         return min(_TIMES_THE_FILE * size + _MORE_THAN_THE_FILE, _AT_MOST)
 
     @property
     def text(self) -> int:
-        """Bytes of a list that describes the tensors: a header, a directory, an index."""
+        """The limit in bytes of a list that describes the tensors: a header, a directory, an index."""
         return _TEXT_PER_TENSOR * self.max_tensors
 
     @property
     def operations(self) -> int:
-        """Operations of a pickle."""
+        """The limit for the operations of a pickle."""
         return _OPERATIONS_PER_TENSOR * self.max_tensors
 
 
@@ -56,11 +56,11 @@ DEFAULT = Limits()
 
 
 class LimitError(SourceError):
-    """A file claims more than it is believed; the message says how to believe it."""
+    """A file exceeds a limit; the message names the option that raises it."""
 
 
 class LimitReached(Exception):
-    """The same where the file's name is not known: what there is too much of, how much, a limit's name."""
+    """The same without the file's name: what exceeds the limit, its amount, the limit's name."""
 
     def __init__(self, what: str, found: int, limit: str, value: int):
         super().__init__(what, found, limit, value)
@@ -73,11 +73,11 @@ def too_many(where: object, what: str, found: int, limit: str, value: int) -> Li
     """The error for a limit, by its name in `Limits`.
 
     >>> too_many("a.npz", "bytes of tensors", 9_000, "max_bytes", 8_000).message
-    'a.npz: 9,000 bytes of tensors, and 8,000 are believed; if you trust it, raise max_bytes (--max-bytes)'
+    'a.npz: 9,000 bytes of tensors, limit 8,000; if you trust the file, raise max_bytes (--max-bytes)'
     """
     option = f"--{limit.replace('_', '-')}"
     return LimitError(
-        f"{where}: {found:,} {what}, and {value:,} are believed; if you trust it, raise {limit} ({option})"
+        f"{where}: {found:,} {what}, limit {value:,}; if you trust the file, raise {limit} ({option})"
     )
 
 

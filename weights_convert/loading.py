@@ -1,8 +1,8 @@
 """`load`: a checkpoint of any container and layout as a `Checkpoint`.
 
-container -> family names -> canonical: the reader lists what is there, a layout parses the names, the
-spec (from the file's metadata, from `model`, or inferred) says what must be there, and every difference
-between the two is named.
+container -> family names -> canonical: the reader lists the existing tensors, a layout parses their names,
+the spec (from the file's metadata, from `model`, or inferred) lists the expected tensors, and every
+difference between the two is reported.
 """
 
 from __future__ import annotations
@@ -44,26 +44,27 @@ def load(
     assume: bool = False,
     limits: Limits | None = None,
 ) -> Checkpoint:
-    """Open a checkpoint of any container; tensors are read when asked for.
+    """Open a checkpoint of any container; tensors are read on demand.
 
-    What changes the numbers and the file does not say (a stride, an epsilon) takes its default, with a
-    `UserWarning` that names it; `settings` or `model` say it, `assume` accepts the defaults without a word.
+    Keywords that change the numbers and that the file does not specify (a stride, an epsilon) have their
+    defaults, with a `UserWarning` that names them. `settings` or `model` set them, `assume` accepts the
+    defaults.
 
     Args:
         path: the file; for a TF1 checkpoint its prefix or directory.
-        model: the architecture's name, where the file's own word or the inference is not to be taken; or
-            FAMILY:NAME, where a family has several that look alike ("pytorchcv:seresnet50b").
+        model: the architecture's name, instead of the file's metadata or the inference; or FAMILY:NAME, if a
+            family has several that look alike ("pytorchcv:seresnet50b").
         settings: keywords of the spec to set, such as {"stride_in": "conv1"}.
-        family: the naming of its tensors, where it is not to be detected.
+        family: the naming of the tensors; by default detected.
         key: the entry of a PyTorch file that holds the weights.
         scope: the variable scope of the network in a TF1 checkpoint.
-        assume: accept the defaults for what the file does not say.
-        limits: what the file is believed: bytes, tensors, depth.
+        assume: accept the defaults for keywords that the file does not specify.
+        limits: limits for untrusted files: bytes, tensors, depth.
 
     Raises:
-        SourceError: the file cannot be read or is not a checkpoint, or (`LimitError`) claims too much.
-        MismatchError: its tensors are not those of the model; all of them are listed.
-        SpecError: `model` or `settings` name what does not exist.
+        SourceError: the file cannot be read or is not a checkpoint, or (`LimitError`) exceeds a limit.
+        MismatchError: its tensors do not match the model; all mismatches are listed.
+        SpecError: `model` or `settings` hold an unknown name or an invalid value.
     """
     checkpoint = opened(
         path, model=model, settings=settings, family=family, key=key, scope=scope, limits=limits
@@ -145,7 +146,7 @@ def _load(
 
 
 def _network_of(reader: Reader, scope: str | None) -> dict[str, Any] | None:
-    """What the file says of the network in a scope, or of the only one whose tensors it holds."""
+    """The file's metadata of the network in a scope, or of its only network."""
     if scope is not None:
         return reader.networks.get(scope.rstrip("/"))
     there = [
@@ -157,15 +158,15 @@ def _network_of(reader: Reader, scope: str | None) -> dict[str, Any] | None:
 
 
 def _notes(found: Candidate) -> list[str]:
-    """What a person should know about how the file was read."""
+    """Remarks for the user on how the file was read."""
     notes, reading = [], found.reading
     if reading.prefix:
-        notes.append(f"looked through the prefix {reading.prefix!r}")
+        notes.append(f"removed the prefix {reading.prefix!r}")
     plain = vars(type(found.spec)())
     if unusual := tuple(k for k, value in found.implied.items() if value != plain[k]):
         notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, unusual)}")
     if merged := [names for names in reading.names.values() if len(names) > 1]:
-        notes.append(f"{len(merged)} grouped convolutions were kept in parts, one per group, and are merged")
+        notes.append(f"{len(merged)} grouped convolutions were stored in one part per group, and are merged")
     return notes
 
 

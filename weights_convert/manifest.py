@@ -1,7 +1,7 @@
-"""Manifests: what `convert --json FILE` recorded, and whether a file still holds it.
+"""Manifests: the record of `convert --json FILE`, and a check of a file against it.
 
-A manifest has the sha256 of the source file and of every tensor that was written, as little-endian bytes in
-the target's layout. `check` holds any file against it, whatever container it has come into since.
+A manifest has the sha256 of the source file and of every tensor written, as little-endian bytes in the
+target's layout. `check` compares any file with it, also after a conversion to another container.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from weights_convert.spec import is_count, parameters
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """The manifest in a file.
+    """Read a manifest from a file.
 
     Raises:
-        SourceError: it cannot be read, or is not a manifest.
+        SourceError: the file cannot be read, or is not a manifest.
     """
     try:
         facts = json.loads(Path(path).read_text("utf-8"))
@@ -37,7 +37,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     except (KeyError, TypeError):
         whole = False
     if not whole:
-        raise SourceError(f"{path}: not a manifest, as `weights-convert convert --json FILE` writes it")
+        raise SourceError(f"{path}: not a manifest of `weights-convert convert --json FILE`")
     find_family(family)
     return facts
 
@@ -48,9 +48,9 @@ def _is_line(line: tuple[Any, ...]) -> bool:
 
 
 def check(manifest: dict[str, Any], checkpoint: Checkpoint) -> list[dict[str, Any]]:
-    """Every difference between a manifest and a checkpoint, [] when it holds what was recorded.
+    """Every difference between a manifest and a checkpoint; [] if they match.
 
-    Each is {"tensor", "what"}. Keywords that a file does not say are not compared.
+    Each is {"tensor", "what"}. Keywords that a file does not specify are not compared.
     """
     found = []
     layout = find_family(manifest["destination"]["family"]).layout_of(checkpoint.spec)
@@ -74,6 +74,6 @@ def check(manifest: dict[str, Any], checkpoint: Checkpoint) -> list[dict[str, An
             found.append({"tensor": name, "what": what})
         elif sha256(array) != line["sha256"]:
             found.append({"tensor": name, "what": "other values"})
-    # step counts travel in the metadata of containers that have no place for them
+    # step counts are in the metadata of containers that cannot hold them as tensors
     unexpected = [n for n in checkpoint if n not in recorded_names and not is_count(n)]
     return found + [{"tensor": name, "what": "only in the file"} for name in unexpected]

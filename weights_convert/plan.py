@@ -1,4 +1,4 @@
-"""The plan of a conversion: every tensor's way from source to target, made before anything is written."""
+"""The plan of a conversion: every tensor's way from source to target, made before writing."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def _writable(name: str) -> Family:
     family = find_family(name)
     if not family.written:
         known = ", ".join(other.name for other in FAMILIES.values() if other.written)
-        raise SpecError(f"the family {name!r} is only read; written are {known}")
+        raise SpecError(f"the family {name!r} can only be read; expected one of {known}")
     return family
 
 
 @dataclass
 class Move:
-    """One tensor's way. `sha256` (of its little-endian bytes) is known after writing."""
+    """One tensor's conversion. `sha256` (of its little-endian bytes) is known after writing."""
 
     canonical: str
     source_name: str
@@ -68,7 +68,7 @@ class Move:
 
 @dataclass
 class Plan:
-    """What a conversion does, or did: printed by `--dry-run`, recorded by `--json`."""
+    """The steps of a conversion, before or after it: printed by `--dry-run`, recorded by `--json`."""
 
     source: str
     destination: Path
@@ -80,7 +80,7 @@ class Plan:
     metadata: dict[str, Any]
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    source_sha256: dict[str, str] = field(default_factory=dict)  # of its files, where asked for
+    source_sha256: dict[str, str] = field(default_factory=dict)  # of its files, if requested
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
@@ -137,9 +137,9 @@ def make_plan(
     family = target_family.name
     checkpoint = as_in_family(checkpoint, target_family)
     if scope and family != "tf1":
-        if checkpoint.family != "tf1":  # otherwise it chose the network in the source
+        if checkpoint.family != "tf1":  # otherwise it selected the network in the source
             raise DestinationError(
-                f"{destination}: --scope belongs to the tf1 layout, and this is written as {family}"
+                f"{destination}: --scope applies to the tf1 layout, but the output is {family}"
             )
         scope = None
     if dtype is not None and dtype not in DTYPES:
@@ -165,7 +165,7 @@ def make_plan(
 
 
 def _family_for(container: Format, name: str, destination: Path) -> Family:
-    """The family that is written, if it may stand in this container."""
+    """The family to write, if the container may hold it."""
     family, takes = _writable(name), [container.own_family, *_takes(container)]
     if name not in takes:
         only = ".npz and .safetensors only" if family.own else ".pth, .npz and .safetensors only"
@@ -179,7 +179,7 @@ def _family_for(container: Format, name: str, destination: Path) -> Family:
 def _moves(
     checkpoint: Checkpoint, family: Family, dtype: str | None, prefix: str
 ) -> tuple[list[Move], dict[str, int]]:
-    """Every tensor's way, and the step counts that the target has no tensors for."""
+    """The conversion of every tensor, and the step counts that the target cannot hold as tensors."""
     layout, moves, counts = family.layout_of(checkpoint.spec), [], {}
     names = layout.names(checkpoint.spec)
     for parameter in parameters(checkpoint.spec):
@@ -203,7 +203,7 @@ def _moves(
 def _metadata(
     checkpoint: Checkpoint, family: str, counts: dict[str, int], scope: str | None
 ) -> dict[str, Any]:
-    """What is written beside the tensors, so that the file says what it is."""
+    """The metadata of the output, which make the file self-describing."""
     metadata = {
         "mapping_version": MAPPING_VERSION,
         "family": family,

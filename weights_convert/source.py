@@ -1,4 +1,4 @@
-"""The files that a checkpoint is read from, and whether they stay what they are while they are read."""
+"""The files of a checkpoint, and a check that they do not change while they are read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _CHUNK = 1 << 20
 
 
 class Source:
-    """A source as it is now. Ask `check` once all of it has been read."""
+    """The current state of a source. Call `check` after reading all of it."""
 
     def __init__(self, given: Given | None):
         self._before = {} if given is None else given.facts()
@@ -23,7 +23,7 @@ class Source:
         for file in self._before:
             if self._before[file] != now.get(file):
                 raise SourceError(
-                    f"{file}: changed while it was read; convert it again once it stays as it is"
+                    f"{file}: changed while it was read; convert it again when no other program writes to it"
                 )
 
     def sha256(self) -> dict[str, str]:

@@ -145,7 +145,7 @@ def read_dump(path: Path) -> Dump:
                 for dtype, found in facts["noise"].items()
             }
     except FileNotFoundError:
-        raise SourceError(f"{path}: no such file") from None
+        raise SourceError(f"{path}: there is no such file") from None
     except (SafetensorError, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise SourceError(
             f"{path}: not a dump, expected a file of `python -m parity_tests MODEL --dump FILE` "

@@ -26,7 +26,7 @@ def photographs(folder: Path, spec: Spec, size: int | None = None, most: int | N
         SourceError: the folder does not exist or holds no pictures, or a picture cannot be read.
     """
     if not folder.is_dir():
-        raise SourceError(f"{folder}: no such folder of images")
+        raise SourceError(f"{folder}: there is no such folder of images")
     paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not paths:
         raise SourceError(f"{folder}: holds no images, expected {', '.join(sorted(_SUFFIXES))}")

@@ -1,1 +1,1 @@
-"""Every test, and what only tests need; never in the wheel."""
+"""All tests and their helpers; not part of the wheel."""

@@ -1,4 +1,4 @@
-"""Shared set-up of the tests: quiet TensorFlow, nothing that depends on the machine, and the command line."""
+"""Shared set-up of the tests: quiet TensorFlow, independence of the machine, fixtures for the commands."""
 
 import gc
 import importlib
@@ -15,14 +15,14 @@ import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # Each process of pytest-xdist takes its share of the cores: threads that wait for a core burn its time.
-# A worker inherits what the process that started it has set here, all cores, and has to set it again.
+# A worker inherits its parent's setting, all cores, and must set it again.
 _WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 _SHARE = str(max(1, (os.cpu_count() or 1) // _WORKERS))
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
     if _WORKERS > 1 or _name not in os.environ:
         os.environ[_name] = _SHARE
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
-# for the processes that tests start, in whichever folder: the project need not be installed
+# for subprocesses in any folder, so that the project need not be installed
 _ROOT = str(Path(__file__).parents[2])
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [_ROOT, os.environ.get("PYTHONPATH")]))
 
@@ -30,25 +30,25 @@ importlib.import_module("weights_convert.import_order")  # before a test imports
 
 
 def pytest_collection_finish() -> None:
-    """What the frameworks' imports left is here to stay: each collection of garbage would look through it."""
+    """Exclude objects from the frameworks' imports from garbage collection: they live until the end."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="module")
 def give_memory_back() -> Iterator[None]:
-    """Keras and TensorFlow keep what was built until they are told; whole networks add up to gigabytes."""
+    """Free the networks that Keras and TensorFlow keep, gigabytes in total."""
     yield
     if "keras" in sys.modules:
         sys.modules["keras"].utils.clear_session()
-    if "torch._dynamo" in sys.modules:  # it compiles a function a few times only, for all networks together
+    if "torch._dynamo" in sys.modules:  # it compiles a function only a few times, for all networks together
         sys.modules["torch._dynamo"].reset()
     gc.collect()
 
 
 @pytest.fixture(autouse=True)
 def same_random_numbers() -> None:
-    """Whatever ran before: what a test makes at random is the same in every run."""
+    """Seed the random generators, so that tests do not depend on the tests before them."""
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -59,7 +59,7 @@ def same_random_numbers() -> None:
 
 
 class Ran(NamedTuple):
-    """What one command ended with and printed."""
+    """Exit code and output of one command."""
 
     code: int
     out: str
@@ -72,7 +72,7 @@ class Ran(NamedTuple):
 
 @pytest.fixture
 def run(capsys) -> Callable[..., Ran]:
-    """Runs `weights-convert` with these arguments; one clear line and no traceback, whatever happens."""
+    """Runs `weights-convert` with these arguments; an error must be one line without a traceback."""
     from weights_convert.__main__ import main
 
     def run(*arguments: object) -> Ran:
@@ -80,7 +80,7 @@ def run(capsys) -> Callable[..., Ran]:
         code = main([str(argument) for argument in arguments])
         ran = Ran(code, *capsys.readouterr())
         assert "Traceback" not in ran.out + ran.err
-        if code not in (0, 1):  # one line, then a list that is indented
+        if code not in (0, 1):  # one line, then an indented list
             assert ran.err.endswith("\n")
             assert ran.lines[0].strip() == ran.lines[0] != ""
             assert all(line.startswith("  ") for line in ran.lines[1:])
@@ -103,10 +103,10 @@ def good_files(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path, good_files, monkeypatch) -> Path:
-    """The current directory: a copy of `good_files`, and some things that are no checkpoints."""
+    """The current directory: a copy of `good_files`, and some files that are not checkpoints."""
     shutil.copytree(good_files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
-    Path("text.pth").write_text("these are not weights, whatever the name says\n")
+    Path("text.pth").write_text("these are not weights, in spite of the name\n")
     Path("empty.pth").touch()
     Path("folder").mkdir()
     Path("folder.npz").mkdir()
@@ -115,7 +115,7 @@ def folder(tmp_path, good_files, monkeypatch) -> Path:
 
 @pytest.fixture
 def unchanged(folder) -> Callable[[], AbstractContextManager[None]]:
-    """`with unchanged():` no file in the current directory changes, comes or goes."""
+    """`with unchanged():` checks that no file in the current directory is changed, created or removed."""
 
     def contents() -> dict[str, bytes]:
         return {str(file): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -131,7 +131,7 @@ def unchanged(folder) -> Callable[[], AbstractContextManager[None]]:
 
 @pytest.fixture
 def session() -> Iterator[Any]:
-    """A TF1 session of a graph of its own, which is not the default one: Keras would build models there."""
+    """A TF1 session with its own graph. It is not the default graph, in which Keras would build models."""
     import tensorflow.compat.v1 as tf
 
     opened = tf.Session(graph=tf.Graph())

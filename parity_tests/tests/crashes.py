@@ -1,10 +1,9 @@
-"""Ends a command at each step that it takes on the file system: every state that a kill can leave.
+"""Kills a command at each of its steps on the file system, to get every state that a kill can leave.
 
     python -m parity_tests.tests.crashes START STATES ARGUMENT ...
 
-For each number k from 0 the folder START is copied to STATES/k, `weights-convert ARGUMENT ...` runs there,
-and SIGKILL ends it before its k-th step; until a run takes no more than k steps, whose k and exit code are
-printed.
+For k = 0, 1, ... the folder START is copied to STATES/k, `weights-convert ARGUMENT ...` runs there, and
+SIGKILL ends it before its k-th step. The last run takes at most k steps; its k and exit code are printed.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
 class Steps:
-    """Counts what this process does to the file system, and ends it before step number `last`."""
+    """Counts this process's steps on the file system, and kills it before step number `last`."""
 
     def __init__(self, last: int):
         self._left = last
@@ -35,7 +34,7 @@ class Steps:
             self._step()
             fsync(descriptor)
 
-        os.fsync = counted  # type: ignore[assignment]  # the one step of which Python tells nobody
+        os.fsync = counted  # type: ignore[assignment]  # the only step without an audit event
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, arguments: tuple) -> None:
@@ -55,8 +54,8 @@ def _main(start: str, states: str, *arguments: str) -> None:
     Path(states).mkdir()
     for number in itertools.count(-1):
         folder = Path(states) / str(number)
-        subprocess.run(["cp", "-a", start, folder], check=True)  # two names of one file stay that
-        if number < 0:  # here, so that whatever it imports is there when the children begin
+        subprocess.run(["cp", "-a", start, folder], check=True)  # keeps hard links
+        if number < 0:  # in this process, so that its imports are ready for the children
             _run_here(folder, arguments)
             shutil.rmtree(folder)
         elif (result := _run_to(number, folder, arguments)) is not None:
@@ -73,7 +72,7 @@ def _run_here(folder: Path, arguments: Sequence[str]) -> int:
 
 
 def _run_to(last: int, folder: Path, arguments: Sequence[str]) -> int | None:
-    """Run the command in a process of its own; its exit code, None for one that was killed."""
+    """Run the command in a separate process; return its exit code, None if it was killed."""
     child = os.fork()
     if child == 0:
         Steps(last)

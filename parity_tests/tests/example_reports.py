@@ -1,4 +1,4 @@
-"""Invented reports, plausible in every number, for the tests of what shows them and for docs/report.md."""
+"""Invented reports with plausible numbers, for tests of tables and pages, and for docs/report.md."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ENVIRONMENT = {
 
 
 def layer_names(depths: tuple[int, ...] = (3, 4, 6, 3)) -> list[tuple[str, tuple[int, ...]]]:
-    """The layers of an SE-ResNet of these depths with the shapes of their outputs, in order of execution."""
+    """The layers of an SE-ResNet of these depths with the shapes of their outputs, in execution order."""
     names: list[tuple[str, tuple[int, ...]]] = [
         (name, (4, 64, 112, 112)) for name in ("conv1", "bn1", "act1")
     ]
@@ -52,7 +52,7 @@ def points(names: list[tuple[str, tuple[int, ...]]], seed: int, candidates: list
 
 
 def gradients(layers: list[Point], seed: int, candidates: list[str]) -> list[Point]:
-    """Of the input, the stages and the parameters; noise grows towards the input."""
+    """Gradients of the input, the stages and the parameters; noise grows towards the input."""
     names: list[tuple[str, tuple[int, ...]]] = [("input", (4, 3, 224, 224))]
     names += [(f"layer{stage}", (4, 128 << stage, 56, 56)) for stage in range(1, 5)]
     for layer in layers:
@@ -71,7 +71,7 @@ def gradients(layers: list[Point], seed: int, candidates: list[str]) -> list[Poi
 
 
 def training(steps: int = 20, candidates: list[str] | None = None, *, reference: str = "numpy") -> Training:
-    """A loss that falls, and differences that double every second step, as those of one ulp do."""
+    """A falling loss, and differences that double every second step, like those of one ulp."""
     random = Random(steps)
     candidates = candidates or CANDIDATES
     falling = [6.9 * math.exp(-step / 12) + random.uniform(0, 0.15) for step in range(steps)]
@@ -99,7 +99,7 @@ def histogram(point: str, candidate: str, centre: float = -16.4) -> Histogram:
 
 
 def holds(title: str = "se_resnet50", *, steps: int = 20) -> Report:
-    """Three ports of one network of 166 layers, all of them right."""
+    """Three correct ports of a network of 166 layers."""
     layers = points(layer_names(), 1, CANDIDATES)
     return Report(
         title,
@@ -119,7 +119,7 @@ def holds(title: str = "se_resnet50", *, steps: int = 20) -> Report:
 def differs(
     title: str = "se_resnet50, another epsilon in keras", *, wrong: str = "layer2.1.bn2", by: float = 3e-6
 ) -> Report:
-    """One layer of one port has another epsilon; all that follows inherits the error."""
+    """One layer of one port has another epsilon; later layers inherit the error."""
     report = holds(title)
     random = Random(3)
     names = [point.name for point in report.layers]
@@ -155,7 +155,7 @@ def deep(layers: int = 800) -> Report:
 
 
 def odd() -> Report:
-    """Everything that is no ordinary number, and a name that would be a script."""
+    """NaN, infinity and zero, and a name that contains a script."""
     nan, inf = float("nan"), float("inf")
     errors = [(0.0, 0.0), (1e-16, 0.0), (inf, 1e-15), (nan, inf), (5e-324, 1e300), (1e-13, 1e-11)]
     script = '<script>alert("x")</script>&amp;\x1b[31m\ud800'

@@ -1,8 +1,7 @@
-"""Mistakes that ports make, each as a small change of a Keras model, its weights or its keywords.
+"""Typical mistakes of ports, each as a small change of a Keras model, its weights or its keywords.
 
-`FAULTS` is the examination of the harness: each must be caught, and the layer that is wrong must be named
-(`test_faults.py`). `first` is where the outputs part, `alone` the layer that is wrong by itself; "" where
-none is, because the mistake stands between layers.
+The harness must find each of `FAULTS` and name the wrong layer (`test_faults.py`). `first` is the first point
+that differs, `culprit` the layer that is wrong by itself; "" for a mistake between layers.
 """
 
 from __future__ import annotations
@@ -32,17 +31,17 @@ class Fault:
 
     Attributes:
         spec: the network.
-        first, alone: what must be named; `alone` "" for no layer.
-        keywords: the candidate's that differ.
+        first, culprit: expected names; `culprit` is "" for no layer.
+        keywords: changed keywords of the candidate.
         of_weights: changes the candidate's weights in place.
         of_model: changes the candidate.
-        train: whether it only shows in training.
-        size: of the images, where it only shows there.
+        train: whether the mistake shows only in training.
+        size: of the images, if the mistake shows only at this size.
     """
 
     spec: ResNetSpec
     first: str
-    alone: str
+    culprit: str
     keywords: dict[str, Any] = field(default_factory=dict)
     of_weights: Callable[[Arrays], None] | None = None
     of_model: Callable[[Any], None] | None = None
@@ -80,7 +79,7 @@ def called(path: str, changed: Callable[[Any, Any], Any]) -> Callable[[Any], Non
 def _call(own: Callable[..., Any], x: Any, training: bool | None) -> Any:
     try:
         return own(x, training=training)
-    except TypeError:  # a layer that does not ask
+    except TypeError:  # a layer without the argument `training`
         return own(x)
 
 
@@ -145,7 +144,7 @@ def sigmoid_twice(model: Any) -> None:
 
 
 def stock_batch_norm(path: str) -> Callable[[Any], None]:
-    """Keras's own batch norm, whose running variance is the biased one."""
+    """Keras's own batch norm, with a biased running variance."""
 
     def change(model: Any) -> None:
         layer = at(model, path)

@@ -1,6 +1,6 @@
-"""Other projects' networks with random weights: saved by their own code, with what they compute.
+"""Other projects' networks with random weights: saved and run by their own code.
 
-Everything is imported inside: most of these packages are not installed everywhere.
+Functions import the packages, because most of them are not installed everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import nn
 from parity_tests.judge.synthetic import DAMPING, images
 from weights_convert import load_model
 
-SIZE = (97, 130)  # odd maps on the way down show a pool or a stride that rounds the other way
+SIZE = (97, 130)  # leads to odd maps, which show a pool or a stride that rounds differently
 KERAS = ("keras.applications", "classification_models")
 
 
@@ -32,10 +32,10 @@ class Foreign:
     """One network of another project.
 
     Attributes:
-        package: as it is imported.
-        model: its name there; `resnet50_cbam` in timm is made of timm's parts.
-        family: whose checkpoint it is.
-        known_as: what the user has to say of the file, FAMILY:NAME.
+        package: name of the module to import.
+        model: its name there; `resnet50_cbam` in timm is built from timm's parts.
+        family: the expected family of its checkpoint.
+        known_as: FAMILY:NAME, if the user has to specify it.
         size: of the images, height and width.
     """
 
@@ -55,12 +55,12 @@ class Foreign:
 
 @dataclass(frozen=True)
 class Saved:
-    """A network's file, and what its own code makes of the images.
+    """A network's file, and the outputs of its own code.
 
     Attributes:
-        path: as the project saves its networks.
+        path: a file in the project's usual format.
         images: (N, C, H, W), float32.
-        outputs: dtype -> logits, of the project's own code.
+        outputs: dtype -> logits of the project's own code.
         norms: epsilon and momentum (PyTorch's) of its batch norms.
     """
 
@@ -72,18 +72,18 @@ class Saved:
 
 
 def save_foreign(network: Foreign, folder: Path) -> Saved:
-    """Build the network with seeded random weights, run it and have it saved into a folder."""
+    """Build the network with seeded random weights, run it and save it into a folder."""
     make = _save_keras if network.package in KERAS else _save_torch
     saved = make(network, folder)
     y = saved.outputs["float64"]
-    # what does not depend on the images compares nothing
+    # constant outputs would compare nothing
     assert np.isfinite(y).all()
     assert np.abs(y[0] - y[1]).max() > 0.01 * np.abs(y).max()
     return saved
 
 
 def logits(path: Path, framework: str, inputs: np.ndarray, **keywords: Any) -> np.ndarray:
-    """What this project makes of a file and of images (N, C, H, W) of the file's dtype."""
+    """This project's outputs for a file and images (N, C, H, W) of the file's dtype."""
     model = load_model(path, framework, assume=True, **keywords)
     if framework == "torch":
         return run_torch(model, inputs)
@@ -111,14 +111,14 @@ def run_torch(model: nn.Module, inputs: np.ndarray) -> np.ndarray:
 
 
 def torch_network(network: Foreign) -> nn.Module:
-    """The network as its project builds it, to be run."""
+    """The network as built by its project."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other projects' code
         package = importlib.import_module(network.package)
         if network.package == "pytorchcv":
             provider = importlib.import_module("pytorchcv.model_provider")
             model = provider.get_model(network.model, pretrained=False)
-            # a fixed 7x7 average, which takes images of 224 only; a global one is the same there
+            # replace a fixed 7x7 average, for images of 224 only, by a global one, which is the same there
             model.features.final_pool = nn.AdaptiveAvgPool2d(1)
         elif network.package == "pretrainedmodels":
             model = getattr(package, network.model)(num_classes=1000, pretrained=None)
@@ -135,7 +135,7 @@ def torch_network(network: Foreign) -> nn.Module:
 
 
 def randomise(model: nn.Module, seed: int) -> None:
-    """Random weights and BN statistics; the last batch norm of each branch is damped, as in `synthetic`."""
+    """Set random weights and BN statistics; damp the last batch norm of each branch, as in `synthetic`."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(tensor: torch.Tensor, mean: float, deviation: float) -> None:
@@ -164,7 +164,7 @@ def randomise(model: nn.Module, seed: int) -> None:
 
 
 def _last_norm(module: Any) -> Any:
-    """The batch norm that ends the branch of a residual block; None for another module."""
+    """The last batch norm in the branch of a residual block; None for another module."""
     if hasattr(module, "body") and hasattr(module, "activ"):  # pytorchcv's units
         return list(module.body.children())[-1].bn
     if hasattr(module, "conv1") and hasattr(module, "bn2") and hasattr(module, "downsample"):
@@ -177,7 +177,7 @@ def torch_norms(model: nn.Module) -> set[tuple[float, float]]:
 
 
 def both_dtypes(model: nn.Module, inputs: np.ndarray) -> dict[str, np.ndarray]:
-    """dtype -> output; the model stays in float64."""
+    """dtype -> output; leaves the model in float64."""
     single = run_torch(model.float(), inputs)
     return {"float32": single, "float64": run_torch(model.double(), inputs.astype(np.float64))}
 
@@ -195,7 +195,7 @@ def _save_torch(network: Foreign, folder: Path) -> Saved:
 
 @contextmanager
 def _keras_dtype(dtype: str) -> Iterator[None]:
-    """The dtype of the layers that are built: these projects' functions take none."""
+    """Set Keras's default dtype, because these projects' functions have no such argument."""
     import keras
 
     before = keras.config.floatx(), keras.config.dtype_policy()
@@ -209,7 +209,7 @@ def _keras_dtype(dtype: str) -> Iterator[None]:
 
 
 def _keras_network(network: Foreign, dtype: str) -> Any:
-    """The network as its project builds it, without the softmax at its end."""
+    """The network as built by its project, without the final softmax."""
     import keras
 
     shape = (*network.size, 3)
@@ -222,10 +222,10 @@ def _keras_network(network: Foreign, dtype: str) -> Any:
 
 
 def _qubvel(name: str, shape: tuple[int, ...]) -> Any:
-    """A network of qubvel's, whose code is of the time of Keras 2, built under Keras 3."""
+    """A network of qubvel, whose code is written for Keras 2, built with Keras 3."""
     import keras
 
-    class Lambda(keras.layers.Layer):  # Keras 3's own has to be told the shape
+    class Lambda(keras.layers.Layer):  # Keras 3's own layer needs the shape
         def __init__(self, function: Any, arguments: dict[str, Any]):
             super().__init__()
             self.function, self.arguments = function, arguments
@@ -245,13 +245,13 @@ def _qubvel(name: str, shape: tuple[int, ...]) -> Any:
 
 
 def _randomise_keras(model: Any, seed: int) -> None:
-    """As `randomise`, for a Keras model."""
+    """`randomise` for a Keras model."""
     import keras
 
     random = np.random.default_rng(seed)
     damped = {layer.name for layer in model.layers if layer.name.endswith("_3_bn")}
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Multiply):  # the attention's: of the branch and the gate
+        if isinstance(layer, keras.layers.Multiply):  # of the attention: branch and gate
             damped.add(layer.input[0]._keras_history.operation.name)
     assert len(damped) > 3
     for layer in model.layers:
@@ -290,7 +290,7 @@ def _save_keras(network: Foreign, folder: Path) -> Saved:
 
 
 def _save_as_keras_2(model: Any, path: Path) -> None:
-    """`save_weights` as Keras 2 had it: a group per layer, `conv2d_1/conv2d_1/kernel:0`."""
+    """`save_weights` of Keras 2: a group per layer, `conv2d_1/conv2d_1/kernel:0`."""
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.name.encode() for layer in model.layers]
         file.attrs["backend"], file.attrs["keras_version"] = b"tensorflow", b"2.2.4"

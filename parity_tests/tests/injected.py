@@ -1,4 +1,4 @@
-"""Networks of other kinds than ours into which changes are injected: every layer that `compare.power` knows.
+"""Networks of other kinds for injected changes: with every layer that `compare.power` knows.
 
 Inputs are (N, 3, 8, 8).
 """
@@ -38,7 +38,7 @@ class Norms(nn.Module):
 
 
 class Tokens(nn.Module):
-    """A transformer's parts: positions without a layer, an embedding that is the head too, attention."""
+    """A transformer's parts: positions without a layer, an embedding that is also the head, attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Tokens(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Rows one after the other, weight normalisation, a softplus."""
+    """A recurrent layer over rows, weight normalisation, a softplus."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {"norms": Norms, "tokens": Tokens, "
 
 
 def randomised(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights and statistics, none of them 0 or 1; eval mode."""
+    """Set random weights and statistics, without 0 and 1, and eval mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in module.state_dict().items():

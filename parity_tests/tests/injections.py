@@ -1,7 +1,7 @@
-"""Changes injected into a network, to find how large one has to be for a comparison to notice it.
+"""Injects changes into a network, to find the smallest change that a comparison notices.
 
-The judge of `compare.power`: it shares no code with the measurement. The network runs whole, every compared
-point is held against its limit, and the change is moved in a random direction of its own.
+This is the judge of `compare.power` and shares no code with it. The whole network runs, every compared point
+is checked against its limit, and tensors change in other random directions.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from parity_tests.compare.power.result import THRESHOLD, Sensitivity
 from parity_tests.judge.tolerances import relative_error
 from parity_tests.watch.torch import TorchTracer
 
-_NEAR = 1.15  # how exactly the smallest change is found
-_WIDEST = 1e6  # how far from the stated figure it is looked for
+_NEAR = 1.15  # accuracy of the smallest change
+_WIDEST = 1e6  # range of the search around the stated figure
 
 
 @dataclass(frozen=True)
 class Injection:
-    """One item of one network: the stated smallest change and the true one; infinite where none is seen."""
+    """One item of a network: stated and true smallest change; infinite if no change is noticed."""
 
     network: str
     item: Sensitivity
@@ -34,20 +34,20 @@ class Injection:
 
     @property
     def ratio(self) -> float:
-        """Stated / true; 1 where both say that there is no power."""
+        """Stated / true; 1 if both are infinite."""
         if self.item.smallest > THRESHOLD < self.true:
             return 1.0
         return self.item.smallest / self.true if self.true > 0 else math.inf
 
 
 class Injector:
-    """A network whose tensors and settings can be changed, and the comparison that should notice.
+    """A network with changeable tensors and settings, and the comparison that should notice changes.
 
     Args:
         module: the network.
         images: (N, C, H, W).
         limits: compared point -> limit.
-        train: batch statistics, and the running ones compared afterwards.
+        train: use batch statistics and compare the running statistics afterwards.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Injector:
         self._before = self._observed()
 
     def _observed(self) -> dict[str, np.ndarray]:
-        """What is compared, after one run; the buffers are put back."""
+        """The compared tensors after one run; the buffers are restored."""
         trace = self._tracer.trace(self._images, train=self._train)
         values = {name: call.output for name, call in trace.items() if name in self._limits}
         if self._train:
@@ -70,7 +70,7 @@ class Injector:
         return values
 
     def times_limit(self) -> float:
-        """The largest error of any point in multiples of its limit."""
+        """The largest error of all points in multiples of the limit."""
         now = self._observed()
         return max(relative_error(now[n], wanted) / self._limits[n] for n, wanted in self._before.items())
 
@@ -127,7 +127,7 @@ class Injector:
 def _smallest(error: Callable[[float], float], start: float) -> float:
     """The smallest change whose error exceeds 1, within `_NEAR`; infinite if there is none.
 
-    A guess from the first error is tried just above and just below. If it is not right, bisection.
+    It tries just above and below a guess from the first error, then bisects.
     """
     first = error(start)
     guess = start / first if 0 < first < math.inf else start

@@ -1,4 +1,4 @@
-"""Live networks for tests, what must be in them bit for bit, and what is."""
+"""Live networks for tests, and their expected and actual weights, bit for bit."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NETWORKS = {
 each_network = pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.quick) if name == "cbam" else name for name in NETWORKS]
 )
-TO_TENSORFLOW = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}  # by rank: right for these tensors
+TO_TENSORFLOW = {1: (0,), 2: (1, 0), 3: (2, 1, 0), 4: (2, 3, 1, 0)}  # by rank: enough for these tensors
 
 
 def without_counts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
@@ -59,12 +59,12 @@ def keras_network(spec: ResNetSpec, **keywords: Any) -> keras.Model:
 
 
 def keras_values(layer: keras.Layer) -> dict[str, np.ndarray]:
-    """A layer's variables by their path below it, as Keras itself has them."""
+    """A layer's variables by their path inside it, read with Keras."""
     return {v.path.partition("/")[2]: keras.ops.convert_to_numpy(v) for v in layer.weights}
 
 
 def tf1_network(session: tf.Session, spec: ResNetSpec, **keywords: Any) -> tf.Tensor:
-    """Put a network with random weights into a session; its logits."""
+    """Build a network with random weights in a session; return its logits."""
     with session.graph.as_default():
         placeholder = tf.placeholder(tf.float32, (None, None, None, spec.in_channels), name="images")
         logits, _ = tf1_compat.resnet(placeholder, **spec.model_kwargs(), **keywords)

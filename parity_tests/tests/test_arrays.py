@@ -1,4 +1,4 @@
-"""Arrays in every state of memory through every writer, read here and by the container's own library."""
+"""Arrays in every memory layout through every writer, read here and by the format's own library."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def dtype_of(name: str) -> np.dtype:
 
 
 def arrays(state: str, container: str) -> dict[str, np.ndarray]:
-    """Every dtype that the container holds in every shape, coded by position, in one state of memory."""
+    """Arrays of every dtype and shape of the container, coded by position, in one memory layout."""
     found = {}
     for name in DTYPES:
         if name == "bfloat16" and (container == "npz" or "endian" in state):
@@ -132,19 +132,19 @@ def test_save_leaves_the_arrays_alone(tmp_path, name: str, state: str, dtype: st
 
 @pytest.mark.parametrize("came", [np.zeros((3, 2), np.float32), np.zeros((2, 3)), np.zeros(6, np.float32)])
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_tensor_that_is_not_as_announced(tmp_path, name: str, came: np.ndarray):
-    """Without this a container whose header comes first would describe other data than it holds."""
+def test_a_tensor_with_an_unexpected_shape_or_dtype(tmp_path, name: str, came: np.ndarray):
+    """Otherwise the header of a container could describe other data than it holds."""
     container, announced = FORMATS[name], {"layer/x": TensorInfo((2, 3), np.dtype(np.float32))}
     path = tmp_path / f"x{container.suffixes[0]}"
     assert container.write is not None
-    with pytest.raises(MismatchError, match=r"tensor 'layer/x' is float.*, announced was float32 \(2, 3\)"):
+    with pytest.raises(MismatchError, match=r"tensor 'layer/x' is float.*, expected float32 \(2, 3\)"):
         container.write(path, announced, lambda _: came, {})
 
 
 @pytest.mark.parametrize("state", ["transposed view", "strided view"])
-def test_the_library_corrupts_what_is_written_rightly_here(tmp_path, state: str):
-    """safetensors 0.8.0 writes the memory from a view's first element on, whatever its strides
-    (safetensors#825). A reversed view is not tried: of that it writes what lies behind the array's memory."""
+def test_the_library_corrupts_arrays_that_we_write_correctly(tmp_path, state: str):
+    """safetensors 0.8.0 ignores strides and writes the memory from a view's first element on
+    (safetensors#825). A reversed view is not tried: it would write memory behind the array."""
     library = pytest.importorskip("safetensors.numpy")
     array = STATES[state](np.arange(12, dtype=np.float32).reshape(3, 4))
     info = {"x": TensorInfo(array.shape, array.dtype)}
@@ -155,6 +155,6 @@ def test_the_library_corrupts_what_is_written_rightly_here(tmp_path, state: str)
     except Exception as error:
         pytest.skip(f"the installed safetensors refuses such an array: {error}")
     if np.array_equal(found, array):
-        pytest.skip("the installed safetensors writes such an array rightly")
+        pytest.skip("the installed safetensors writes such an array correctly")
     first = array.ctypes.data - array.base.ctypes.data
     assert np.array_equal(found, np.ndarray(array.shape, array.dtype, array.base, first))

@@ -1,4 +1,4 @@
-"""Every attention block alone, in each framework, against the NumPy judge; and what its keywords refuse."""
+"""Every single attention block in each framework against the NumPy judge, and its invalid keywords."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZES = [(7, 7), (8, 6), (1, 1), (5, 14)]
 
 
 def keywords(spec: AttentionSpec) -> dict[str, object]:
-    """The block's own keywords, from those of the networks."""
+    """The block's keywords, from the keywords of networks."""
     if spec.attention == "se":
         return {"reduction": spec.reduction, "hidden_rule": spec.hidden_rule, "bias": spec.se_bias}
     if spec.attention == "eca":

@@ -1,4 +1,4 @@
-"""Bad input: truncated files, other files, tensors and values that do not fit; each is named in one line."""
+"""Bad input gives a one-line error: truncated files, other files, wrong tensors, invalid values."""
 
 from __future__ import annotations
 
@@ -53,20 +53,23 @@ def not_checkpoints() -> dict[str, tuple[Callable[[Path], object], str]]:
 
     return {
         "zip": (zipped, "expected a file written by torch.save"),
-        "npz of others": (numpy_file(np.savez, a=np.zeros(3)), "of no known family"),
+        "npz of others": (numpy_file(np.savez, a=np.zeros(3)), "no known family"),
         "empty npz": (numpy_file(np.savez), "holds no tensors|expected a file written by"),
         "objects": (numpy_file(np.savez, a=np.array([{}], object)), "holds no tensors"),
-        "hdf5": (hdf5, "of no known family"),
+        "hdf5": (hdf5, "no known family"),
         "empty hdf5": (empty_hdf5, "holds no tensors"),
-        "npy": (numpy_file(np.save, arr=np.zeros(3)), "not a checkpoint that can be read here"),
-        "image": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)), "not a checkpoint that"),
-        "pickle": (lambda p: p.write_bytes(b"\x80\x02]q\x00."), "not a checkpoint that can be read here"),
-        "json": (lambda p: p.write_text('{"model": {"layer": [1, 2, 3]}}'), "not a checkpoint|safetensors"),
+        "npy": (numpy_file(np.save, arr=np.zeros(3)), "not a known checkpoint format"),
+        "image": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)), "not a known checkpoint"),
+        "pickle": (lambda p: p.write_bytes(b"\x80\x02]q\x00."), "not a known checkpoint format"),
+        "json": (
+            lambda p: p.write_text('{"model": {"layer": [1, 2, 3]}}'),
+            "not a known checkpoint|safetensors",
+        ),
     }
 
 
 @pytest.mark.parametrize("kind", not_checkpoints())
-def test_what_is_no_checkpoint(folder, run, kind: str):
+def test_other_files_are_refused(folder, run, kind: str):
     make, message = not_checkpoints()[kind]
     make(folder / "what.bin")
     for command in (
@@ -80,7 +83,7 @@ def test_what_is_no_checkpoint(folder, run, kind: str):
     assert not Path("x.npz").exists()
 
 
-def test_an_array_of_another_size_than_it_says(run):
+def test_an_array_with_a_wrong_size(run):
     np.savez("a.npz", **arrays_with({}))
     with zipfile.ZipFile("a.npz") as whole, zipfile.ZipFile("cut.npz", "w") as cut:
         for name in whole.namelist():
@@ -92,7 +95,7 @@ def test_an_array_of_another_size_than_it_says(run):
 
 
 # --------------------------------------------------------------------------------------------------
-# Tensors that do not fit: all of them in one list, under the names that the file has
+# Tensors that do not match: all in one list, under their names in the file
 
 FC = np.zeros((5, 8), np.float32)
 TENSORS = [  # changes, and the lines below the message
@@ -120,12 +123,12 @@ def test_every_tensor_that_does_not_fit_is_listed(run, change: dict, lines: list
     np.savez("bad.npz", **arrays_with(change))
     ran = run("convert", "bad.npz", "x.pth")
     assert ran.code == 2
-    assert ran.lines[0] == f"bad.npz: its tensors are not those of resnet; {len(lines)} do not fit:"
+    assert ran.lines[0] == f"bad.npz: its tensors do not match resnet; mismatches: {len(lines)}"
     assert [line.strip() for line in ran.lines[1:]] == lines
     assert not Path("x.pth").exists()
 
 
-def test_names_are_those_of_the_file(run):
+def test_messages_use_the_names_of_the_file(run):
     with h5py.File("good.weights.h5", "r+") as file:
         del file["layer1/basic_block/se/fc1/vars/1"]
         file["layer1/basic_block/se/fc9/vars/1"] = np.zeros(2)
@@ -145,7 +148,7 @@ def test_names_in_files_are_printed_without_control_characters(run):
     assert "extra: fc.\\x1b[2Jwei\\nght\\u202e (5, 8)" in ran.lines[2]
 
 
-METADATA = [  # what the file says of itself, and what is said to that
+METADATA = [  # metadata of a file, and the error
     ("{", "its 'samenet' metadata is not JSON"),
     ("[]", "its 'samenet' metadata is list, expected an object"),
     ('{"mapping_version": 2}', "written by a newer samenet, mapping version 2 (here: 1)"),
@@ -166,12 +169,12 @@ METADATA = [  # what the file says of itself, and what is said to that
         "has 18446744073709551616",
     ),
     ('{"num_batches_tracked": [3]}', "is a list, expected dict"),
-    ('{"num_batches_tracked": {"zebra": 3}}', "1 do not fit"),
+    ('{"num_batches_tracked": {"zebra": 3}}', "mismatches: 1"),
 ]
 
 
 @pytest.mark.parametrize(("text", "message"), METADATA)
-def test_metadata_that_cannot_be(run, text: str, message: str):
+def test_invalid_metadata(run, text: str, message: str):
     np.savez("bad.npz", **arrays_with({}), samenet=np.array(text))
     ran = run("inspect", "bad.npz")
     assert ran.code == 2
@@ -186,7 +189,7 @@ def test_step_counts_may_be_missing(run):
 
 
 # --------------------------------------------------------------------------------------------------
-# Values: NaN, infinity, what another dtype cannot hold
+# Values: NaN, infinity, overflow in another dtype
 
 NAN, INF = np.full(5, np.nan, np.float32), np.array([1, np.inf, -np.inf, 2, 3], np.float32)
 

@@ -1,6 +1,6 @@
-"""Small files that would fill the memory, loop for hours or end the process: each made by hand, each refused.
+"""Hand-made small files that would fill the memory, loop for hours or crash: each is refused.
 
-And the limits: each is an option, which the error names.
+Each limit is an option, which the error names.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ PICKLES = {
     "a member that overflows the stack": (b"()" + b"\x85" * 200 + b"\x91", "101 levels or more"),
     "a deep key out of the memo": (b"})" + b"\x85" * 60 + b"q\x00h\x00" + b"\x85" * 60 + b"Ns", "101 levels"),
     "lists within lists": (b"]" * 50_000 + b"a" * 49_999, "101 levels or more in a pickle"),
-    "keys that collide": (b"}(" + TUPLES + b"u", "keys or more in a pickle that are no texts, and 200 are"),
-    "members that collide": (b"\x8f(" + TUPLES + b"\x90", "keys or more in a pickle that are no texts"),
+    "keys that collide": (b"}(" + TUPLES + b"u", "keys or more in a pickle that are not texts, limit 200"),
+    "members that collide": (b"\x8f(" + TUPLES + b"\x90", "keys or more in a pickle that are not texts"),
     "sets that fill the memory": (b"\x8f" * 200_000, "128,001 operations or more in a pickle"),
     "classes by the thousand": (NAMES + b"N", "more than 10000 names of classes"),
 }
@@ -93,7 +93,7 @@ def test_pickles(tmp_path, case):
 
 
 def tensor_and(*items: bytes) -> bytes:
-    """The pickle of a state dict with one tensor, and whatever else."""
+    """The pickle of a state dict with one tensor and these items."""
     tensor = pickled(placed(storage("0", 2), 0, (2,), (1,)))[2:-1]
     return b"\x80\x04}(X\x01\x00\x00\x00w" + tensor + b"".join(items) + b"u."
 
@@ -102,7 +102,7 @@ def text(value: str) -> bytes:
     return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
-DAG = b"]" + b"q\x010](h\x01h\x01e" * 90  # 2^90 lists if they are counted one by one
+DAG = b"]" + b"q\x010](h\x01h\x01e" * 90  # 2^90 lists if counted one by one
 HELD = b"](" + b"N" * 100_000 + b"eq\x05" + b"0"
 HARMLESS = {
     "an attribute whose name is no text": [text("x"), b"cbuiltins\ngetattr\nN" + DAG + b"\x86R"],
@@ -126,7 +126,7 @@ def test_pickles_that_only_look_large(tmp_path, case):
 
 
 def test_frames_that_hide_operations(tmp_path):
-    """A frame within a frame: CPython goes on behind the outer one, past the head of what are only bytes."""
+    """A nested frame: CPython continues after the outer frame and skips the start of a bytes object."""
     hidden = b"]r\xff\xff\xff\x7f0"  # fills the memory by its index in the memo
     head = b"B" + struct.pack("<I", len(hidden))
     inner = b"\x95" + struct.pack("<Q", len(head) + len(hidden)) + head
@@ -138,7 +138,7 @@ def test_frames_that_hide_operations(tmp_path):
 
 
 def test_one_state_dict_under_many_names(tmp_path):
-    """Its tensors are listed once, not once for each of its names: 4,000,000 entries."""
+    """Its tensors are listed once instead of once per name, which would give 4,000,000 entries."""
     tensor = pickled(placed(storage("0", 2), 0, (2,), (1,)))[2:-1]
     inner = (
         b"}(" + b"".join(text(f"t{n}") + (b"h\x10" if n else tensor + b"q\x10") for n in range(2_000)) + b"u"
@@ -153,11 +153,11 @@ def test_a_pickle_that_unpacks_to_much_more(tmp_path):
         tmp_path / "x", b"\x80\x04" + b"B" + struct.pack("<I", 50_000_000) + bytes(50_000_000), {}
     )
     assert path.stat().st_size < 100_000
-    assert "unpacked bytes of data.pkl, and 10,240,000 are believed" in refusal(path)
+    assert "unpacked bytes of data.pkl, limit 10,240,000" in refusal(path)
 
 
 def test_a_stream_that_claims_more_than_it_has(tmp_path):
-    """Python would allocate them before it reads."""
+    """Python would allocate the claimed bytes before reading."""
     stream = (
         b"".join(map(pickled, [0x1950A86A20F9469CFC6C, 1001, {}]))
         + b"\x80\x04\x8e"
@@ -185,7 +185,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def lying(path: Path, entry: str, size: int) -> Path:
-    """The archive with another size of an entry in its directory."""
+    """The archive with a wrong size of an entry in its directory."""
     data = bytearray(path.read_bytes())
     place = data.rfind(entry.encode()) - 46
     data[place + 24 : place + 28] = struct.pack("<I", size)
@@ -196,7 +196,7 @@ def lying(path: Path, entry: str, size: int) -> Path:
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("suffix", ["npz", "pth", "keras"])
 def test_names_that_come_twice(tmp_path, suffix):
-    """One program takes the first, another the last."""
+    """Some programs use the first entry, others the last."""
     names = {"npz": "a.npy", "pth": "x/data.pkl", "keras": "model.weights.h5"}
     path = archive(tmp_path / f"x.{suffix}", [(names[suffix], npy(np.ones(2)))] * 2)
     assert refusal(path) == f"a zip with two entries '{names[suffix]}', expected one"
@@ -215,7 +215,7 @@ def test_a_directory_larger_than_that_of_any_checkpoint(tmp_path):
     directory = record * 250_000
     end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, len(directory), len(entry), 0)
     (tmp_path / "x.npz").write_bytes(entry + directory + end)
-    assert "12,750,000 bytes of a zip's directory, and 10,240,000 are believed" in refusal(tmp_path / "x.npz")
+    assert "12,750,000 bytes of a zip's directory, limit 10,240,000" in refusal(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("name", ["/etc/x.npy", "../../x.npy", "C:\\x.npy", "a\nb.npy"])
@@ -237,7 +237,7 @@ def test_an_array_that_unpacks_to_much_more(tmp_path):
 
 @pytest.mark.parametrize("shape", ["(2L,)", "(2,)#\\d", "(0x2 if 1else 0,)"])
 def test_headers_that_make_python_warn(tmp_path, shape):
-    """Nothing is printed for them, and no warning raised: they are read, or are no headers."""
+    """They cause neither output nor a warning: they are read or refused."""
     header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}\n, }}".ljust(245).encode() + b"\n"
     content = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(8)
     path = archive(tmp_path / "x.npz", {"a.npy": content})
@@ -263,7 +263,7 @@ def test_numbers_longer_than_any_other_container_takes(tmp_path):
 
 
 def test_a_header_of_an_array_that_unpacks_to_much_more(tmp_path):
-    """NumPy reads it whole before it looks at its length."""
+    """NumPy reads the whole header before checking its length."""
     archive = zipfile.ZipFile(tmp_path / "x", "w", zipfile.ZIP_DEFLATED)
     with archive, archive.open("w.npy", "w") as file:
         file.write(b"\x93NUMPY\2\0" + struct.pack("<I", 2**29))
@@ -304,8 +304,8 @@ def header(messages: bytes, count: int) -> bytes:
 
 
 def one_group(path: Path, names: bytes, entries: int, inside: bytes, leaves: int = 1, step: int = 0) -> None:
-    """HDF5 of one group: `entries` names, `step` bytes apart, of the header `inside`, or of links if none."""
-    root, heap = 96, 96 + 16 + 24  # and then: names, inside, symbols, tree
+    """HDF5 with one group: `entries` names, `step` bytes apart, for headers `inside` or links."""
+    root, heap = 96, 96 + 16 + 24  # followed by names, inside, symbols, tree
     inner = heap + 32 + len(names)
     symbols = inner + len(inside)
     cached, address = (0, inner) if inside else (2, 0)
@@ -324,7 +324,7 @@ def one_group(path: Path, names: bytes, entries: int, inside: bytes, leaves: int
 
 
 def names_that_overlap(path: Path) -> None:
-    """Each name is the rest of the heap, and of wide characters."""
+    """Each name extends to the end of the heap and has wide characters."""
     one_group(path, "\U0001f600".encode() * 4000 + b"a" * 400_000 + b"\0", 4000, b"", step=4)
 
 
@@ -343,7 +343,7 @@ def symbols_without_number(path: Path) -> None:
     one_group(path, b"a\0", 0, b"", leaves=65_535)
     data = bytearray(path.read_bytes())
     tree, symbols = data.find(b"TREE"), struct.pack("<Q", data.find(b"SNOD"))
-    data[tree + 5] = 1  # its level: each of its branches is another node, whose leaves are all the same
+    data[tree + 5] = 1  # its level: each branch is another node with the same leaves
     branches = data.replace(symbols, struct.pack("<Q", len(data)))
     leaves = struct.pack("<4sBBHQQ", b"TREE", 0, 0, 65_535, 0, 0) + (bytes(8) + symbols) * 65_535
     path.write_bytes(branches + leaves)
@@ -360,7 +360,7 @@ def symbols_without_number(path: Path) -> None:
 )
 def test_hdf5_that_describes_little_again_and_again(tmp_path, make):
     make(tmp_path / "x")
-    with pytest.raises(LimitError, match=r"bytes or more of groups and headers, and 4,096,000 are believed"):
+    with pytest.raises(LimitError, match=r"bytes or more of groups and headers, limit 4,096,000"):
         open_reader(tmp_path / "x", limits=Limits(max_tensors=1000))
 
 
@@ -369,12 +369,12 @@ def test_hdf5_that_describes_little_again_and_again(tmp_path, make):
 
 
 def test_a_block_of_an_index_that_is_meant_again_and_again(tmp_path):
-    """Two megabytes that hold no key, and whose checksum would be computed 100,000 times."""
+    """Two megabytes without a key whose checksum would be computed 100,000 times."""
 
     def framed(block: bytes) -> bytes:
         return block + b"\0" + struct.pack("<I", masked(crc32c(block + b"\0")))
 
-    empty = bytes(2**21) + struct.pack("<I", 2**19)  # restart points, and their number
+    empty = bytes(2**21) + struct.pack("<I", 2**19)  # restart points and their number
     handle = varint(0) + varint(len(empty))
     keys = b"".join(b"\0\4" + bytes([len(handle)]) + struct.pack(">I", i) + handle for i in range(100_000))
     index = keys + struct.pack("<II", 0, 1)
@@ -456,10 +456,10 @@ def nested(depth: int) -> str:
 
 
 METADATA = {
-    "deep": (nested(102), "101 levels or more of metadata, and 100 are believed"),
+    "deep": (nested(102), "101 levels or more of metadata, limit 100"),
     "very deep": ("[" * 100_000, "is not JSON"),
-    "long": (json.dumps({"a": "x" * 11_000_000}), "bytes of 'samenet' metadata, and 10,240,000"),
-    "a list as a keyword": ('{"spec": {}, "kind": "resnet", "assumed": [["x"]]}', "do not fit"),
+    "long": (json.dumps({"a": "x" * 11_000_000}), "bytes of 'samenet' metadata, limit 10,240,000"),
+    "a list as a keyword": ('{"spec": {}, "kind": "resnet", "assumed": [["x"]]}', "do not match"),
     "a wide network": (json.dumps({"spec": {"width": 10**400}, "kind": "resnet"}), "expected an int"),
     "a narrow epsilon": ('{"spec": {"bn_epsilon": 1e999}, "kind": "resnet"}', "expected a finite float"),
     "many stages": (json.dumps({"spec": {"depths": [1] * 9}, "kind": "resnet"}), "expected 1 to 8 stages"),
@@ -477,7 +477,7 @@ def test_metadata(tmp_path, case):
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32-be", "latin-1"])
 def test_metadata_that_is_not_utf_8(tmp_path, encoding):
-    """Python's JSON reader guesses among encodings; metadata has one."""
+    """Python's JSON reader guesses the encoding; metadata must be UTF-8."""
     text = '{"kind": "\u00e9"}'.encode(encoding)
     with pytest.raises(WeightsConvertError, match="is not JSON"):
         parse_metadata(text, tmp_path / "x.pth")
@@ -486,7 +486,7 @@ def test_metadata_that_is_not_utf_8(tmp_path, encoding):
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("character", [0x110000, 0xFFFFFFFF, 0xD800])
 def test_metadata_of_characters_that_do_not_exist(tmp_path, order, character):
-    """NumPy makes a string of them all the same, which CPython meets with a `SystemError` at best."""
+    """NumPy creates such strings, but CPython fails on them, at best with a `SystemError`."""
     text = np.frombuffer(f'{{"{"a" * 8}": 1}}'.encode(f"utf-32-{'lb'[order == '>']}e"), f"{order}u4").copy()
     arrays = {"samenet": text.view(f"{order}U{len(text)}").reshape(())}
     np.savez(tmp_path / "good.npz", **arrays_with({}), **arrays)
@@ -510,7 +510,7 @@ def state_dict(tmp_path) -> Path:
 
 LIMITS = [
     ("max_bytes", 1000, "bytes or more from a file of", 10**6),
-    ("max_tensors", 5, "6 or more tensors and other entries, and 5 are believed", 100),
+    ("max_tensors", 5, "6 or more tensors and other entries, limit 5", 100),
 ]
 
 
@@ -519,7 +519,7 @@ def test_each_limit_is_an_option_of_each_command(state_dict, run, limit, value, 
     with pytest.raises(LimitError, match=message) as caught:
         load(state_dict, limits=Limits(**{limit: value}))
     option = f"--{limit.replace('_', '-')}"
-    assert caught.value.message.endswith(f"if you trust it, raise {limit} ({option})")
+    assert caught.value.message.endswith(f"if you trust the file, raise {limit} ({option})")
     target, manifest = state_dict.with_name("x.pth"), state_dict.with_name("m.json")
     assert run("convert", state_dict, target, "--json", manifest).code == 0
     commands = [
@@ -539,7 +539,7 @@ def test_depth_of_a_pickle_and_of_metadata(tmp_path):
     path = zip_file(
         tmp_path / "x", {"a": [[[[[1]]]]], "w": placed(storage("0", 2), 0, (2,), (1,))}, {"0": bytes(8)}
     )
-    with pytest.raises(LimitError, match=r"5 levels or more in a pickle, and 4 are .* raise max_depth"):
+    with pytest.raises(LimitError, match=r"5 levels or more in a pickle, limit 4; .* raise max_depth"):
         open_reader(path, limits=Limits(max_depth=4))
     open_reader(path, limits=Limits(max_depth=6)).close()
     np.savez(tmp_path / "x.npz", **arrays_with({}), samenet=np.array(nested(7)))

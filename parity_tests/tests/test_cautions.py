@@ -1,4 +1,4 @@
-"""What a file does not say and changes the numbers: a warning in Python, one line on stderr in commands."""
+"""Missing facts that change the numbers: a warning in Python, one line on stderr in commands."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ INFERENCE = {
 
 @pytest.fixture
 def plain(tmp_path) -> Path:
-    """A state dict that says nothing: what scripts make that copy tensors one by one."""
+    """A state dict without metadata, as from scripts that copy tensors one by one."""
     path = tmp_path / "x.pth"
     state = torch_network(SPEC).state_dict()
     torch.save({name: tensor.clone() for name, tensor in state.items()}, path)
@@ -60,21 +60,21 @@ def heard(function: object) -> list[warnings.WarningMessage]:
 
 
 @pytest.mark.quick
-def test_every_way_in_warns_once_and_names_file_keywords_and_the_way_to_say_them(plain):
+def test_every_reader_warns_once_with_file_keywords_and_remedy(plain):
     for name, function in each_way(plain).items():
         (warning,) = heard(function)
         text = str(warning.message)
-        assert text.startswith(f"{plain}: does not say these keywords, "), name
+        assert text.startswith(f"{plain}: does not specify these keywords, "), name
         assert "\n" not in text
         for keyword, value in INFERENCE.items():
             assert f"{keyword}={value!r}" in text, name
         assert "settings={...} (--set KEY=VALUE)" in text
         assert "assume=True (--assume)" in text
-        assert warning.filename == __file__, name  # it points at who called
+        assert warning.filename == __file__, name  # it names the caller's file
 
 
 @pytest.mark.quick
-def test_what_is_said_is_not_warned_of(plain):
+def test_given_keywords_cause_no_warning(plain):
     for keywords in ({"assume": True}, {"settings": INFERENCE}):
         for name, function in each_way(plain, **keywords).items():
             assert heard(function) == [], name
@@ -85,45 +85,45 @@ def test_what_is_said_is_not_warned_of(plain):
         assert "stride_in" not in str(warning.message)
 
 
-def test_a_model_that_is_named_is_not_warned_of(tmp_path):
+def test_a_named_model_causes_no_warning(tmp_path):
     state = torch_impl.se_resnet20().state_dict()
     torch.save(dict(state), tmp_path / "x.pth")
     with load(tmp_path / "x.pth", model="se_resnet20") as checkpoint:
         assert checkpoint.assumed == ()
 
 
-def test_what_counts_in_training_only_is_no_reason_to_warn(plain):
+def test_training_keywords_cause_no_warning(plain):
     with load(plain, settings=INFERENCE) as checkpoint:
         assert set(checkpoint.assumed) == set(TRAINING_ONLY)
 
 
 def test_a_warning_that_is_an_error_leaves_nothing_open_or_written(plain):
-    """As with `python -W error`; an open file would be a ResourceWarning, an error too."""
+    """As with `python -W error`; an open file would cause a ResourceWarning, also an error."""
     for function in each_way(plain).values():
-        with pytest.raises(UserWarning, match="does not say"):
+        with pytest.raises(UserWarning, match="does not specify"):
             function()
     assert not plain.with_suffix(".npz").exists()
 
 
-def test_what_a_converted_file_only_assumes_is_warned_of_again(plain):
+def test_assumptions_of_a_converted_file_warn_again(plain):
     convert(plain, plain.with_suffix(".npz"), assume=True)
-    with pytest.warns(UserWarning, match=r"x\.npz: does not say these keywords"):
+    with pytest.warns(UserWarning, match=r"x\.npz: does not specify these keywords"):
         load(plain.with_suffix(".npz")).close()
     with load(plain.with_suffix(".npz"), settings=INFERENCE):
         pass
 
 
-def test_load_into_takes_what_is_not_said_as_the_model_has_it(plain, session):
+def test_load_into_assumes_the_keywords_of_the_model(plain, session):
     spec = tiny(attention="cbam", stride_in="conv1", bn_epsilon=1e-3)
     tf1_network(session, spec)
     for model in (torch_network(spec), keras_network(spec), session):
-        with pytest.warns(UserWarning, match=r"taken as the model has them: .*stride_in='conv1', .*=0\.001"):
+        with pytest.warns(UserWarning, match=r"the model's values used: .*stride_in='conv1', .*=0\.001"):
             load_into(model, plain)
         with pytest.raises(MismatchError, match="keywords differ"):
             load_into(model, plain, settings={"stride_in": "conv2"}, assume=True)
 
 
-def test_a_checkpoint_that_was_loaded_is_not_warned_of_twice(plain):
+def test_a_loaded_checkpoint_does_not_warn_twice(plain):
     with load(plain, assume=True) as checkpoint:
         load_into(torch_network(SPEC), checkpoint)
         save(checkpoint, plain.with_name("y.npz"))
@@ -134,7 +134,7 @@ def test_lone_blocks(tmp_path):
     with pytest.warns(UserWarning, match=r"cbam_order='max_mean', cbam_spatial_input='refined'.*bn_epsilon"):
         load(tmp_path / "cbam.pth").close()
     torch.save(torch_impl.SqueezeExcitation(16, 4).state_dict(), tmp_path / "se.pth")
-    load(tmp_path / "se.pth").close()  # all that counts is in its shapes
+    load(tmp_path / "se.pth").close()  # shapes show all keywords
 
 
 def test_nan_is_a_warning_in_python_too(tmp_path):
@@ -167,14 +167,16 @@ def test_commands_print_one_line_on_stderr(run, plain, command):
     assert ran.code == 0
     assert len(ran.lines) == files
     for line in ran.lines:
-        assert line.startswith(f"warning: {plain}: does not say these keywords, defaults taken: stem_pool=")
+        assert line.startswith(
+            f"warning: {plain}: does not specify these keywords, defaults used: stem_pool="
+        )
     assert "UserWarning" not in ran.err + ran.out
     ran = run(*arguments, "--assume", *(["--overwrite"] if command == "convert" else []))
     assert (ran.code, ran.err) == (0, "")
 
 
 def test_a_command_prints_no_python_warning(plain):
-    """Seen from outside, where nothing catches warnings."""
+    """In a separate process, where pytest catches no warnings."""
     command = [sys.executable, "-m", "weights_convert", "inspect", str(plain)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0
@@ -182,18 +184,18 @@ def test_a_command_prints_no_python_warning(plain):
     assert done.stderr.startswith("warning: ")
 
 
-def test_check_reads_what_it_is_told_to_assume(run, plain, tmp_path):
+def test_check_accepts_assume(run, plain, tmp_path):
     run("convert", plain, tmp_path / "y.npz", "--json", tmp_path / "m.json", "--assume")
     ran = run("check", tmp_path / "m.json", plain, "--assume")
     assert (ran.code, ran.err) == (0, "")
 
 
 # --------------------------------------------------------------------------------------------------
-# What a live model does not know of itself
+# Keywords that a live model does not record
 
 
 def test_a_lone_block_of_tf1_knows_its_keywords(session):
-    """Its order is in no shape: `state_of` took the default, without a word."""
+    """No shape shows its order: `state_of` used to return the default without a warning."""
     with session.graph.as_default():
         x = tf.zeros((1, 8, 8, 16))
         tf1_compat.cbam(x, 4, order="mean_max", bn_epsilon=1e-3, bn_momentum=0.5, scope="mine")
@@ -214,10 +216,10 @@ def test_a_lone_block_knows_its_momentum_and_its_channels():
         assert (state.spec.channels, state.assumed) == (256, ())
 
 
-def test_a_graph_that_does_not_say_its_keywords_is_warned_of(session):
+def test_a_graph_without_keywords_causes_a_warning(session):
     tf1_network(session, SPEC)
     session.graph.clear_collection("resnet_config")
-    with pytest.warns(UserWarning, match="the weights: does not say these keywords.*stride_in"):
+    with pytest.warns(UserWarning, match="the weights: does not specify these keywords.*stride_in"):
         state_of(session)
     assert state_of(session, assume=True).spec == SPEC
     assert state_of(session, settings=INFERENCE | {"stride_in": "conv1"}).spec.stride_in == "conv1"

@@ -1,4 +1,4 @@
-"""Changes that somebody asks for: batch norms folded, classes reordered, maps swapped; the numbers stay."""
+"""Optional changes keep the numbers: batch norms folded, classes reordered, maps swapped."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_folding_rounds_once(tmp_path):
         assert narrow["conv1.bias"].dtype == np.float32
         assert (
             "16 batch norms folded into their convolutions" not in wide.notes
-        )  # a plan's note, not a file's
+        )  # a note of the plan, not of the file
         for name in narrow:
             assert narrow[name].tobytes() == wide[name].astype(np.float32).tobytes(), name
         assert relative_error(logits(wide), logits(weights(FOLDED["SE in groups"]))) < FLOAT64
@@ -92,7 +92,7 @@ def test_biases_go_into_the_running_means():
     np.testing.assert_array_equal(folded["layer1.0.bn2.running_mean"], mean)
 
 
-def test_what_cannot_be_folded_is_refused():
+def test_networks_without_batch_norms_cannot_be_folded():
     with pytest.raises(MismatchError, match="has no biases before its batch norms to fold"):
         fold_bias(weights(FOLDED["SE in groups"]))
     with pytest.raises(MismatchError, match="has no batch norm to fold"):
@@ -134,7 +134,7 @@ def test_classes_in_another_order(run):
      ("1 2 3 4 5", "expected each of 0 ... 4 once"), ("0 1 2 3 four", "'four' is not a class number"),
      ("0 1 2 3 -4", "'-4' is not a class number"), ("", "0 numbers"), ("0,1,2,3,4", "'0,1,2,3,4' is not a")],
 )  # fmt: skip
-def test_what_is_no_permutation(run, unchanged, text, message):
+def test_invalid_permutations(run, unchanged, text, message):
     Path("order.txt").write_text(text)
     with unchanged():
         ran = run("convert", "good.pth", "x.npz", "--reorder-classes", "order.txt")
@@ -151,7 +151,7 @@ def test_a_permutation_that_cannot_be_read(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# What another family needs
+# Conversion for another family
 
 
 @pytest.mark.quick
@@ -196,6 +196,6 @@ def test_names_that_a_family_does_not_have(tmp_path):
         save(position_coded(AttentionSpec(attention="se", channels=16)), tmp_path / "x.pth", family="eca")
 
 
-def test_what_matters_in_training_only_is_said(tmp_path):
+def test_differences_in_training_are_noted(tmp_path):
     plan = save(position_coded(tiny(dropout=0.5)), tmp_path / "x.pth", family="torchvision")
     assert "differs in training only: dropout=0.5, in torchvision 0.0" in plan.checkpoint.notes

@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and one clear line for every wrong usage."""
+"""The command line: its output, its exit codes, and a one-line error for every wrong usage."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
 
 
 LONG = "x" * 300
-BAD = [  # arguments after `convert`, and what the one line says
+BAD = [  # arguments after `convert`, and the expected error
     ("god.pth x.npz", r"god\.pth: there is no such file; did you mean 'good\.pth'\?"),
     ("folder/none.pth x.npz", r"none\.pth: there is no such file$"),
     ("good.pth/x x.npz", r"good\.pth/x: (there is no such file|cannot be read \(Not a directory\))"),
     ("folder x.npz", r"folder: a directory without a TF1 checkpoint in it, expected a checkpoint file"),
     ("empty.pth x.npz", r"empty\.pth: the file is empty"),
     ("/dev/null x.npz", r"/dev/null: is a device or a pipe, expected a file"),
-    ("text.pth x.npz", r"text\.pth: not a checkpoint that can be read here \(it begins with b'these ar'\)"),
+    ("text.pth x.npz", r"text\.pth: not a known checkpoint format \(it begins with b'these ar'\)"),
     (f"{LONG}.pth x.npz", r"cannot be read \(File name too long\)"),
     (f"good.pth {LONG}.npz", r"cannot be written \(File name too long\)"),
-    ("good.pth x.foo", r"x\.foo: the suffix says what to write; expected one of \.pth, \.pt, \.safetensors"),
-    ("good.pth x.h5", r"x\.h5: the suffix says what to write"),
-    ("good.pth x", r"x: the suffix says what to write"),
+    ("good.pth x.foo", r"x\.foo: unknown suffix, expected one of \.pth, \.pt, \.safetensors"),
+    ("good.pth x.h5", r"x\.h5: unknown suffix, expected one of"),
+    ("good.pth x", r"x: unknown suffix, expected one of"),
     ("good.pth good.npz", r"good\.npz: exists already; --overwrite \(in Python overwrite=True\) replaces it"),
     ("good.pth good.pth", r"good\.pth: exists already"),
     ("good.pth good.ckpt", r"good\.ckpt\.data-00000-of-00001: exists already"),
@@ -59,27 +59,27 @@ BAD = [  # arguments after `convert`, and what the one line says
     ("good.pth x.npz --dtype bfloat16", r"is bfloat16, which \.npz cannot hold; use another container"),
     ("good.pth x.npz --from kers", r"there is no family 'kers'; did you mean 'keras'\?; known: torch, keras"),
     ("good.pth x.npz --to kers", r"there is no family 'kers'; did you mean 'keras'\?"),
-    ("good.pth x.npz --from timm", r"its tensors are not those of timm's resnet; 2 do not fit"),
+    ("good.pth x.npz --from timm", r"its tensors do not match timm's resnet; mismatches: 2"),
     ("good.pth x.npz --from timmm", r"there is no family 'timmm'; did you mean 'timm'\?"),
     ("good.pth x.npz --to cadene", r"cadene's networks are not an unnamed resnet; 1 keywords differ"),
-    ("good.pth x.npz --to qubvel", r"the family 'qubvel' is only read; written are torch, keras"),
+    ("good.pth x.npz --to qubvel", r"the family 'qubvel' can only be read; expected one of torch, keras"),
     ("good.pth x.npz --to eca", r"eca has no place for an unnamed resnet"),
     ("good.pth x.ckpt --to torch", r"the torch layout goes into \.npz and \.safetensors only; \.ckpt takes"),
     ("good.pth x.pth --to keras", r"the keras layout goes into \.npz and \.safetensors only; \.pth takes"),
-    ("good.npz x.pth --scope net", r"--scope belongs to the tf1 layout, and this is written as torch"),
+    ("good.npz x.pth --scope net", r"--scope applies to the tf1 layout, but the output is torch"),
     ("good.ckpt x.pth --scope net", r"has no scope 'net'; its names begin with bn1, conv1, fc, layer1_0$"),
     ("good.pth x.npz --key nope", r"good\.pth: no entry 'nope' that holds tensors"),
-    ("good.npz x.pth --key state_dict", r"--key chooses an entry of a PyTorch file, and this is npz"),
-    ("good.pth x.npz --from tf1", r"the names of its \d+ tensors are not those of tf1"),
-    ("good.pth x.npz --model resnet18", r"not those of resnet18; \d+ do not fit:"),
+    ("good.npz x.pth --key state_dict", r"--key selects an entry of a PyTorch file, but this is npz"),
+    ("good.pth x.npz --from tf1", r"the names of its \d+ tensors do not match tf1"),
+    ("good.pth x.npz --model resnet18", r"do not match resnet18; mismatches: \d+"),
     ("good.pth x.npz --set depths=2", r"depths=2: expected a sequence of ints"),
-    ("good.pth x.npz --set depths=(2,)", r"\d+ do not fit:"),
+    ("good.pth x.npz --set depths=(2,)", r"mismatches: \d+"),
     ("good.pth x.npz --json none/x.json", r"none/x\.json: the folder 'none' does not exist"),
     ("good.pth x.npz --json folder", r"folder: is a directory, expected a file name"),
-    ("good.pth x.npz --json good.pth", r"good\.pth: would replace what is read or written there"),
-    ("good.pth x.ckpt --json x.ckpt.index", r"would replace what is read or written there"),
-    ("good.pth x.npz --reorder-classes p --json p", r"p: would replace what is read or written there"),
-    ("good.pth x.npz --json folder/../x.npz", r"would replace what is read or written there"),
+    ("good.pth x.npz --json good.pth", r"good\.pth: would replace an input or another output"),
+    ("good.pth x.ckpt --json x.ckpt.index", r"would replace an input or another output"),
+    ("good.pth x.npz --reorder-classes p --json p", r"p: would replace an input or another output"),
+    ("good.pth x.npz --json folder/../x.npz", r"would replace an input or another output"),
     ("good.pth", r"the following arguments are required: DST"),
     ("good.pth x.npz y.npz", r"unrecognized arguments: y\.npz"),
     ("good.pth x.npz --frobnicate", r"unrecognized arguments: --frobnicate"),
@@ -92,11 +92,11 @@ OTHER_COMMANDS = [
     ("inspect good.cpt", r"good\.cpt: there is no such file; did you mean 'good\.ckpt'\?"),
     ("inspect nope.pth", r"nope\.pth: there is no such file$"),
     ("table cbam_resnet2O", r"there is no model 'cbam_resnet2O'; did you mean 'cbam_resnet20'\?"),
-    ("inspect text.pth", r"not a checkpoint that can be read here"),
-    ("inspect good.pth --json good.pth", r"would replace what is read or written there"),
-    ("inspect good.ckpt --json good.ckpt.data-00000-of-00001", r"would replace what is read or written"),
+    ("inspect text.pth", r"not a known checkpoint format"),
+    ("inspect good.pth --json good.pth", r"would replace an input or another output"),
+    ("inspect good.ckpt --json good.ckpt.data-00000-of-00001", r"would replace an input or another output"),
     ("diff good.pth none.pth", r"none\.pth: there is no such file"),
-    ("diff good.pth good.npz --json ./good.npz", r"would replace what is read or written there"),
+    ("diff good.pth good.npz --json ./good.npz", r"would replace an input or another output"),
     ("diff good.pth", r"the following arguments are required: B"),
     ("check a.json good.pth", r"a\.json: cannot be read as a manifest \(No such file"),
     ("list modls", r"invalid choice: 'modls'"),
@@ -117,7 +117,7 @@ def test_bad_usage_and_input(run, unchanged, line: str, message: str):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="neither pipes with names nor links for everyone there")
 @pytest.mark.parametrize("line", ["inspect {}", "diff good.pth {}", "convert {} x.npz --json x.json"])
-def test_what_is_no_file_is_not_read(run, line: str):
+def test_devices_and_loops_are_not_read(run, line: str):
     os.mkfifo("pipe")
     Path("loop").symlink_to("loop")
     for name, message in [("pipe", "is a device or a pipe"), ("loop", "Too many levels of symbolic links")]:
@@ -130,7 +130,7 @@ def test_what_is_no_file_is_not_read(run, line: str):
 
 
 # --------------------------------------------------------------------------------------------------
-# What goes well
+# Valid usage
 
 
 @pytest.mark.quick
@@ -138,7 +138,7 @@ def test_what_is_no_file_is_not_read(run, line: str):
 def test_convert_and_diff_and_inspect(run, suffix: str):
     ran = run("convert", "good.pth", f"x{suffix}", "--json", "plan.json")
     assert (ran.code, ran.err) == (0, "")
-    number = 21 if suffix in (".weights.h5", ".ckpt") else 24  # step counts travel in the metadata
+    number = 21 if suffix in (".weights.h5", ".ckpt") else 24  # step counts are in the metadata
     written = f"wrote x{suffix}: {number} tensors of an unnamed resnet, torch in the torch layout\n"
     assert ran.out.endswith(written)
     plan = json.loads(Path("plan.json").read_text())
@@ -168,7 +168,7 @@ def test_a_file_may_replace_itself(folder, run, suffix: str):
     assert run("convert", f"good{suffix}", f"good{suffix}", "--overwrite", "--dtype", "float64").code == 0
     with load(f"good{suffix}") as checkpoint:
         assert checkpoint["fc.weight"].dtype == np.float64
-    assert sorted(folder.iterdir()) == sorted(before)  # nothing stays behind
+    assert sorted(folder.iterdir()) == sorted(before)  # no temporary files
 
 
 def test_scope_options(run):
@@ -205,11 +205,11 @@ def test_differences(run, change: dict, what: str):
     assert [line["tensor"] for line in report["differences"]] == [name]
     assert what in report["differences"][0]["what"]
     assert ran.lines[-1] == "1 differences"
-    assert run("diff", "other.npz", "other.npz").code == 0  # NaN in the same bits is no difference
+    assert run("diff", "other.npz", "other.npz").code == 0  # NaN with equal bits is no difference
 
 
 def test_step_counts_that_one_file_lacks_are_no_difference(run):
-    """A file that Keras or TF1 saved has none."""
+    """Files saved by Keras or TF1 have none."""
     counts = {name: None for name in arrays_with({}) if name.endswith("num_batches_tracked")}
     np.savez("other.npz", **arrays_with(counts))
     ran = run("diff", "good.pth", "other.npz", "--json", "out.json")
@@ -221,7 +221,7 @@ def test_step_counts_that_one_file_lacks_are_no_difference(run):
     ]
     assert len(json.loads(Path("out.json").read_text())["not_compared"]) == len(counts)
     np.savez("third.npz", **arrays_with({"bn1.num_batches_tracked": np.array(3)}))
-    assert run("diff", "good.pth", "third.npz").code == 1  # both have it, and it differs
+    assert run("diff", "good.pth", "third.npz").code == 1  # both have it, with different values
 
 
 @pytest.mark.parametrize("line", ["convert good.pth x.npz", "inspect good.pth", "diff good.pth good.npz"])
@@ -229,7 +229,7 @@ def test_a_report_replaces_no_file_of_another_kind(run, unchanged, line: str):
     with unchanged():
         ran = run(*line.split(), "--json", "good.ckpt.index")
     assert ran.code == 2
-    assert "good.ckpt.index: exists already and is no report of this kind" in ran.err
+    assert "good.ckpt.index: exists already and is not a report of this kind" in ran.err
     Path("facts.json").touch()
     for _ in range(2):  # into an empty file, and over an earlier report
         assert run(*line.split(), "--json", "facts.json").code == 0
@@ -320,7 +320,7 @@ def test_exit_codes_of_the_process():
 
 
 def test_a_closed_pipe_is_no_verdict():
-    """The reader of what is printed has gone: exit 141 as of any program, and what was to be written is."""
+    """The reader of stdout has closed the pipe: exit 141 as for any program, and the output is written."""
     np.savez("other.npz", **arrays_with({"fc.bias": np.zeros(5, np.float32)}))
     for line in ("diff good.pth other.npz", "convert good.pth x.npz --json plan.json"):
         reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""A closer look: layers on the command line, dumps, the sweep, and models that are not ours."""
+"""Detailed comparisons: layers on the command line, dumps, the sweep, and models of other projects."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def torch_model(spec: ResNetSpec) -> torch.nn.Module:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 def test_every_layer_is_seen_in_every_framework(dtype):
-    """The same layers in the same order; what one has and another has not is said."""
+    """The same layers in the same order; layers of only one framework are reported."""
     report = investigate(
         "x", synthetic.weights(SPEC), synthetic.images((33, 30)), dtype=dtype, gradients=False
     )
@@ -103,7 +103,7 @@ def test_what_cannot_be_compared_is_said():
 
 
 def test_zero_padding_of_a_max_pool_shows_in_front_of_negative_values():
-    """After a ReLU it changes nothing, so our networks cannot show it."""
+    """After a ReLU it changes nothing, so this project's networks cannot show it."""
     theirs = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.MaxPool2d(3, 2, 1))
     torch.nn.init.constant_(theirs[0].bias, -10)
     state = [p.detach().numpy() for p in theirs.parameters()]
@@ -121,7 +121,7 @@ def test_zero_padding_of_a_max_pool_shows_in_front_of_negative_values():
 
 
 def functional() -> keras.Model:
-    """A Keras model with a merge, dropout and a batch norm, as others build them."""
+    """A functional Keras model with a merge, dropout and a batch norm."""
     x = inputs = keras.Input((6, 6, 3))
     y = keras.layers.Conv2D(3, 3, padding="same", name="conv")(x)
     y = keras.layers.BatchNormalization(name="bn")(y)
@@ -309,18 +309,18 @@ def test_against_a_dump_of_other_weights(network, capsys):
 
 
 def test_what_is_not_in_the_file_can_be_said(network, capsys):
-    np.savez("bare.npz", **synthetic.weights(SPEC))  # without metadata, which would say the epsilon
+    np.savez("bare.npz", **synthetic.weights(SPEC))  # without metadata, which would contain the epsilon
     options = ["--frameworks", "torch", "--dtype", "float64", "--size", "33"]
     assert main(["bare.npz", *options, "--set", "bn_epsilon=0.001", "--json", "facts.json"]) == 0
     assert main([network, *options, "--model", "se_resnet18"]) == 2
-    assert "are not those of se_resnet18" in capsys.readouterr().err
+    assert "do not match se_resnet18" in capsys.readouterr().err
     assert main(["se_resnet20", *options, "--set", "reduction=4", "--json", "facts.json"]) == 0
     assert json.loads(Path("facts.json").read_text())[0]["parameters"] == 280_958
 
 
 @pytest.mark.parametrize("native", ["keras", "tf1"])
 def test_files_that_the_frameworks_saved_themselves(native, network, session):
-    """They have no step counts, which torch then has of its own."""
+    """They have no step counts; torch keeps its own."""
     if native == "keras":
         load_model(network, "keras").save_weights("native.weights.h5")
         path = "native.weights.h5"
@@ -336,7 +336,7 @@ def test_files_that_the_frameworks_saved_themselves(native, network, session):
 def test_a_report_replaces_no_checkpoint(option, network, capsys):
     before = Path(network).read_bytes()
     assert main(["se_resnet20", "--frameworks", "keras", option, network]) == 2
-    assert "net.pth: exists already and is no report of this kind" in capsys.readouterr().err
+    assert "net.pth: exists already and is not a report of this kind" in capsys.readouterr().err
     assert Path(network).read_bytes() == before
 
 
@@ -344,20 +344,20 @@ BAD = [
     ("se_resnet20 --key model", "--key applies to a file, but se_resnet20 is a model; omit --key"),
     ("se_resnet20 --from timm", "--from applies to a file, but se_resnet20 is a model; omit --from"),
     ("se_resnet20 --set reductoin=4", "there is no keyword 'reductoin'; did you mean 'reduction'?"),
-    ("net.pth --against none", "none: no such file"),
+    ("net.pth --against none", "none: there is no such file"),
     ("net.pth --against net.pth", "net.pth: not a dump, expected"),
     ("net.pth net.pth --dump x", "--dump and --against take one model or checkpoint"),
     ("net.pth --report none/x.html", "the folder 'none' does not exist"),
     ("net.pth --dump none/x", "the folder 'none' does not exist"),
-    ("net.pth --dump net.pth", "net.pth: would replace what is read or written there"),
-    ("net.pth --layers --json net.pth", "net.pth: would replace what is read or written there"),
-    ("net.pth --report x --json x", "x: would replace what is read or written there"),
+    ("net.pth --dump net.pth", "net.pth: would replace an input or another output"),
+    ("net.pth --layers --json net.pth", "net.pth: would replace an input or another output"),
+    ("net.pth --report x --json x", "x: would replace an input or another output"),
     ("net.pth --dump d --report r", "--dump does not go with --report"),
     ("net.pth --sweep --dtype float64", "--sweep does not go with --dtype"),
     ("net.pth --layers --frameworks torch --dtype float64", "torch in float64 is the reference"),
     ("net.pth --size 0 --layers", "'0': expected a whole number above 0"),
     ("net.pth --train-steps many", "'many': expected a whole number above 0"),
-    ("net.pth --layers --images none", "none: no such folder of images"),
+    ("net.pth --layers --images none", "none: there is no such folder of images"),
 ]
 
 
@@ -399,4 +399,4 @@ def test_a_switch_that_fails_says_why(tmp_path):
     name = "torch: as it is"
     logits, reason = _child(name, SWITCHES[name], tmp_path, "float32")
     assert logits is None
-    assert "no such file" in reason
+    assert "there is no such file" in reason

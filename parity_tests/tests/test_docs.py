@@ -1,4 +1,4 @@
-"""What the documentation promises: its code runs, its output is what is printed, its tables are true."""
+"""The documentation is correct: its code runs, prints the output shown, and its tables match."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_the_readme_lists_every_model_with_its_parameters():
 
 
 OPTIMIZE = ("optimize_for_inference", "torch.Size([8, 10])")
-EXAMPLES = [  # what is in it, what it prints, and the environment
+EXAMPLES = [  # a word in the example, its output, the environment
     ("cbam.pth", "True", {}),
     pytest.param(*OPTIMIZE, {"TORCH_COMPILE_DISABLE": "1"}, id="optimize, not compiled"),
     pytest.param(*OPTIMIZE, {}, id="optimize", marks=pytest.mark.exhaustive),  # a minute
@@ -172,10 +172,10 @@ EXAMPLES = [  # what is in it, what it prints, and the environment
 
 @pytest.mark.parametrize(("word", "printed", "environment"), EXAMPLES)
 def test_the_readme_example_prints_what_it_says(word, printed, environment, tmp_path):
-    """In a process of its own, in an empty folder, as a reader would run it."""
+    """In a separate process, in an empty folder, as a reader would run it."""
     code = next(block for block in blocks("python") if word in block)
     if "optimize" in word and not shutil.which("g++"):
-        pytest.skip("torch.compile takes a C++ compiler")
+        pytest.skip("torch.compile needs a C++ compiler")
     assert len(code.splitlines()) <= 10
     assert f"# {printed}\n" in code
     done = subprocess.run(
@@ -209,7 +209,7 @@ def test_the_readme_commands_print_what_they_say(tmp_path, monkeypatch):
 
 
 def without_numbers(text: str) -> list[str]:
-    """Lines with measured figures, times and runs of blanks made alike."""
+    """Lines without measured figures and times, with single blanks."""
     text = re.sub(r"\d(\.\d)?e-\d\d", "#", text)
     text = re.sub(r"\(weakest: \S+\)", "(weakest: #)", text)
     text = re.sub(r"\(\d+ s\)", "(# s)", text)
@@ -218,7 +218,7 @@ def without_numbers(text: str) -> list[str]:
 
 
 def test_the_readme_shows_the_main_job():
-    """The table under the first command is the main job's own, figures apart (they vary with the machine)."""
+    """The table under the first command is the main job's output, except for figures of the machine."""
     block = next(block for block in blocks("console") if "python -m parity_tests" in block)
     shown = without_numbers(block.split("\n", 1)[1])
     unset = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
@@ -243,7 +243,7 @@ def test_both_set_up_commands_stand_in_the_readme_and_ci_uses_the_second():
 
 
 def test_requirements_are_those_of_the_package():
-    """requirements.txt is everything, with pyproject's own lower bounds, and the project itself."""
+    """requirements.txt lists all dependencies with pyproject's lower bounds, and the project itself."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = set(project["dependencies"])
     for name, extra in project["optional-dependencies"].items():

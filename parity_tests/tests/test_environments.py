@@ -1,4 +1,4 @@
-"""The same tests elsewhere, each in a process of its own: oneDNN off, Keras on JAX and on torch."""
+"""The same tests in other environments, each in a separate process: oneDNN off, Keras on JAX and on torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FEW = "(senet or cbam or eca or avg_down or pool_same)"
 BACKEND = "((test_fit_evaluate_predict or test_save_and_load or test_summary) and cbam)"
 # in an ordinary run: JAX compiles in half of the time; at level 0 it gives NaN in training
 FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
-ENVIRONMENTS = {  # what differs in the environment, the files, the tests in an ordinary run, all tests
+ENVIRONMENTS = {  # environment variables, files, tests in an ordinary run, all tests
     "oneDNN-off": (
         {"TF_ENABLE_ONEDNN_OPTS": "0"},
         [NETWORKS, TRAINING],

@@ -1,7 +1,7 @@
-"""Other projects' checkpoints: whose they are, what network, every tensor in its place, and what is refused.
+"""Other projects' checkpoints: their family and network, every tensor's place, and refused files.
 
 `listings/` holds names and shapes of real models, written by the projects' own code. For projects that cannot
-be installed, `FOREIGN` renames our tensors as their sources say, in other words than the family's table.
+be installed, `FOREIGN` renames our tensors after their source code, independently of the family's table.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CAFFE_EPSILON = {"bn_epsilon": 9.999999747378752e-06, "bn_momentum": 0.01}
 TIMM_CBAM = {"cbam_mlp_bias": False, "cbam_order": "mean_max", "cbam_bn_momentum": 0.1}
 SAME = "torch torchvision timm"
 
-READ = [  # listing, families that read it alike, the named model, and how it differs
+READ = [  # listing, families with the same result, the named model, and its differences
     ("legacy_senet154", "cadene", "senet154", {"stem_pool": "ceil"}),
     ("legacy_seresnet18", "cadene", "se_resnet18", {"stem_pool": "ceil", "relu_before_attention": True}),
     ("legacy_seresnet50", "cadene", "se_resnet50", {"stem_pool": "ceil", "stride_in": "conv1"}),
@@ -65,7 +65,7 @@ READ = [  # listing, families that read it alike, the named model, and how it di
     ("keras_applications_resnet50", "keras_applications", "resnet50",
      {"norm": "bias_bn", "stride_in": "conv1", "bn_epsilon": 1.001e-5, "bn_momentum": 0.01}),
 ]  # fmt: skip
-UNNAMED = {  # what the networks without a name are
+UNNAMED = {  # keywords of the networks without a name
     "timm_ecaresnet26t": {"depths": (2, 2, 2, 2), "attention": "eca"} | T,
     "timm_ecaresnetlight": {"depths": (1, 1, 11, 3), "stem": "7x7", "downsample_pool": "avg"},
     "timm_seresnext26d_32x4d": {"depths": (2, 2, 2, 2), "groups": 32, "width_per_group": 4} | D,
@@ -74,16 +74,16 @@ UNNAMED = {  # what the networks without a name are
     "pytorchcv_senet52": {"groups": 32, "stem": "deep", "downsample_kernel": 3, "dropout": 0.2},
 }
 REFUSED = [
-    ("pytorchcv_bam_resnet18", "those of no known family; the nearest is"),
-    ("timm_seresnet33ts", "those of no known family; the nearest is"),
-    ("timm_resnet50_attn_lcbam", r"not those of timm's cbam_resnet50; 16 do not fit"),
-    ("pytorchcv_resnetd50b", "not those of pytorchcv's resnet50; 1 do not fit:\n +resnetd.* has dilated"),
+    ("pytorchcv_bam_resnet18", "match no known family; the nearest is"),
+    ("timm_seresnet33ts", "match no known family; the nearest is"),
+    ("timm_resnet50_attn_lcbam", r"do not match timm's cbam_resnet50; mismatches: 16"),
+    ("pytorchcv_resnetd50b", "do not match pytorchcv's resnet50; mismatches: 1\n +resnetd.* has dilated"),
 ]
 AMBIGUOUS = ["pytorchcv_resnet50", "pytorchcv_seresnet50"]
 
 
 class ListingReader(Reader):
-    """A file of which only names and shapes are known."""
+    """A file with known names and shapes only."""
 
     format = "torch"
 
@@ -144,11 +144,11 @@ def test_wrappers_are_looked_through(read_shapes, wrapper):
     wrapped = read_shapes({wrapper + name: shape for name, shape in shapes_in("timm_seresnet18").items()})
     assert wrapped.spec == plain.spec
     assert wrapped.family == "timm"
-    assert f"looked through the prefix {wrapper!r}" in wrapped.notes
+    assert f"removed the prefix {wrapper!r}" in wrapped.notes
 
 
 def test_averaged_models_of_torch_are_read(read_shapes):
-    """torch.optim.swa_utils.AveragedModel: a count beside the wrapped names."""
+    """torch.optim.swa_utils.AveragedModel has a count beside the wrapped names."""
     shapes = {f"module.{name}": shape for name, shape in shapes_in("timm_seresnet18").items()}
     checkpoint = read_shapes({"n_averaged": (), **shapes})
     assert (checkpoint.family, checkpoint.model) == ("timm", None)
@@ -169,8 +169,7 @@ def test_what_only_the_user_can_tell(read_shapes, listing):
     with pytest.raises(MismatchError) as caught:
         read_shapes(shapes)
     assert str(caught.value).splitlines() == [
-        "model.file: its names and shapes are those of 2 networks that compute different numbers; "
-        "say which it is:",
+        "model.file: its names and shapes match 2 networks that compute different numbers; choose one:",
         f"  --model pytorchcv:{name}  (--set stride_in=conv1)",
         f"  --model pytorchcv:{name}b  (--set stride_in=conv2)",
     ]
@@ -202,7 +201,7 @@ MUTATED = [
 ]
 
 
-# one of two tensors that show the same keyword: either may be the wrong one
+# two tensors that show the same keyword: either may be wrong
 TIED = re.compile(r"^(fc|last_linear|output|output\.fc|predictions)[./]bias|^layer3\.0\.se\.conv\.weight")
 
 
@@ -218,13 +217,13 @@ def one_of_each_kind(shapes: dict[str, tuple[int, ...]]) -> list[str]:
 @pytest.mark.parametrize("listing", MUTATED)
 def test_one_wrong_tensor_is_named(read_shapes, listing):
     shapes = shapes_in(listing)
-    counted = listing.startswith("qubvel")  # what is missing has no name there: the canonical one is shown
+    counted = listing.startswith("qubvel")  # missing tensors have no name there: the canonical name is shown
     for name in one_of_each_kind(shapes):
         others = {other: shape for other, shape in shapes.items() if other != name}
         with pytest.raises(MismatchError) as caught:
             read_shapes(others)
         lines = caught.value.details
-        # of a name that a family has twice, and that the file has not, the first is shown
+        # for a missing tensor with two possible names in a family, the first is shown
         known = name.replace("last_linear", "fc") if listing.startswith("pretrainedmodels") else name
         assert all(line.startswith(("missing: ", "misshapen: ", "extra: ")) for line in lines), name
         assert counted or lines == (f"missing: {known} {shapes[name]}",), (name, lines)
@@ -245,19 +244,19 @@ def test_one_wrong_tensor_is_named(read_shapes, listing):
 
 
 # --------------------------------------------------------------------------------------------------
-# Projects that cannot be installed: our tensors under the names that their sources give
+# Projects that cannot be installed: our tensors under the names from their source code
 
 
 class Foreign(NamedTuple):
-    """A network as another project would save it: substitutions on canonical names, in order."""
+    """The file of another project's network: substitutions on canonical names, in order."""
 
     family: str
     spec: Spec
     names: list[tuple[str, str]]
     tensorflow: bool = False
-    convolved: bool = False  # the attention's MLP is made of 1x1 convolutions
+    convolved: bool = False  # the attention's MLP consists of 1x1 convolutions
     scope: str = ""
-    groups: str = ""  # what a group's number is put into, where groups are kept one by one
+    groups: str = ""  # format of a group's number, if groups are stored separately
 
 
 SE_1, SE_2 = r"\.se\.fc1\.", r"\.se\.fc2\."
@@ -367,7 +366,7 @@ def meaning(spec: Spec) -> dict[str, Any]:
 
 
 def foreign_arrays(foreign: Foreign) -> dict[str, np.ndarray]:
-    """The position-coded tensors of a network as the other project keeps them."""
+    """The position-coded tensors of a network in the other project's layout."""
     arrays: dict[str, np.ndarray] = {}
     for name, array in position_coded(foreign.spec).items():
         role = ROLES[like(name).role]
@@ -491,7 +490,7 @@ def test_all_written_families_are_tested():
 
 
 def pytorchcv_file(path: Path) -> None:
-    """A small network in pytorchcv's names whose stride only the user knows."""
+    """A small network with pytorchcv's names whose stride only the user knows."""
     source = position_coded(tiny(attention="se"))
     save(source, path.with_name("ours.pth"))
     plan = convert(path.with_name("ours.pth"), path.with_name("theirs.pth"), to_family="pytorchcv")
@@ -502,7 +501,7 @@ def pytorchcv_file(path: Path) -> None:
 
 
 def raw(path: Path) -> list[np.ndarray]:
-    """The tensors of a file as they are in it."""
+    """The tensors of a file without conversion."""
     with open_reader(path) as reader:
         return [reader.read(name) for name in reader.tensors]
 

@@ -1,4 +1,4 @@
-"""Other projects' own models: their files give their outputs here, and ours written as theirs, ours there."""
+"""Other projects' models: their files give their outputs here, and our files give our outputs there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from weights_convert.families import FAMILIES
 
 FRAMEWORKS = ("torch", "keras", "tf1")
 
-# In all three frameworks in an ordinary run: small, and between them every kind of layer.
+# In all three frameworks in an ordinary run: small networks that cover every kind of layer.
 EVERYWHERE = [
     Foreign("pytorchcv", "cbam_resnet18", "pytorchcv"),
     Foreign("pytorchcv", "seresnet20_cifar10", "pytorchcv", size=(32, 32)),
@@ -65,7 +65,7 @@ IN_TORCH = [
     Foreign("classification_models", "SEResNet50", "qubvel"),
     Foreign("classification_models", "SEResNeXt50", "qubvel"),
 ]
-EXHAUSTIVE = [  # with `-m exhaustive` only: the kinds above once more, or large
+EXHAUSTIVE = [  # only with `-m exhaustive`: more of the kinds above, or large
     *AMBIGUOUS[1:],
     Foreign("pytorchcv", "resnet18", "pytorchcv"),
     Foreign("pytorchcv", "seresnet18", "pytorchcv"),
@@ -85,14 +85,14 @@ def _cases() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def saved(request) -> Iterator[Saved]:
-    """The network of the parameter, saved by its own code; the file is gone afterwards, some are large."""
+    """The network of the parameter, saved by its own code; the file, maybe large, is removed afterwards."""
     installed(request.param)
     with tempfile.TemporaryDirectory(prefix="foreign-") as folder:
         yield save_foreign(request.param, Path(folder))
 
 
 def installed(network: Foreign) -> None:
-    """Skip the test where the network's package is not there."""
+    """Skip the test if the network's package is not installed."""
     package = network.package.partition(".")[0]
     name = "image-classifiers" if package == "classification_models" else package
     pytest.importorskip(package, reason=f"{name} is not installed", exc_type=ImportError)
@@ -100,7 +100,7 @@ def installed(network: Foreign) -> None:
 
 @pytest.fixture
 def record() -> Callable[[dict[str, Any]], None]:
-    """Takes the figures of a test; where PARITY_FAMILIES_TABLE names a file, they are appended to it."""
+    """Append the figures of a test to the file in PARITY_FAMILIES_TABLE, if set."""
 
     def record(row: dict[str, Any]) -> None:
         if table := os.environ.get("PARITY_FAMILIES_TABLE"):
@@ -118,14 +118,14 @@ def in_float64(saved: Saved) -> Path:
     return wide
 
 
-# the scope keeps a network from being made once for each framework
+# the scope avoids building a network once per framework
 @pytest.mark.parametrize(("saved", "framework"), [*_cases()], indirect=["saved"], scope="module")
 def test_their_files_give_their_outputs(saved: Saved, framework: str, record):
     network, wanted = saved.network, saved.outputs["float64"]
     with load(saved.path, model=network.known_as, assume=True) as checkpoint:
         spec, variant = checkpoint.spec, checkpoint.describe()
         assert network.family in (checkpoint.family, *checkpoint.same_as)
-        # torchvision's names are ours: nothing in such a file says whose it is, and the defaults are right
+        # torchvision's names are ours: nothing shows the origin of such a file, and the defaults are right
         assert not checkpoint.assumed or checkpoint.family == "torch"
     momenta = {spec.bn_momentum, spec.cbam_bn_momentum if spec.attention == "cbam" else spec.bn_momentum}
     assert saved.norms == {(spec.bn_epsilon, momentum) for momentum in momenta}
@@ -170,11 +170,11 @@ def test_what_only_the_user_knows_is_asked_for(saved: Saved):
 
 
 # --------------------------------------------------------------------------------------------------
-# Writing back: ours as theirs
+# Writing back: our networks in their layout
 
 D = {"stem": "deep", "stem_width": 32, "downsample_pool": "avg"}
 TIMM_CBAM = {"cbam_mlp_bias": False, "cbam_order": "max_mean"}  # the maps have to be swapped
-WRITTEN = [  # theirs, one of ours, and what of its keywords is theirs to choose
+WRITTEN = [  # their network, one of ours, and keywords fixed by theirs
     (Foreign("pytorchcv", "resneta18", "pytorchcv"), "resnet18", D),
     (Foreign("pytorchcv", "seresnet20_cifar10", "pytorchcv"), "se_resnet20", {}),
     (Foreign("pytorchcv", "cbam_resnet18", "pytorchcv"), "cbam_resnet18", {"cbam_bn_momentum": 0.1}),

@@ -1,4 +1,4 @@
-"""The harness examined: every mistake is caught and the right layer named; unbroken models raise no alarm."""
+"""Tests of the harness: it finds every mistake and names the right layer, and correct models pass."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def test_every_mistake_is_caught_and_named(name):
     images = synthetic.images(fault.size, batch=2)
     report = compare_models(reference(fault.spec), fault.candidate(), images, train=fault.train)
     divergence = report.first_divergence()
-    assert divergence is not None, "not caught, or a mistake that changes nothing"
+    assert divergence is not None, "not found, or the mistake changes nothing"
     assert divergence.point == fault.first
-    alone = [layer for _, layer in report.culprits()]
-    assert alone[:1] == ([fault.alone] if fault.alone else []), alone
+    culprits = [layer for _, layer in report.culprits()]
+    assert culprits[:1] == ([fault.culprit] if fault.culprit else []), culprits
 
 
 SAMPLE = {"CBAM's maps swapped", "groups permuted", "momentum of the running statistics", "a NaN"}
@@ -68,11 +68,11 @@ def test_mistakes_in_weights_and_keywords_are_named_in_every_framework(name, fra
         )
     divergence = report.first_divergence()
     assert divergence is not None
-    first, alone = fault.first, fault.alone
+    first, culprit = fault.first, fault.culprit
     if framework == "torch" and name.startswith("pool"):  # a module there, a function elsewhere
-        first = alone = "maxpool"
+        first = culprit = "maxpool"
     assert divergence.point == first
-    assert [layer for _, layer in report.culprits()][:1] == ([alone] if alone else [])
+    assert [layer for _, layer in report.culprits()][:1] == ([culprit] if culprit else [])
 
 
 def test_the_documentation_lists_them():
@@ -82,8 +82,8 @@ def test_the_documentation_lists_them():
     assert [(name, mode == "train", first) for name, mode, first, _ in listed] == [
         (name, fault.train, fault.first) for name, fault in FAULTS.items()
     ]
-    for (_, _, _, alone), fault in zip(listed, FAULTS.values(), strict=True):
-        assert alone == fault.alone or (alone.startswith("none: ") and not fault.alone)
+    for (_, _, _, culprit), fault in zip(listed, FAULTS.values(), strict=True):
+        assert culprit == fault.culprit or (culprit.startswith("none: ") and not fault.culprit)
 
 
 NETWORKS = {"se": SE, "cbam": CBAM, "eca": ECA, "groups": GROUPS}

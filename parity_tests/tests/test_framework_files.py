@@ -1,4 +1,4 @@
-"""Files of the frameworks: what is written here loads in each of them, and what they write loads here."""
+"""Files of the frameworks: our files load in each of them, and their files load here."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_weights_of_a_trained_keras_model_load_here(tmp_path):
 
 @pytest.mark.parametrize("name", ["bias_bn", "bias"])
 def test_biases_of_the_frameworks_load_here(tmp_path, session, name: str):
-    """Files without this project's metadata: the names and shapes alone say that there are biases."""
+    """Files without this project's metadata: only names and shapes show the biases."""
     wanted, model = position_coded(NETWORKS[name]), keras_network(NETWORKS[name])
     load_into(model, wanted)
     model.save_weights(tmp_path / "x.weights.h5")

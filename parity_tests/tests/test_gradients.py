@@ -49,7 +49,7 @@ def test_one_block(attention):
     assert failures(of(tiny(attention=attention, block="basic", depths=(1,)))) == {}
 
 
-# what is left out of an ordinary run is in others of these, or in test_one_block
+# cases left out of an ordinary run are covered by others, or by test_one_block
 EXHAUSTIVE = ("se", "cbam_input", "bias")
 
 
@@ -74,7 +74,7 @@ def test_float32_of_shallow_nets(name):
 
 
 def test_running_statistics():
-    """Eval mode: then a bias before batch normalisation has a gradient, held to its own size."""
+    """In eval mode a bias before batch normalisation has a gradient, compared at its own scale."""
     assert failures(of(SPECS["bias_bn"], train=False)) == {}
 
 
@@ -108,12 +108,12 @@ def test_dropout_is_off():
 
 
 # --------------------------------------------------------------------------------------------------
-# Broken on purpose: what changes no output, or the outputs of train mode only
+# Broken on purpose: changes of no output, or only of outputs in train mode
 
 
 @pytest.mark.parametrize("candidate", CANDIDATES)
 def test_detached_attention(candidate, monkeypatch):
-    """A stop-gradient leaves every output as it is."""
+    """A stop-gradient changes no output."""
     if candidate == "keras":
         whole = keras_impl.attention.mean
         stopped = lambda x, *axes: tf.stop_gradient(whole(x, *axes))  # noqa: E731
@@ -160,7 +160,7 @@ def test_a_slightly_other_epsilon(epsilon, monkeypatch):
 
 @pytest.mark.quick
 def test_a_bias_whose_gradient_is_wrong_is_seen():
-    """Biases are held to their layer's weight where that is larger, which must not hide them."""
+    """Biases are compared at the scale of their layer's weight if it is larger; this must not hide errors."""
     reference = {"fc.weight": np.full((2, 3), 10.0), "fc.bias": np.array([1.0, 2.0])}
     wrong = reference | {"fc.bias": np.array([1.0, 2.0 + 1e-8])}
     assert error("fc.bias", reference, reference) == 0

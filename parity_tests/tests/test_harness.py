@@ -1,4 +1,4 @@
-"""The main job itself: it holds for the networks as they are, and injected mistakes turn it red."""
+"""The main job: it holds for correct networks and fails for injected mistakes."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ceil_pool(patch):
 
 
 def transposed_kernels(patch):
-    """Height and width swapped on the way to TensorFlow: shapes and round trips stay as they are."""
+    """Height and width swapped on the way to TensorFlow; shapes and round trips do not show it."""
     role = layouts.ROLES["conv2d"]
     patch.setitem(layouts.ROLES, "conv2d", role._replace(to_tf=(3, 2, 1, 0)))
 
@@ -169,7 +169,7 @@ def test_command_says_where_it_differs(checkpoint, capsys, monkeypatch):
     [
         (["se_resnext5_32x4d"], "neither a model nor a file; did you mean 'se_resnext50_32x4d'?"),
         (["nowhere.pth"], "there is no such file"),
-        (["resnet20", "--images", "nowhere"], "no such folder of images"),
+        (["resnet20", "--images", "nowhere"], "there is no such folder of images"),
         (["resnet20", "--dtype", "float16"], "invalid choice: 'float16'"),
         (["resnet20", "--frameworks", "caffe"], "invalid choice: 'caffe'"),
         (["--nonsense"], "unrecognized arguments"),

@@ -1,4 +1,4 @@
-"""HDF5 without its library, judged by h5py; what only the library reads is read by another process."""
+"""HDF5 read without its library, compared with h5py; another process reads files that need the library."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def arrays(file: h5py.File) -> None:
     file.attrs["samenet"] = '{"a": 1}'
 
 
-OTHERS: dict[str, Callable[[], object]] = {  # what is no array of numbers
+OTHERS: dict[str, Callable[[], object]] = {  # objects that are not arrays of numbers
     "text": lambda: "text",
     "opaque": lambda: np.zeros(3, "V2"),
     "record": lambda: np.zeros(2, [("a", "f4")]),
@@ -86,7 +86,7 @@ def test_reads_what_h5py_writes(tmp_path):
         assert reader.metadata == {"a": 1}
 
 
-def test_lists_what_is_no_array(tmp_path):
+def test_lists_objects_that_are_not_arrays(tmp_path):
     def fill(file: h5py.File) -> None:
         for name, make in OTHERS.items():
             file[name] = make()
@@ -108,7 +108,7 @@ def test_lists_what_is_no_array(tmp_path):
 
 
 def test_every_pointer_to_every_structure(tmp_path):
-    """Loops, trees within trees, headers in data: whatever may be an address, replaced by each other one."""
+    """Every possible address replaced by every other one: loops, nested trees, headers in data."""
 
     def fill(file: h5py.File) -> None:
         file["a/vars/0"] = np.arange(4, dtype=np.float32)
@@ -149,7 +149,7 @@ def test_booleans_are_one_or_zero(tmp_path):
 
 @pytest.fixture(autouse=True)
 def others(monkeypatch) -> list[Path]:
-    """The files that another process would read: half a second, only where a test asks for it."""
+    """Collects files for the other process instead of starting it, which takes half a second."""
     seen: list[Path] = []
 
     def refuse(path: Path, *_: object) -> None:
@@ -176,9 +176,11 @@ def test_groups_that_hold_one_another(tmp_path):
             group["b"] = inner
             group = inner
 
-    with pytest.raises(LimitError, match=r"101 levels or more of groups, and 100 are .*--max-depth"):
+    with pytest.raises(LimitError, match=r"101 levels or more of groups, limit 100; .*--max-depth"):
         open_reader(hdf5(tmp_path / "loop", loop))
-    with pytest.raises(LimitError, match=r"160,001 or more groups and datasets, and 160,000 .*--max-tensors"):
+    with pytest.raises(
+        LimitError, match=r"160,001 or more groups and datasets, limit 160,000; .*--max-tensors"
+    ):
         open_reader(hdf5(tmp_path / "doubling", doubling))
 
 
@@ -190,7 +192,7 @@ def test_a_deeper_file_with_a_higher_limit(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# What only the library reads
+# Files that only the library reads
 
 
 def virtual(file: h5py.File) -> None:
@@ -263,8 +265,8 @@ def test_what_the_other_process_refuses(tmp_path, fill):
 
 
 @pytest.mark.usefixtures("process")
-def test_a_chunk_that_unpacks_to_more_than_it_is(tmp_path):
-    """Small enough as it is packed: the library would unpack it whole before it looks at its size."""
+def test_a_chunk_that_unpacks_to_more_than_its_size(tmp_path):
+    """Small when packed: the library would unpack all of it before checking the size."""
 
     def fill(file: h5py.File) -> None:
         dataset = file.create_dataset("w", (10_000,), "f4", chunks=(10_000,), compression="gzip")
@@ -294,7 +296,7 @@ def test_the_library_is_not_loaded_here(tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a process cannot give up files there")
 def test_the_process_opens_nothing_more(tmp_path):
-    """Also where the library would: of what is to be read, nothing is in another file."""
+    """Even if the library wants to: data in other files are never read."""
     (tmp_path / "other").write_bytes(b"secret")
     with h5py.File(tmp_path / "x", "w") as file:
         file.create_dataset("w", (4,), "u1", external=[(str(tmp_path / "other"), 0, 4)])
@@ -316,7 +318,7 @@ def test_the_process_opens_nothing_more(tmp_path):
 
 
 def answering(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file for the other process, and `script` in its place, which has a second."""
+    """A file for the other process, and `script` in place of that process, with a second of time."""
     program = folder / "python"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o700)
@@ -336,11 +338,11 @@ ENDINGS = {
     "exec sleep 60": "was still reading after 1 s",
     "while true; do echo -n nonsense; done": "was still reading after 1 s",
     "echo 3; exec sleep 60": "ended with -9",
-    "echo '{}'": "said what cannot be ('tensors')",
-    """echo '{"tensors": [], "left_out": []}'""": "said what cannot be ('list' object has no attribute",
-    listing("w", [2], "object"): "said what cannot be ('object')",
-    listing("w", [2, -1], "float32"): "said what cannot be (shape [2, -1])",
-    listing("w", [2.5], "float32"): "said what cannot be (shape [2.5])",
+    "echo '{}'": "gave an invalid answer ('tensors')",
+    """echo '{"tensors": [], "left_out": []}'""": "gave an invalid answer ('list' object has no attribute",
+    listing("w", [2], "object"): "gave an invalid answer ('object')",
+    listing("w", [2, -1], "float32"): "gave an invalid answer (shape [2, -1])",
+    listing("w", [2.5], "float32"): "gave an invalid answer (shape [2.5])",
     listing("w", [2**40], "float32"): "4,398,046,511,104 bytes or more from a file of",
     listing("w", [2] * 33, "int8"): "impossible shape",
 }
@@ -350,7 +352,7 @@ ENDINGS = {
 @pytest.mark.parametrize("script", ENDINGS)
 @pytest.mark.usefixtures("process")
 def test_a_process_that_ends_otherwise(tmp_path, monkeypatch, script):
-    """A crash or a loop in the library is an error, and what its process says is not trusted."""
+    """A crash or a loop in the library is an error, and the answers of its process are not trusted."""
     message = refusal(answering(script, tmp_path, monkeypatch))
     assert ENDINGS[script] in message
     if "ended" in ENDINGS[script]:
@@ -383,7 +385,7 @@ def reader(tmp_path, process) -> Iterator[ProcessReader]:  # noqa: ARG001
 
 
 def test_a_process_that_is_gone_before_it_is_asked(tmp_path, reader, run, monkeypatch):
-    """Neither the question that nobody reads nor closing the pipe hides why."""
+    """Neither an unread request nor closing the pipe hides the reason."""
     real = ProcessReader._ask
 
     def ask(self: ProcessReader, name: str) -> None:
@@ -407,11 +409,11 @@ def chunked_block(file: h5py.File) -> None:
 
 
 def test_after_an_interrupted_read_nothing_is_read(reader, monkeypatch):
-    """What is still in the pipe is not the next tensor."""
+    """Bytes left in the pipe must not be taken for the next tensor."""
     real = ProcessReader._answer
 
     def interrupted(self: ProcessReader, *_: object) -> None:
-        self._process.stdout.peek(1)  # the answer is there
+        self._process.stdout.peek(1)  # the answer has arrived
         raise KeyboardInterrupt
 
     monkeypatch.setattr(ProcessReader, "_answer", interrupted)
@@ -427,7 +429,7 @@ def test_an_interrupted_ask(reader, monkeypatch):
     with pytest.raises(MemoryError):
         reader.read("gzip")
     monkeypatch.undo()
-    assert reader.read("filled").tolist() == [[2, 2]] * 2  # nothing had been asked
+    assert reader.read("filled").tolist() == [[2, 2]] * 2  # no request was sent
 
 
 @pytest.mark.usefixtures("process")
@@ -437,8 +439,8 @@ def test_limits_beyond_any_clock(tmp_path):
         assert reader.read("filled").tolist() == [[2, 2]] * 2
 
 
-def test_bounds_that_the_system_does_not_take(monkeypatch):
-    """macOS takes none of memory; the others stay."""
+def test_unsupported_memory_limits(monkeypatch):
+    """macOS accepts no memory limit; the other limits are set."""
     resource = pytest.importorskip("resource", reason="Windows has none")
     set_: dict[int, tuple[int, int]] = {}
 
@@ -452,7 +454,7 @@ def test_bounds_that_the_system_does_not_take(monkeypatch):
     assert set_ == {resource.RLIMIT_CORE: (0, 0), resource.RLIMIT_CPU: (1084, 1084)}
 
 
-def test_what_keras_writes_needs_no_other_process(tmp_path, others):
+def test_files_of_keras_need_no_other_process(tmp_path, others):
     hdf5(tmp_path / "x", arrays)
     with open_reader(tmp_path / "x"):
         assert others == []
@@ -505,7 +507,7 @@ def test_weights_that_unpack_to_much_more(tmp_path):
 
 
 def test_a_zip_behind_hdf5_is_not_looked_at(tmp_path):
-    """A file that is two: what it begins with counts, here as everywhere."""
+    """A file that is both: its first bytes decide."""
     path = hdf5(tmp_path / "x", lambda file: file.create_dataset("w", data=np.ones(2)))
     path.write_bytes(path.read_bytes() + keras(tmp_path / "y").read_bytes())
     with open_reader(path) as reader:

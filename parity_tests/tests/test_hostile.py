@@ -1,8 +1,8 @@
-"""Files from strangers: whatever is done to one, it is refused in one clean line or read right.
+"""Damaged and malicious files: each is refused with a one-line error or read correctly.
 
-Thousands of changed files for each container, by `fuzz.mutations` (bits, numbers, parts, operations of a
-pickle, entries, blocks, with checksums made right again), read by a watched target: nothing but the file is
-opened, nothing is imported or called by name, no allocation fails, and memory stays below a gigabyte.
+`fuzz.mutations` makes thousands of changed files for each container (bits, numbers, parts, operations of a
+pickle, entries, blocks, with corrected checksums). A monitored target reads them: it opens only the file,
+imports and calls nothing by name, no allocation fails, and memory stays below a gigabyte.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from fuzz.mutations import change_bytes, mutate
 from weights_convert.errors import SourceError
 from weights_convert.formats import hdf5_process, open_reader
 
-SECONDS = 10  # that one input may take
+SECONDS = 10  # time limit of one input
 seeds = functools.cache(corpus.seeds)
 
 
 @pytest.fixture(autouse=True)
 def no_other_process(monkeypatch):
-    """HDF5 for its own library is read in another process, which `test_hdf5.py` looks at: half a second."""
+    """Refuse HDF5 that needs another process, which takes half a second; `test_hdf5.py` tests it."""
 
     def refuse(path: Path, *_: object) -> None:
         raise SourceError(f"{path}: for HDF5's library")
@@ -56,7 +56,7 @@ def changed(reader: str, name: str, seed: int) -> bytes:
 
 @pytest.mark.parametrize("reader", target.READERS)
 def test_seeds_are_read(reader, tmp_path):
-    """So that what is changed below is something that is read."""
+    """The unchanged files are read, so that changes matter."""
     read = [name for name, data in seeds(reader).items() if tried(reader, data, tmp_path)]
     unusual = {"earliest", "v108", "v110", "latest"} if reader.startswith("keras") else set()
     assert {name.split("-")[0] for name in set(seeds(reader)) - set(read)} == unusual
@@ -93,7 +93,7 @@ def smallest(reader: str) -> bytes:
 
 
 def check_cuts(reader: str, folder: Path, sizes: range) -> int:
-    """A file that was cut is refused, or what was lost was nobody's: the number of refused ones."""
+    """A truncated file is refused, unless only unused bytes were lost; returns the number of refusals."""
     data = smallest(reader)
     expected, refused = whole(reader, data, folder), 0
     for size in sizes:
@@ -124,7 +124,7 @@ def test_truncated_at_every_byte_and_changed_at_length(reader, tmp_path, capsys)
 
 
 # --------------------------------------------------------------------------------------------------
-# What is read is what the library whose format it is reads
+# Results equal those of the format's own library
 
 
 def by_numpy(path: Path) -> dict[str, np.ndarray]:
@@ -139,7 +139,8 @@ def by_torch(path: Path) -> dict[str, np.ndarray]:
     return {name: tensor.numpy() for name, tensor in loaded.items()}
 
 
-JUDGES: dict[str, tuple[Callable[[Path], dict], int, tuple[str, ...]]] = {  # changes of seeds that it reads
+# reader -> the library's function, number of changes, seeds that the library reads
+JUDGES: dict[str, tuple[Callable[[Path], dict], int, tuple[str, ...]]] = {
     "npz": (by_numpy, 900, ("ours", "savez", "savez_compressed")),
     "torch_zip": (by_torch, 300, ("ours", "plain-2", "deflated")),
     "torch_stream": (by_torch, 900, ("plain-1", "plain-2")),
@@ -148,7 +149,7 @@ JUDGES: dict[str, tuple[Callable[[Path], dict], int, tuple[str, ...]]] = {  # ch
 
 @pytest.mark.parametrize("reader", JUDGES)
 @pytest.mark.filterwarnings("ignore")
-def test_what_is_read_is_what_its_library_reads(reader, tmp_path):
+def test_results_equal_those_of_the_library(reader, tmp_path):
     judge, count, names = JUDGES[reader]
     compared = 0
     for seed in range(count):
@@ -168,7 +169,7 @@ def test_what_is_read_is_what_its_library_reads(reader, tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# The watch itself
+# The monitoring itself
 
 
 def test_the_watch_sees(tmp_path):
@@ -202,7 +203,7 @@ def test_a_failed_allocation_is_not_a_clean_error():
 
 
 def test_changes_reach_behind_the_checksums():
-    """Of zips, blocks and pickles, a good part of the changed files can still be parsed."""
+    """Many changed zips, blocks and pickles can still be parsed."""
     parsed = 0
     for seed in range(100):
         data = changed("npz", "ours", seed)

@@ -1,4 +1,4 @@
-"""The order of the rooms: what may import what, imports inside functions included, and no circles."""
+"""The order of the rooms: allowed imports, including imports inside functions, and no circles."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parents[2]
 IMPLEMENTATIONS = ("torch_impl", "keras_impl", "tf1_compat")
-ROOMS = [  # nothing imports what stands further down; what stands in one line does not import one another
+ROOMS = [  # a room imports only rooms of earlier lines; rooms of one line do not import each other
     IMPLEMENTATIONS,
     ("weights_convert",),
     ("parity_tests.judge",),
@@ -23,7 +23,7 @@ ROOMS = [  # nothing imports what stands further down; what stands in one line d
     ("parity_tests",),
     ("benchmarks", "fuzz"),
 ]
-FREE = "parity_tests.quiet_start"  # what a command line does before it imports anything
+FREE = "parity_tests.quiet_start"  # imported by command lines before everything else
 
 
 def modules() -> dict[str, Path]:
@@ -49,7 +49,7 @@ MODULES = modules()
 
 
 def imported(name: str) -> Iterator[str]:
-    """The modules of this project that one imports, wherever in its text; not those for the type checker."""
+    """The modules of this project that a module imports anywhere, except for the type checker."""
     tree = ast.parse(MODULES[name].read_text(encoding="utf-8"))
     package = name if MODULES[name].name == "__init__.py" else name.rpartition(".")[0]
     for node in walk(tree):
@@ -79,12 +79,12 @@ def graph() -> dict[str, set[str]]:
 
 
 def room(name: str) -> int:
-    """The last line of `ROOMS` would take all that begins like it, so the longest name counts."""
+    """The line in `ROOMS` of the longest name that matches."""
     fits = [(len(r), i) for i, line in enumerate(ROOMS) for r in line if f"{name}.".startswith(f"{r}.")]
     return max(fits)[1]
 
 
-def test_nothing_imports_what_stands_further_down():
+def test_no_room_imports_a_later_one():
     wrong = [
         f"{name} imports {other}"
         for name, others in graph().items()
@@ -94,7 +94,7 @@ def test_nothing_imports_what_stands_further_down():
     assert wrong == []
 
 
-def test_what_can_be_copied_alone_imports_nothing_else():
+def test_implementations_import_no_other_room():
     tops = {name: name.partition(".")[0] for name in MODULES}
     wrong = [
         f"{name} imports {other}"

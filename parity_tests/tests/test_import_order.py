@@ -1,7 +1,7 @@
-"""TensorFlow, an optimiser step of PyTorch and its compiler in one process, whichever is imported first.
+"""TensorFlow, an optimiser step of PyTorch and its compiler in one process, in either order of imports.
 
-Without `import_order` the process ends where TensorFlow comes first and triton second. Each order takes a
-process of its own.
+Without `import_order` the process crashes if TensorFlow comes first and triton second. Each order runs in a
+separate process.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from parity_tests.tests.test_isolation import ROOT
 
 FOLDERS = ("torch_impl", "keras_impl", "tf1_compat", "weights_convert")
 IMPORTS = ("torch", "tensorflow", "keras", "jax", "torch_impl", "keras_impl", "tf1_compat")
-PLAIN = [("tensorflow", "torch")]  # the order that ends without `import_order`
+PLAIN = [("tensorflow", "torch")]  # the order that crashes without `import_order`
 REST = [pair for pair in itertools.permutations(IMPORTS, 2) if pair not in PLAIN]
 # an optimiser's step and the compiler import triton
 AFTERWARDS = """
@@ -48,7 +48,7 @@ def test_either_order(pair):
 
 
 def test_a_package_of_ours_decides_before_tensorflow_comes():
-    """torch_impl imports triton at once where TensorFlow is installed, since the user may import it next."""
+    """torch_impl imports triton at once if TensorFlow is installed, since the user may import it later."""
     code = "import sys, torch_impl; assert 'tensorflow' not in sys.modules; print('triton' in sys.modules)"
     wanted = run("from importlib.util import find_spec; print(find_spec('triton') is not None)").stdout
     assert run(code).stdout == wanted

@@ -1,4 +1,4 @@
-"""`optimize_for_inference` in the three frameworks: the plain network's numbers, its weights untouched."""
+"""`optimize_for_inference` in the three frameworks gives the same numbers and keeps the original weights."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_the_numbers_are_those_of_the_plain_network(name, framework):
 
 @pytest.mark.parametrize("framework", OPTIMIZED)
 def test_something_was_folded(framework):
-    """Without its batch norms' statistics the network gives other numbers: the test above can fail."""
+    """Without the statistics of its batch norms the network gives other numbers: the test above can fail."""
     spec, x = SPECS["cbam"], synthetic.images((37, 45))
     weights = synthetic.weights(spec)
     plain = RUNNERS[framework](spec, weights, x, "float64").points["logits"]
@@ -108,7 +108,7 @@ def test_something_was_folded(framework):
     assert tolerances.relative_error(logits, plain) > tolerances.FLOAT64
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
 def test_compiled_torch_gives_the_same_numbers():
     spec, x = tiny(attention="se", depths=(1,), groups=8, width_per_group=16), synthetic.images((32, 32))
@@ -120,13 +120,13 @@ def test_compiled_torch_gives_the_same_numbers():
     assert tolerances.relative_error(logits, plain) < 4e-6
 
 
-@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile takes a C++ compiler")
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # torch's own import
 def test_every_shape_of_images_is_compiled(monkeypatch):
-    """More than those at which torch stops by itself (8, here 2), and runs the others uncompiled."""
+    """More than torch's own limit (8, here 2), beyond which it runs uncompiled."""
     spec = tiny(depths=(1,), width=1, stem_width=1, stem="3x3", block="basic")
     fast = torch_impl.optimize_for_inference(torch_impl.ResNet(**spec.model_kwargs()))
-    # traced for each shape all the same, without a run of a C++ compiler
+    # traced for each shape, but without running a C++ compiler
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
     torch._dynamo.utils.counters.clear()
     with torch._dynamo.config.patch(recompile_limit=2):
@@ -135,7 +135,7 @@ def test_every_shape_of_images_is_compiled(monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
-def test_what_cannot_be_optimized_is_said(session):
+def test_other_models_are_refused(session):
     with pytest.raises(TypeError, match=r"received a Linear, expected a torch_impl\.ResNet"):
         torch_impl.optimize_for_inference(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match=r"received a Dense, expected a keras_impl\.ResNet"):

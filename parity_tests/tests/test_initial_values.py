@@ -1,4 +1,4 @@
-"""Fresh networks: each parameter starts from one distribution in the three frameworks, PyTorch's."""
+"""Fresh networks: each parameter starts from PyTorch's distribution in the three frameworks."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from parity_tests.judge.synthetic import tiny
 from weights_convert import Checkpoint, state_of
 from weights_convert.spec import ResNetSpec, model_spec
 
-# Wide where a network's own would be a handful of numbers, so that a deviation can be told.
+# Wider than usual networks, so that enough numbers show a deviation.
 SPECS = {
     "cbam_resnet20": model_spec("cbam_resnet20"),
     "se_resnext": tiny(attention="se", groups=4, width_per_group=16, width=64, reduction=1, num_classes=64),
@@ -52,7 +52,7 @@ STATES = {"torch": torch_state, "keras": keras_state, "tf1": tf1_state}
 
 
 def pooled(framework: str, spec: ResNetSpec) -> dict[str, np.ndarray]:
-    """The values of each kind of parameter, its tensors (in blocks of one shape, of every seed) together."""
+    """The values of each kind of parameter, over all its tensors (in blocks of one shape, of every seed)."""
     values = defaultdict(list)
     for seed in SEEDS:
         for name, array in STATES[framework](spec, seed).items():
@@ -67,7 +67,7 @@ def pooled(framework: str, spec: ResNetSpec) -> dict[str, np.ndarray]:
     + [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("cbam_resnet20", "eca", "bias")],
 )
 def test_the_three_start_from_the_same_distributions(name):
-    """Mean, deviation and mean size (which tells a uniform from a normal one), to five standard errors."""
+    """Mean, deviation and mean size (which distinguishes uniform and normal), within five standard errors."""
     spec = SPECS[name]
     reference = pooled("torch", spec)
     for framework in ("keras", "tf1"):
@@ -90,7 +90,7 @@ def test_the_three_start_from_the_same_distributions(name):
 
 @pytest.mark.parametrize("block", ["SqueezeExcitation", "CBAM", "ECA", "BasicBlock", "Bottleneck"])
 def test_blocks_alone_start_as_in_the_networks(block):
-    """So many channels that the standard deviations of the kernels are told apart."""
+    """With enough channels to distinguish the standard deviations of the kernels."""
     arguments = (64, 64) if block in ("BasicBlock", "Bottleneck") else (64,)
     keywords = {
         "ECA": {"kernel_size": 301},
@@ -111,7 +111,7 @@ def test_blocks_alone_start_as_in_the_networks(block):
 
 @pytest.mark.parametrize("framework", STATES)
 def test_no_two_tensors_are_alike(framework):
-    """One initialiser with one seed would give equal tensors of one shape."""
+    """One initialiser with one seed would give equal tensors for equal shapes."""
     state = STATES[framework](tiny(norm="bias", block="basic", attention="cbam", cbam_spatial_bias=True), 1)
     random = [a.tobytes() for n, a in state.items() if a.ndim > 1 or (n.endswith("bias") and a.size > 1)]
     assert len(set(random)) == len(random)

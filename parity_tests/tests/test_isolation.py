@@ -1,4 +1,4 @@
-"""Who may import whom: each implementation alone, the converter without a framework, copies that work."""
+"""Allowed imports: each implementation alone, the converter without a framework, and working copies."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEAVY = FRAMEWORKS | {"rich", "h5py", "safetensors", "PIL", "matplotlib", "hypot
 
 
 def python(code: str, cwd: Path, **environment: str) -> str:
-    """What a fresh interpreter prints, started in a folder with nothing of the project on its path."""
+    """The output of a new interpreter, started in a folder without the project on its path."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -37,7 +37,7 @@ def test_the_converter_imports_no_framework():
 
 
 def test_inspect_imports_nothing_that_it_does_not_need(tmp_path):
-    """Neither tables, whose import takes 50 ms, nor HDF5, when what it prints goes into a pipe."""
+    """For output into a pipe neither rich, whose import takes 50 ms, nor h5py."""
     code = f"""
 import sys
 import numpy as np
@@ -52,7 +52,7 @@ print(sorted({HEAVY} & set(sys.modules)))
 
 
 def test_converting_imports_no_framework(tmp_path):
-    """Not only the import: a conversion through every container."""
+    """Also during a conversion through every container."""
     code = f"""
 import sys
 import numpy as np
@@ -77,7 +77,7 @@ ALLOWED = {  # room -> the top-level modules that its files may import besides t
     "tf1_compat": {"tensorflow", "numpy"},
     "weights_convert": {"weights_convert", "numpy", "h5py", "ml_dtypes"},
 }
-INSIDE = {  # what may be imported inside functions, or in a file that is only imported inside one
+INSIDE = {  # allowed imports inside functions, or in files that only functions import
     "weights_convert": {"rich", "torch", "keras", "tensorflow", "torch_impl", "keras_impl", "tf1_compat"},
 }
 
@@ -126,7 +126,7 @@ with tf.Graph().as_default():
     y = attention.cbam(tf.zeros((2, 4, 4, 32)))
 """,
 }
-OTHERS = {  # TensorFlow itself imports Keras and, where it is installed, JAX
+OTHERS = {  # TensorFlow itself imports Keras and, if installed, JAX
     "torch_impl": {"tensorflow", "keras", "jax"},
     "keras_impl": {"torch"},
     "tf1_compat": {"torch"},
@@ -136,7 +136,7 @@ PROJECT = {"torch_impl", "keras_impl", "tf1_compat", "weights_convert", "parity_
 
 @pytest.mark.parametrize("room", RUN)
 def test_a_copy_runs_alone(room, tmp_path):
-    """First the file of the blocks alone in its folder, then the package, in one process."""
+    """First `attention.py` alone in a folder, then the package, in one process."""
     attention, package = tmp_path / "attention", tmp_path / "package"
     attention.mkdir()
     shutil.copy(ROOT / room / "attention.py", attention)
@@ -154,7 +154,7 @@ print(tuple(y.shape), sorted({others} & set(sys.modules)))
 
 @pytest.mark.parametrize("file", ["attention.py", "blocks.py", "resnet.py"])
 def test_the_three_files_hold_the_same_definitions(file):
-    """Class for class in torch and Keras, function for class in TF1: they can be laid side by side."""
+    """The same classes in torch and Keras, and functions in TF1: the files can be read side by side."""
 
     def definitions(room: str) -> set[str]:
         tree = ast.parse((ROOT / room / file).read_text(encoding="utf-8"))

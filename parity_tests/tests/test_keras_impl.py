@@ -1,4 +1,4 @@
-"""What a Keras user does with the models: compile, fit, summary, save, load, mixed precision, nesting."""
+"""Usual work with Keras models: compile, fit, summary, save, load, mixed precision, nesting."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SPECS = {
     for kind in ("none", "se", "cbam", "eca")
 }
 ONE = {"one_block": tiny(attention="cbam", groups=2, width_per_group=32, depths=(1,))}
-# Keras traces and compiles the whole network in these: one block in an ordinary run
+# in these tests Keras traces and compiles the whole network: one block in an ordinary run
 TRACED = ["one_block", *(pytest.param(kind, marks=pytest.mark.exhaustive) for kind in SPECS)]
 traced = pytest.mark.parametrize("model", TRACED, indirect=True)
 
@@ -39,7 +39,7 @@ def run(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_output_is_that_of_the_features(model, images, training):
-    """`call` takes a way of its own, on which nothing is kept."""
+    """`call` does not use `forward_features`, to keep no intermediate outputs."""
     model.dropout.rate = 0.0
     output = keras.ops.convert_to_numpy(model(images, training=training))
     features = model.forward_features(images, training=training)
@@ -65,7 +65,7 @@ def test_fit_evaluate_predict(model, images):
 
 
 def test_grouped_networks_do_not_compile_to_xla_on_a_cpu(model):
-    """`jit_compile="auto"` would take the path that is over a thousand times slower."""
+    """`jit_compile="auto"` would use the path that is over a thousand times slower."""
     assert compiled(model).jit_compile is False
 
 

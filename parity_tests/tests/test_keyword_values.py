@@ -1,4 +1,4 @@
-"""Every value of every keyword, and of pairs: the spec and the implementations accept or refuse alike."""
+"""Every value of every keyword, and of pairs: the spec and the implementations accept and refuse the same."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ BUILD: dict[str, Callable[..., Any]] = {
 
 
 def verdict(build: Callable[..., Any], keywords: dict[str, Any]) -> str:
-    """What is said of a network with these keywords: nothing, or why there is none."""
+    """The error for these keywords, or ""."""
     try:
         build(**keywords)
     except (ValueError, SpecError) as error:
@@ -87,7 +87,7 @@ POOL = [
     *({1: 1}, {1}, object, np.int64(1), np.float32(0.5), np.bool_(True), np.str_("avg"), np.array([1])),
     *(np.array([[1]]), np.array(1), np.array("none"), np.array([True]), range(1, 2)),
 ]
-# nothing invalid, and more than this computer has: no implementation is built with it
+# valid, but too large for this computer: implementations are not built with it
 SIZES = ("width", "groups", "width_per_group", "stem_width", "reduction", "num_classes", "in_channels")
 SIZES += ("head_width", "pool_size")
 TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
@@ -115,7 +115,7 @@ def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
 
 
 def few(name: str) -> list[Any]:
-    """Values that are valid alone, and are not the default."""
+    """Values that are valid alone and differ from the default."""
     choices = {
         "block": ["basic"],
         "depths": [(2, 1), (1, 1, 1)],
@@ -138,20 +138,20 @@ def few(name: str) -> list[Any]:
 
 
 def test_pairs_of_keywords_have_one_verdict():
-    """The words of all, and for PyTorch the networks themselves, which cost no memory."""
+    """The checks of all, and for PyTorch also the networks, which take no memory."""
     refused = 0
     for first, second in itertools.combinations(NAMES, 2):
         for one, two in itertools.product(few(first), few(second)):
             keywords = BASE | {first: one, second: two}
-            said = {room: verdict(checked(room), keywords) for room in ROOMS}
-            said |= {who: verdict(BUILD[who], keywords) for who in ("spec", "torch")}
-            assert len(set(said.values())) == 1, (first, one, second, two, said)
-            refused += said["spec"] != ""
+            verdicts = {room: verdict(checked(room), keywords) for room in ROOMS}
+            verdicts |= {who: verdict(BUILD[who], keywords) for who in ("spec", "torch")}
+            assert len(set(verdicts.values())) == 1, (first, one, second, two, verdicts)
+            refused += verdicts["spec"] != ""
     assert refused > 50
 
 
 def checked(room: str) -> Callable[..., Any]:
-    """`check_keywords` of a room, with which each of its networks begins."""
+    """`check_keywords` of a room, which each of its networks calls first."""
     module = {"torch_impl": torch_impl, "keras_impl": keras_impl, "tf1_compat": tf1_compat}[room]
     check = module.keywords.check_keywords
     return lambda **keywords: check(keywords, "vgg" if "widths" in keywords else "resnet")
@@ -177,10 +177,10 @@ def checked(room: str) -> Callable[..., Any]:
     ],
     ids=str,
 )
-def test_what_was_accepted_and_ignored_is_refused_by_all(keywords):
-    said = {who: verdict(build, BASE | keywords) for who, build in BUILD.items()}
-    assert len(set(said.values())) == 1, said
-    assert "expected" in said["spec"]
+def test_keywords_without_effect_are_refused_by_all(keywords):
+    verdicts = {who: verdict(build, BASE | keywords) for who, build in BUILD.items()}
+    assert len(set(verdicts.values())) == 1, verdicts
+    assert "expected" in verdicts["spec"]
 
 
 @pytest.mark.quick
@@ -194,7 +194,7 @@ def test_numpy_values_are_plain_in_the_spec():
 @pytest.mark.parametrize("name", ["bias", "mlp_bias", "spatial_bias", "bn"])
 @pytest.mark.parametrize("value", ["False", 1, 0, None])
 def test_switches_of_a_block_are_bools(name, value):
-    """A text that says no would be taken for a yes."""
+    """A text such as "False" would count as true."""
     block, function = ("CBAM", "cbam") if name != "bias" else ("SqueezeExcitation", "squeeze_excitation")
     message = f"{name}={value!r}: expected one of True, False"
     for room in (torch_impl, keras_impl):
@@ -205,7 +205,7 @@ def test_switches_of_a_block_are_bools(name, value):
 
 
 def parts(path: Path) -> dict[str, str]:
-    """The functions, classes and constants of a file, as text without what ruff sets."""
+    """The functions, classes and constants of a file, as normalised text."""
     found = {}
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         if isinstance(node, ast.FunctionDef):

@@ -1,4 +1,4 @@
-"""What the constructors refuse, in the same words in each framework; and NumPy's scalars, which they take."""
+"""Constructors refuse the same arguments in the same words in each framework, and accept NumPy's scalars."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def torch_block(block: str, **keywords: Any) -> None:
 
 
 def keras_block(block: str, **keywords: Any) -> None:
-    """Not built: a wrong value is refused where it is given."""
+    """Not built: the constructor refuses a wrong value."""
     getattr(keras_impl, block)(**keywords)
 
 
@@ -57,13 +57,13 @@ NETWORKS = {"torch": torch_network, "keras": keras_impl.ResNet, "tf1": tf1_netwo
 
 
 def refusals(build: dict[str, Callable[..., Any]], *arguments: Any, **keywords: Any) -> dict[str, str]:
-    """What each framework says."""
-    said = {}
+    """The error of each framework."""
+    errors = {}
     for framework, function in build.items():
         with pytest.raises(ValueError, match="expected") as caught:
             function(*arguments, **keywords)
-        said[framework] = str(caught.value)
-    return said
+        errors[framework] = str(caught.value)
+    return errors
 
 
 BAD_OF_A_BLOCK = [
@@ -113,7 +113,7 @@ def test_a_block_refuses_with_the_same_text(block, bad, text):
 @pytest.mark.quick
 @pytest.mark.parametrize(("bad", "text"), BAD_OF_A_NETWORK)
 def test_a_network_refuses_with_the_same_text(bad, text):
-    """Whether its attention would use the value or not."""
+    """Even if its attention does not use the value."""
     for attention in ("none", "cbam", "eca"):
         keywords = tiny(attention=attention).model_kwargs() | bad
         assert refusals(NETWORKS, **keywords) == dict.fromkeys(NETWORKS, text)
@@ -123,7 +123,7 @@ def test_a_network_refuses_with_the_same_text(bad, text):
 @pytest.mark.parametrize("block", ["SqueezeExcitation", "ChannelAttention", "CBAM", "ECA"])
 @pytest.mark.parametrize("channels", [0, -8, 16.0])
 def test_channels_are_ints_of_at_least_1(block, channels):
-    """In the frameworks where they are given."""
+    """In the frameworks that have the argument."""
     for room in (torch_impl, keras_impl):
         with pytest.raises(ValueError, match=f"channels={channels}: expected an int of at least 1"):
             getattr(room, block)(channels)
@@ -201,7 +201,7 @@ def test_a_keras_block_of_numpy_scalars_saves_and_loads(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# Inputs of other shapes
+# Inputs of wrong shapes
 
 WITH_CHANNELS = ["SqueezeExcitation", "ChannelAttention", "CBAM", "ECA"]
 

@@ -1,4 +1,4 @@
-"""A conversion that is killed: DST is the old file or the complete new one, and the next run tidies up."""
+"""A killed conversion: DST is the old file or the complete new one, and the next run removes leftovers."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from weights_convert import DestinationError, ResNetSpec, convert, load, save
 from weights_convert.formats.tf1_place import index_path, tf1_files
 
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
-MOST = (".pth", ".ckpt")  # of one file and of several: the other containers are written as .pth is
+MOST = (".pth", ".ckpt")  # one file, several files: the other containers are written like .pth
 exhaustive = pytest.mark.exhaustive
 OLD, NEW = position_coded(SMALL), weights(SMALL)
 
 
 def start(folder: Path, suffix: str, old: bool) -> Path:
-    """A folder with the new weights to convert, and with the old ones where those are to go."""
+    """A folder with the new weights to convert, and with the old ones at the destination."""
     folder.mkdir()
     save(NEW, folder / "src.safetensors")
     if old:
@@ -37,7 +37,7 @@ def start(folder: Path, suffix: str, old: bool) -> Path:
 
 
 def states(folder: Path, into: Path, *arguments: str) -> list[Path]:
-    """Every state of `folder` that SIGKILL can leave; the last one is that after a whole run."""
+    """Every state of `folder` that SIGKILL can leave; the last one follows a complete run."""
     command = [sys.executable, "-m", "parity_tests.tests.crashes", folder, into, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     last, code = map(int, done.stdout.split())
@@ -50,7 +50,7 @@ def same(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> bool:
 
 
 def state_of(path: Path) -> str:
-    """Whose weights these are, every bit of them; "none" where there is no checkpoint."""
+    """Whether all bits are those of the "old" or the "new" weights; "none" without a checkpoint."""
     if not (path.exists() or index_path(path).exists()):
         return "none"
     with load(path) as checkpoint:
@@ -64,7 +64,7 @@ def names(folder: Path) -> set[str]:
 
 
 def next_run(folder: Path, suffix: str, found: str, overwrite: bool) -> None:
-    """What the user does next ends well, and leaves what a run that nobody killed leaves."""
+    """The next run succeeds and leaves the same files as an uninterrupted run."""
     source, target = folder / "src.safetensors", folder / f"dst{suffix}"
     if found == "none" or overwrite:
         convert(source, target, overwrite=overwrite)
@@ -93,7 +93,7 @@ def test_killed_at_every_step(tmp_path, suffix: str, old: bool):
         next_run(state, suffix, found[-1], old)
         assert names(state) == usual_names(suffix), state.name
     before = "old" if old else "none"
-    assert found == sorted(found, key=(before, "new").index)  # it changes once
+    assert found == sorted(found, key=(before, "new").index)  # changes only once
     assert len(found) > 12
     assert set(found) == {before, "new"}
 
@@ -136,7 +136,7 @@ def test_killed_at_every_step_after_a_kill_at_every_step(tmp_path, suffix: str, 
 
 
 # --------------------------------------------------------------------------------------------------
-# At any moment of a process of its own
+# At any moment of a separate process
 
 LARGER = ResNetSpec(depths=(2, 2), width=128, stem_width=64, num_classes=100)  # 13 MB
 
@@ -151,7 +151,7 @@ def command(*arguments: object) -> subprocess.Popen[str]:
 
 
 def killed_at(folder: Path, suffix: str, moments: int, seed: int) -> collections.Counter[str]:
-    """How often SIGKILL at a random moment left the old weights and the new ones."""
+    """Count the old and the new weights after SIGKILL at random moments."""
     source, target = save(weights(LARGER), folder / "src.npz").destination, folder / f"dst{suffix}"
     with load(source) as checkpoint:
         new = dict(checkpoint)
@@ -195,7 +195,7 @@ def test_killed_at_200_random_moments(tmp_path, suffix: str):
 
 
 STOPPED = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
-# Who runs these tests may ignore signals (nohup, a job in the background), and what one starts inherits that.
+# The parent of these tests may ignore signals (nohup, a background job), and child processes inherit this.
 STOP_WHILE_WRITING = """
 import os, signal, sys
 handlers = {"ends": signal.SIG_DFL, "goes on": signal.SIG_IGN}
@@ -219,7 +219,7 @@ def stopped(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(program, capture_output=True, text=True, check=False)
 
 
-# every signal for one container, and every container and moment for one signal
+# every signal for one container; every container and moment for one signal
 SIGNALLED = [
     pytest.param(*case, marks=[] if case[:2] == (".pth", 3) or case[2] == signal.SIGTERM else exhaustive)
     for case in itertools.product([".pth", ".weights.h5", ".ckpt"], [3, 30], STOPPED)
@@ -233,8 +233,8 @@ def test_stopped_by_a_signal(unchanged, suffix: str, number: int, tensor: int):
     arguments = ["ends", str(int(number)), str(tensor), *convert_it]
     with unchanged():
         done = stopped(arguments)
-    said = "interrupted; what is written is as it was before, or complete\n"
-    assert (done.returncode, done.stderr) == (STOPPED[number], said)
+    message = "interrupted; the output is unchanged or complete\n"
+    assert (done.returncode, done.stderr) == (STOPPED[number], message)
 
 
 @pytest.mark.usefixtures("folder")
@@ -259,7 +259,7 @@ def test_signals_that_someone_else_handles_stay_so(run):
 
 
 # --------------------------------------------------------------------------------------------------
-# Whose directories are removed
+# Removal of directories
 
 DEAD = ".good.pth.0123456789abcdef.samenet.tmp"
 
@@ -292,12 +292,12 @@ def test_what_a_living_run_writes_is_left(run, folder):
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert run("convert", "good.npz", "good.pth", "--overwrite").code == 0
         assert (folder / DEAD).exists()
-    assert run("convert", "good.npz", "good.pth").code == 2  # also by a run that is refused
+    assert run("convert", "good.npz", "good.pth").code == 2  # also after a refused run
     assert not (folder / DEAD).exists()
 
 
 def test_files_of_others_are_no_orphans(run, folder):
-    """A run was stopped before it gave its data a name; what has such names beside is somebody else's."""
+    """A run was stopped before naming its data; files with such names belong to another program."""
     (folder / ".good.ckpt.0123456789abcdef.samenet.tmp").mkdir()
     (folder / ".good.ckpt.0123456789abcdef.samenet.tmp" / "new.data-00000-of-00001").write_text("content")
     other = [folder / "good.ckpt.data-00000-of-00007", folder / "good.ckpt.data-00006-of-00007"]

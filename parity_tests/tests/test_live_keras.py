@@ -1,6 +1,6 @@
-"""The Keras model that is asked about is the one that is judged, not what its config would build again.
+"""The given Keras model itself is compared, not a model rebuilt from its config.
 
-And models that give two outputs for one input, on either side.
+Also: models with two outputs for one input, on either side.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ ORDINARY = ("epsilon", "momentum", "a lambda", "a replaced layer", "call")
 @pytest.mark.parametrize(
     "name", [pytest.param(n, marks=[] if n in ORDINARY else pytest.mark.exhaustive) for n in CHANGES]
 )
-def test_what_a_rebuild_would_lose_is_refused_in_float64_and_judged_in_float32(name):
+def test_changes_lost_in_a_rebuild_are_refused_in_float64_and_compared_in_float32(name):
     change, lost = CHANGES[name]
     reference, model = ours()
     change(model)
@@ -138,7 +138,7 @@ def pair(policy: str) -> tuple[nn.Module, keras.Model]:
 
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16", "float16"])
-def test_half_precision_is_judged_as_it_is(policy, dtype):
+def test_half_precision_is_kept(policy, dtype):
     net, model = pair(policy)
     report = compare_models(net, model, X, dtype=dtype)
     assert not report.holds
@@ -147,7 +147,7 @@ def test_half_precision_is_judged_as_it_is(policy, dtype):
     assert any("float16 and is compared in it" in note for note in report.notes)
 
 
-def test_half_precision_of_a_torch_module_is_judged_as_it_is():
+def test_half_precision_of_a_torch_module_is_kept():
     net = sequential(c=nn.Conv2d(3, 4, 1), d=nn.Conv2d(4, 2, 1))
     half = sequential(c=nn.Conv2d(3, 4, 1), d=nn.Conv2d(4, 2, 1)).bfloat16()
     for tensor, other in zip(net.parameters(), half.parameters(), strict=True):
@@ -168,7 +168,7 @@ class Autocast(nn.Module):
             return self.c(x)
 
 
-def test_what_a_float64_copy_would_lose_of_a_torch_module_is_refused():
+def test_a_torch_module_that_differs_in_float64_is_refused():
     with pytest.raises(SpecError, match="the torch module differs from its float64 copy"):
         compare_models(Autocast(), Autocast(), X)
     plain = nn.Sequential()
@@ -209,7 +209,7 @@ class Random(nn.Module):
 
 
 def seldom(x: torch.Tensor) -> torch.Tensor:
-    """Stochastic depth: most runs give the same."""
+    """Stochastic depth: most runs give the same output."""
     return x * (torch.rand(()) < 0.6)
 
 
@@ -240,7 +240,7 @@ def test_a_reference_that_gives_two_outputs_is_refused(name, train):
         compare_models(model, right, X, train=train)
     report = compare_models(right, model, X, train=train)
     assert not report.holds
-    # at the layer after the noise where that is none; the first run of "seldom" may be like the reference's
+    # at the next layer if the noise is not in a layer; the first run of "seldom" may equal the reference's
     assert report.first_divergence().point in ("input of d", "d", "noise")
     assert any("gives two outputs for one input" in note for note in report.notes)
 
@@ -342,7 +342,7 @@ def test_statistics_that_only_one_side_has_were_not_compared():
 
 
 class Averages(nn.Module):
-    """A running average of its own, by another name."""
+    """Its own running average, with another name."""
 
     def __init__(self, weight: float) -> None:
         super().__init__()

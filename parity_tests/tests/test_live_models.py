@@ -1,4 +1,4 @@
-"""Live models: every weight in and out, the right model from a file alone; a refusal changes nothing."""
+"""Live models: all weights are loaded and returned, a file gives the right model, errors change nothing."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_load_model_needs_the_file_alone(tmp_path, name: str, suffix: str):
 
 
 def attention_blocks(kind: str, session: tf.Session) -> Iterator[tuple[str, object]]:
-    """A lone attention block of 32 channels in each framework; the TF1 one under the scope `mine`."""
+    """A single attention block of 32 channels in each framework, in TF1 under the scope `mine`."""
     names = {"se": "SqueezeExcitation", "cbam": "CBAM", "eca": "ECA"}
     keywords = {"eca": {"kernel_size": 5}, "se": {"reduction": 4}, "cbam": {"reduction": 4}}[kind]
     yield "torch", getattr(torch_impl, names[kind])(32, **keywords)
@@ -120,19 +120,19 @@ def test_lone_blocks_take_their_part(tmp_path, session, kind: str):
         assert_same(without_counts(state), part)
         assert state.spec.attention == kind
         path = save(state, tmp_path / f"{framework}.safetensors").destination
-        load_into(block, path, **scope)  # a file of the block alone
-        for prefix, complaint in [("layer2.0." + kind, "do not fit"), ("layer9", "nothing below 'layer9'"),
-                                  ("", "do not fit"), ("layer1.0", "do not fit")]:  # fmt: skip
+        load_into(block, path, **scope)  # a file of the single block
+        for prefix, complaint in [("layer2.0." + kind, "do not match"), ("layer9", "nothing below 'layer9'"),
+                                  ("", "do not match"), ("layer1.0", "do not match")]:  # fmt: skip
             with pytest.raises(MismatchError, match=complaint):
                 load_into(block, whole, prefix=prefix, **scope)
         assert_same(without_counts(state_of(block, **scope)), part)
 
 
 # --------------------------------------------------------------------------------------------------
-# Refusals, after which the model is as it was
+# Errors, after which the model is unchanged
 
 BASE = {"attention": "cbam", "depths": (1,)}
-WRONG = {  # keywords of the model that differ from the checkpoint's -> what the message names
+WRONG = {  # keywords of the model that differ from the checkpoint's -> part of the message
     "stride": ({"stride_in": "conv1"}, "stride_in: 'conv2' in the checkpoint, 'conv1' in the model"),
     "pool": ({"stem_pool": "same"}, "stem_pool: 'pad1' in the checkpoint, 'same' in the model"),
     "epsilon": ({"bn_epsilon": 1.001e-5}, "bn_epsilon: 1e-05 in the checkpoint, 1.001e-05 in the model"),
@@ -166,7 +166,7 @@ def test_another_spec_is_refused_by_keyword(session, name: str):
 
 def test_what_a_file_only_assumes_is_not_held_against_the_model(tmp_path):
     model = torch_network(tiny(**BASE, stride_in="conv1", bn_epsilon=1e-3, cbam_order="mean_max"))
-    torch.save(model.state_dict(), tmp_path / "x.pth")  # no metadata: nothing says where the stride is
+    torch.save(model.state_dict(), tmp_path / "x.pth")  # no metadata: the stride is unknown
     load_into(model, tmp_path / "x.pth")
     with load(tmp_path / "x.pth", settings={"stride_in": "conv2"}) as said, pytest.raises(MismatchError):
         load_into(model, said)
@@ -220,11 +220,11 @@ def test_other_models_and_frameworks_are_refused(tmp_path, session):
     for nothing in (None, np.zeros(3), "model", tf.Graph()):
         with pytest.raises(SpecError, match="is neither a torch module, a Keras layer nor a tensorflow"):
             load_into(nothing, source)
-    with pytest.raises(MismatchError, match="do not fit"):
+    with pytest.raises(MismatchError, match="do not match"):
         load_into(torch.nn.Linear(2, 2), source)
     with pytest.raises(MismatchError, match="is not built yet"):
         load_into(keras_impl.ECA(), source, prefix="layer1.0.cbam")
-    with pytest.raises(MismatchError, match="under '' are not those of one network"):
+    with pytest.raises(MismatchError, match="under '' do not form one network"):
         load_into(session, source)
     with pytest.raises(SpecError, match="there is no framework 'kears'; did you mean 'keras'"):
         load_model(path, framework="kears")
@@ -237,16 +237,16 @@ def test_other_models_and_frameworks_are_refused(tmp_path, session):
 
 
 # --------------------------------------------------------------------------------------------------
-# What is not to be had
+# Unavailable results
 
 
 def test_a_closed_checkpoint_says_so(tmp_path):
-    """And not that the file is damaged."""
+    """Instead of reporting a damaged file."""
     for suffix in CONTAINERS:
         path = save(weights(tiny()), tmp_path / f"x{suffix}").destination
         with load(path) as checkpoint:
             assert checkpoint["conv1.weight"].any()
-        with pytest.raises(SourceError, match=r"is closed; read conv1\.weight before that"):
+        with pytest.raises(SourceError, match=r"is closed; read conv1\.weight inside"):
             checkpoint["conv1.weight"]
 
 

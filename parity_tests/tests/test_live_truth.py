@@ -1,4 +1,4 @@
-"""`state_of`, `state_dict`, `save` and `save_weights` see a model as it is, not as it was made."""
+"""`state_of`, `state_dict`, `save` and `save_weights` see the current model, not its construction."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def setting(path: str, value: Any) -> Callable[[Any], None]:
 
 
 def both_blocks(path: str, value: Any) -> Callable[[Any], None]:
-    """The same in every block of `SPEC`."""
+    """Sets an attribute in every block of `SPEC`."""
 
     def change(model: Any) -> None:
         for block in ("layer1.0", "layer1.1", "layer2.0"):
@@ -65,7 +65,7 @@ def both_blocks(path: str, value: Any) -> Callable[[Any], None]:
     return change
 
 
-READ_IN_TORCH = {  # change -> the keywords that it makes
+READ_IN_TORCH = {  # change -> resulting keywords
     "classes": (head, {"num_classes": 4}),
     "channels": (first, {"in_channels": 1}),
     "epsilons": (lambda m: torch_bns(m, eps=1e-3), {"bn_epsilon": 1e-3}),
@@ -86,26 +86,26 @@ READ_IN_KERAS = {
     "input": (both_blocks("cbam.spatial_input", "input"), {"cbam_spatial_input": "input"}),
     "relu": (both_blocks("relu_before_attention", True), {"relu_before_attention": True}),
 }
-REFUSED_IN_TORCH = {  # change -> what the message names
+REFUSED_IN_TORCH = {  # change -> part of the message
     "one epsilon": (setting("bn1.eps", 1e-3), "bn1.eps is 0.001, but 1e-05 by the network's keywords"),
     "an epsilon of CBAM": (
         setting("layer1.0.cbam.spatial.bn.eps", 0.5),
         "cbam.spatial.bn.eps is 0.5",
     ),
-    "a stride": (setting("layer2.0.conv2.stride", (1, 1)), "layer2.0.conv2.stride is (1, 1), and (2, 2)"),
+    "a stride": (setting("layer2.0.conv2.stride", (1, 1)), "layer2.0.conv2.stride is (1, 1), but (2, 2)"),
     "a dilation": (setting("layer2.0.conv2.dilation", (2, 2)), "layer2.0.conv2.dilation is (2, 2)"),
-    "a pool": (setting("maxpool", nn.AvgPool2d(3, 2)), "maxpool is 'AvgPool2d', and 'MaxPool2d'"),
-    "a pool's padding": (setting("maxpool.padding", 0), "maxpool.padding is 0, and 1"),
+    "a pool": (setting("maxpool", nn.AvgPool2d(3, 2)), "maxpool is 'AvgPool2d', but 'MaxPool2d'"),
+    "a pool's padding": (setting("maxpool.padding", 0), "maxpool.padding is 0, but 1"),
     "a shortcut's pool": (setting("layer2.0.downsample_pool", nn.Identity()), "layer2.0.downsample_pool"),
     "one order": (setting("layer1.0.cbam.spatial.order", "mean_max"), "layer1.0.cbam.spatial.order"),
     "a head of two": (setting("fc", nn.Sequential(nn.Dropout(), nn.Linear(64, 5))), "fc is 'Sequential'"),
-    "another norm": (setting("bn1", nn.GroupNorm(1, 8)), "bn1 is 'GroupNorm', and 'BatchNorm2d'"),
+    "another norm": (setting("bn1", nn.GroupNorm(1, 8)), "bn1 is 'GroupNorm', but 'BatchNorm2d'"),
     "a momentum": (lambda m: torch_bns(m, momentum=None), "bn_momentum=None: expected a finite float"),
 }
 REFUSED_IN_KERAS = {
     "one epsilon": (
         setting("bn1.epsilon", 1e-3),
-        "bn1.epsilon is 0.001, and 1e-05 by",
+        "bn1.epsilon is 0.001, but 1e-05 by",
     ),
     "a stride": (setting("layer2.0.conv2.strides", (1, 1)), "layer2.0.conv2.strides is (1, 1)"),
     "an activation": (setting("fc.activation", keras.activations.softmax), "fc.activation is 'softmax'"),
@@ -133,7 +133,7 @@ def test_torch_changes_that_keywords_describe_are_read(tmp_path, case):
         torch.testing.assert_close(twin(x), copy.deepcopy(model).eval()(x), rtol=0, atol=0)
 
 
-# every second in an ordinary run: PyTorch's cases above have the same keywords
+# every second case in an ordinary run: PyTorch's cases above have the same keywords
 @pytest.mark.parametrize(
     "case",
     [pytest.param(c, marks=pytest.mark.exhaustive if i % 2 else []) for i, c in enumerate(READ_IN_KERAS)],
@@ -164,7 +164,7 @@ def test_torch_changes_that_no_keywords_describe_are_refused(case):
     for function in (state_of, lambda m: load_into(m, weights(SPEC))):
         with pytest.raises(MismatchError) as caught:
             function(model)
-        assert caught.value.message.startswith("the model is not what its keywords say: ")
+        assert caught.value.message.startswith("the model no longer matches its keywords: ")
         assert message in caught.value.message
     with pytest.raises(ValueError, match=r"expected|by the network's keywords"):
         torch_impl.optimize_for_inference(model, compile=False)
@@ -179,12 +179,12 @@ def test_keras_changes_that_no_keywords_describe_are_refused(tmp_path, case):
     for function in (state_of, lambda m: load_into(m, weights(SPEC))):
         with pytest.raises(MismatchError) as caught:
             function(model)
-        assert caught.value.message.startswith("the model is not what its keywords say: ")
+        assert caught.value.message.startswith("the model no longer matches its keywords: ")
         assert message in caught.value.message
     with pytest.raises(ValueError, match=r"expected|by the network's keywords"):
-        model.save(tmp_path / "x.keras")  # Keras would make another network of it
+        model.save(tmp_path / "x.keras")  # Keras would build another network from it
     model.save_weights(tmp_path / "x.weights.h5")
-    with pytest.warns(UserWarning, match="does not say these keywords"):
+    with pytest.warns(UserWarning, match="does not specify these keywords"):
         load(tmp_path / "x.weights.h5").close()
 
 
@@ -196,7 +196,7 @@ def test_the_head_of_the_issue():
     assert (state.model, state.spec.num_classes, state["fc.weight"].shape) == ("se_resnet20", 4, (4, 64))
 
 
-def test_what_changes_no_number_is_no_change(tmp_path):
+def test_changes_without_effect_are_ignored(tmp_path):
     model = torch_network(SPEC)
     model.train().requires_grad_(False).to(memory_format=torch.channels_last)
     model.fc.bias.requires_grad_(True)
@@ -213,7 +213,7 @@ def test_what_changes_no_number_is_no_change(tmp_path):
     assert state_of(keras.models.clone_model(layer)).spec == SPEC
 
 
-def test_networks_made_for_inference_know_what_they_are(tmp_path):
+def test_networks_for_inference_know_their_keywords(tmp_path):
     model = torch_network(SPEC)
     load_into(model, weights(SPEC))
     torch_bns(model, eps=1e-3)

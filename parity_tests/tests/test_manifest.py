@@ -1,4 +1,4 @@
-"""Manifests: a file is still what was recorded, in whatever container, or every difference is named."""
+"""Manifests: a file in any container matches its record, or every difference is named."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def manifest(run, folder) -> Path:
 
 
 @pytest.mark.quick
-def test_what_was_recorded_is_found_again(run, manifest):
+def test_a_converted_file_matches_its_manifest(run, manifest):
     ran = run("check", "manifest.json", "made.weights.h5")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.startswith("as recorded: ")
-    for suffix in (".pth", ".npz", ".safetensors", ".ckpt"):  # whatever container it comes into
+    for suffix in (".pth", ".npz", ".safetensors", ".ckpt"):  # in every container
         assert run("convert", "made.weights.h5", f"on{suffix}").code == 0
         assert run("check", "manifest.json", f"on{suffix}").code == 0
     facts = json.loads(manifest.read_text())
@@ -59,7 +59,7 @@ def test_differences_are_named(run):
 @pytest.mark.parametrize(
     "text", ["", "{", "[]", "{}", '{"destination": 3, "tensors": [], "spec": {}}', "\x00"]
 )
-def test_what_is_no_manifest(run, manifest, text):
+def test_other_files_are_refused(run, manifest, text):
     manifest.write_text(text)
     ran = run("check", "manifest.json", "made.weights.h5")
     assert (ran.code, len(ran.lines)) == (2, 1)

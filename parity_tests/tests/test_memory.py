@@ -1,4 +1,4 @@
-"""Arrays in tiles, slabs and pieces: the bits and the order of NumPy's own copies, no second large copy."""
+"""Arrays in tiles, slabs and pieces: the bits and the order of NumPy's copies, without large copies."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 
 
 def peak(*arguments: object) -> int:
-    """The most memory, in MB, of a process of its own."""
-    # a shell between: Linux counts the process that starts another into that one's peak
+    """The peak memory of a separate process, in MB."""
+    # through a shell: Linux counts a parent's memory in its child's peak
     command = ["/bin/sh", "-c", '"$@"', "sh", sys.executable, "-c", PROCESS, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout)
@@ -113,7 +113,7 @@ def large(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt"])
 def test_a_large_tensor_is_not_copied(tmp_path, large, suffix: str):
-    """There and back, as processes of their own: what they need besides is less than the tensor."""
+    """Conversions there and back in separate processes need less additional memory than the tensor."""
     there, back = tmp_path / f"b{suffix}", tmp_path / "c.npz"
     assert peak(large, there) < 98 + 85
     assert peak(there, back) < 98 + 85

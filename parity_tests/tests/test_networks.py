@@ -42,7 +42,7 @@ VARIANTS = {
     "eca": {"attention": "eca"},
     "one_channel": {"in_channels": 1, "num_classes": 2, "bn_epsilon": 1e-3},
 }
-ONCE_MORE = {  # with `-m exhaustive`: in other company above, or block by block in test_attention
+ONCE_MORE = {  # with `-m exhaustive`: also covered above in combinations, or by block in test_attention
     "se_absolute": {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
     "cbam_mean_max": {"attention": "cbam", "cbam_order": "mean_max", "cbam_mlp_bias": False},
     "eca_sizes": {"attention": "eca", "eca_kernel_sizes": (5, 7)},
@@ -89,9 +89,9 @@ def names(table: dict[str, list[str]]) -> list:
     return table["plain"] + [pytest.param(name, marks=pytest.mark.exhaustive) for name in table["exhaustive"]]
 
 
-@lru_cache(maxsize=1)  # the frameworks vary fastest: one judgement serves the three of them
+@lru_cache(maxsize=1)  # the frameworks vary fastest, so that the three share one result
 def judged(spec: ResNetSpec, sizes: tuple[tuple[int, int], ...], batch: int):
-    """Weights, and per size the images and what the judge makes of them."""
+    """Weights, and for each size the images and the judge's outputs."""
     weights = synthetic.weights(spec)
     images = [synthetic.images(size, batch, spec.in_channels, seed) for seed, size in enumerate(sizes)]
     return weights, [(x, numpy_reference.network(x, weights, spec)) for x in images]
@@ -118,7 +118,7 @@ def test_float64(variant, framework):
 
 
 def test_one_size():
-    """What `test_environments` runs on JAX, which compiles every operation for every shape."""
+    """For `test_environments` on JAX, which compiles every operation for every shape."""
     check_float64(test_train_mode.SPECS["grouped_cbam"], "keras", (test_train_mode.SIZE,), batch=3)
 
 

@@ -1,4 +1,4 @@
-"""What passed although it was wrong: outputs, calls, weights and statistics that were not compared."""
+"""Former false successes: outputs, calls, weights and statistics that were not compared."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ X = np.random.default_rng(0).normal(size=(2, 3, 8, 8))
 
 
 class Returns(nn.Module):
-    """One convolution, and what is made of its output."""
+    """One convolution, and a function of its output."""
 
     def __init__(self, make: Any = lambda y: y) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ def port(make: Any = lambda y: y, model: nn.Module | None = None) -> keras.Model
 
 
 def refused(report: Report, *words: str) -> bool:
-    """Whether a report says no, for this reason."""
+    """Whether parity does not hold, for this reason."""
     assert not report.holds
     assert all(word in str(report.why_not()) for word in words), report.why_not()
     return True
@@ -160,7 +160,7 @@ def test_a_layer_that_is_called_output_is_not_taken_for_the_output():
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.output(x) + self.wrong
-            return y.softmax(-1)  # which a constant does not change
+            return y.softmax(-1)  # invariant to a constant
 
     other = Net(False)
     with torch.no_grad():
@@ -290,7 +290,7 @@ def test_names_do_not_hide_a_layer_that_is_in_the_way():
     ("actual", "reference"),
     [
         ([1 + 2j], [1 + 1j]),  # the imaginary part counts
-        ([2**60 + 1], [2**60]),  # which float64 cannot tell apart
+        ([2**60 + 1], [2**60]),  # equal in float64
         ([True, False], [True, True]),
         ([np.nan], [np.nan]),
         ([], []),
@@ -316,7 +316,7 @@ def test_no_limit_is_above_the_ceiling(noise, dtype):
     assert not np.isfinite(noise) or limit_at(noise, dtype) == CEILING
 
 
-def test_a_limit_that_everything_is_below_is_none():
+def test_an_infinite_limit_proves_nothing():
     report = Report("x", "torch", ["keras"], "float64")
     report.layers = [Point("a", (1,), {"keras": 0.0}, 1.0), Point("b", (1,), {"keras": 5.0}, float("inf"))]
     assert refused(report, "the limit at b is inf")
@@ -325,7 +325,7 @@ def test_a_limit_that_everything_is_below_is_none():
 
 
 def test_the_noise_of_a_chaotic_model_is_capped():
-    """A hundred million per rounding error: the noise asks for a limit of 1 and more."""
+    """A rounding error grows by a factor of 10^8: the noise would give a limit above 1."""
 
     def chaotic(y: torch.Tensor) -> torch.Tensor:
         return torch.sin(y * 1e15)

@@ -1,4 +1,4 @@
-"""What is installed: the bounds of versions, and the wheel."""
+"""Packaging: the bounds of versions, and the wheel."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ REQUIREMENT = re.compile(r"([A-Za-z0-9_-]+)(>=|==)([0-9.]+)")
 
 
 def bounds(lines) -> dict[str, str]:
-    """Package -> the lowest version that is admitted."""
+    """Package -> lowest allowed version."""
     found = [REQUIREMENT.fullmatch(line.split("#")[0].strip()) for line in lines]
     return {match[1].lower(): match[3] for match in found if match}
 
 
 def test_ci_tests_the_lowest_versions_of_requirements():
-    """`test_docs` holds requirements.txt to pyproject.toml."""
+    """`test_docs` compares requirements.txt with pyproject.toml."""
     required, lowest = ((ROOT / file).read_text(encoding="utf-8").splitlines() for file in FILES)
     assert bounds(lowest) == bounds(required) != {}
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: a build leaves folders beside its source."""
+    """Built from a copy, because a build leaves folders beside its source."""
     folder = tmp_path_factory.mktemp("wheel")
     ignored = shutil.ignore_patterns(".git", "build", "*.egg-info", "__pycache__", ".*_cache", "docs")
     source = shutil.copytree(ROOT, folder / "source", ignore=ignored)

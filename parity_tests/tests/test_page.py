@@ -1,4 +1,4 @@
-"""The page of a report: nothing from outside, nothing unescaped, everything there; and in a real browser."""
+"""The page of a report: complete, escaped, without external resources; also in a real browser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXAMPLES = {
 
 
 class Page(HTMLParser):
-    """The elements of a page; fails where a tag is not closed, or closed twice."""
+    """The elements of a page; fails if a tag is not closed, or closed twice."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -117,7 +117,7 @@ def test_the_verdicts_come_first(name):
 
 
 def visible(text: str) -> str:
-    """As a person sees it: what cannot be printed is written out."""
+    """Text as displayed, with unprintable characters written out."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -303,7 +303,7 @@ def test_equal_reports_give_equal_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_it_says_why_it_cannot_be_written(tmp_path):
+def test_the_reason_for_a_failed_write(tmp_path):
     with pytest.raises(WriteError, match="could not be written \\(No such file or directory\\)"):
         write_page([], tmp_path / "missing" / "page.html")
 
@@ -313,7 +313,7 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"
 
 
 def chromium(folder: Path, *arguments: str) -> str:
-    """What a headless Chromium prints; nothing that the page says on its console is let pass."""
+    """The output of a headless Chromium; fails on any console message of the page."""
     assert CHROMIUM
     quiet = "--disable-quic --no-first-run --disable-background-networking --disable-component-update"
     done = subprocess.run(
@@ -362,7 +362,7 @@ document.title = named.map(text => text.textContent.split(" ")[0]).join();
 @browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_paints_it(tmp_path, scheme):
-    """Each colour of a framework, of the verdict and of the background covers what it should."""
+    """Each colour of a framework, of the verdict and of the background covers the expected area."""
     image = pytest.importorskip("PIL.Image")
     write_page([example_reports.holds(), example_reports.differs()], tmp_path / "page.html")
     preferred = "--blink-settings=preferredColorScheme=" + ("0" if scheme == "dark" else "1")

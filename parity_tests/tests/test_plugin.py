@@ -1,4 +1,4 @@
-"""The pytest plugin, in processes of their own, on a comparison that only pretends."""
+"""The pytest plugin, in separate processes, with a fake comparison."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_other():
 
 @pytest.fixture
 def start(pytester, monkeypatch):
-    """Runs pytest on TESTS with the plugin, whether it is installed or not."""
+    """Runs pytest on TESTS with the plugin, installed or not."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     pytester.makeconftest(CONFTEST)
     pytester.makepyfile(test_it=TESTS)

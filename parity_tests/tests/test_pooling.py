@@ -1,4 +1,4 @@
-"""Pooling at every size and padding rule, on negative inputs too, where zero and -inf padding differ."""
+"""Pooling at every size and padding rule, also for negative inputs, where zero and -inf padding differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = [(7, 7), (8, 8), (7, 8), (2, 3), (12, 5)]
 
 
 def inputs(size: tuple[int, int]) -> np.ndarray:
-    """Negative values only: an edge padded with zeros would win."""
+    """Negative values only: zeros of a padded edge would be the maximum."""
     return -1 - np.random.default_rng(0).random((2, 3, *size))
 
 

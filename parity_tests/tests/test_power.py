@@ -1,4 +1,4 @@
-"""The stated sensitivity of a comparison is what injected changes show, and what cannot be seen is named."""
+"""The stated power of a comparison agrees with injected changes, and unnoticed items are named."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def check(found: list[Injection]) -> None:
 
 @pytest.mark.exhaustive
 def test_stated_is_true_in_other_peoples_layers():
-    """All kinds together: `MultiheadAttention` uses its inner layer's weight without calling that layer."""
+    """Includes `MultiheadAttention`, which uses its inner layer's weight without calling that layer."""
     found = []
     for kind, make in KINDS.items():
         torch.manual_seed(0)
@@ -68,7 +68,7 @@ def test_stated_is_true_in_our_networks(name):
 
 @pytest.mark.exhaustive
 def test_stated_is_true_in_every_named_network():
-    """Some items of each: more than 1,000 injections in all; the figures are in docs/parity.md."""
+    """Some items of each network, over 1,000 injections in all; docs/parity.md has the figures."""
     found = []
     for name in MODELS:
         spec = model_spec(name)
@@ -82,8 +82,8 @@ def test_stated_is_true_in_every_named_network():
     check(found)
 
 
-def test_what_cannot_be_seen_is_named():
-    """A slope that no value reaches, a layer behind a gamma of 0, and units that are off."""
+def test_unnoticed_items_are_named():
+    """A slope that no value reaches, a layer behind a gamma of 0, and dead units."""
     module = nn.Sequential(
         nn.Linear(3, 4), nn.Softplus(), nn.LeakyReLU(0.1), nn.LayerNorm(4), nn.Linear(4, 2)
     )
@@ -110,7 +110,7 @@ def test_dead_units_are_counted():
     images = np.abs(IMAGES[:, :, 0, 0])
     items = {item.name: item for item in measure_power(module, images, {"output": 1e-12}).items}
     assert items["0.weight"].unseen == 6  # two units of three weights
-    assert items["2.weight"].unseen == 4  # what leaves them
+    assert items["2.weight"].unseen == 4  # their outgoing weights
     exact = measure_power(module, images, {"output": 1e-12}, bit_for_bit=("0.weight",)).items
     assert {item.name: item.unseen for item in exact}["0.weight"] == 0
 

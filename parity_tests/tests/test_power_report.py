@@ -27,7 +27,7 @@ POINTS = np.random.default_rng(0).normal(size=(4, 3))
 
 
 def unreached() -> nn.Module:
-    """A slope that no value reaches: any other would pass."""
+    """A slope that no value reaches: any slope gives the same output."""
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(3, 4), nn.Sigmoid(), nn.LeakyReLU(0.1), nn.Linear(4, 2)).double()
 
@@ -38,7 +38,7 @@ def keras_linear(module: nn.Linear) -> keras.Model:
     return model
 
 
-def test_the_main_job_states_what_it_would_have_noticed():
+def test_the_main_job_states_its_power():
     spec = tiny(attention="se")
     result = harness.prove("tiny", synthetic.weights(spec), synthetic.images((32, 40)))
     tensors = [item for item in result.power.items if not item.is_setting]
@@ -57,7 +57,7 @@ def test_float32_alone_does_not_see_an_epsilon(capsys):
     assert command.main([*arguments, "--allow-no-power"]) == 0
 
 
-def test_a_comparison_names_what_it_could_not_have_seen():
+def test_a_comparison_names_unnoticed_items():
     report = compare_models(unreached(), unreached(), POINTS)
     assert report.holds
     assert report.caveat == "without power for: slope 2.negative_slope (any change)"

@@ -1,4 +1,4 @@
-"""What docs/report.md promises: its fields are all there are, its code runs and prints what it says."""
+"""docs/report.md is correct: it lists all fields, and its code runs and prints the output shown."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ sys.modules["parity_tests.compare.layers"] = layers
 """
 
 
-SMALL = "(torch_impl, name)(depths=(1, 1, 1))"  # in an ordinary run: three blocks for nine
+SMALL = "(torch_impl, name)(depths=(1, 1, 1))"  # in an ordinary run: three blocks instead of nine
 
 
 @pytest.mark.parametrize("small", [True, pytest.param(False, marks=pytest.mark.exhaustive)])

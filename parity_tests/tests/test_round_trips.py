@@ -1,4 +1,4 @@
-"""Round trips: between all containers and layouts every bit comes back, and equal weights are equal files."""
+"""Round trips between all containers and layouts return every bit, and equal weights give equal files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from weights_convert import Checkpoint, DestinationError, convert, load, save
 from weights_convert.layouts import ROLES
 from weights_convert.spec import Spec, parameters
 
-PLACES = {  # every container and layout that may stand in it
+PLACES = {  # every container with its possible layouts
     "pth": (".pth", "torch"),
     "safetensors": (".safetensors", "torch"),
     "safetensors, keras": (".safetensors", "keras"),
@@ -43,7 +43,7 @@ DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.f
 
 
 def put(source: Checkpoint | Path, place: str, folder: Path) -> Path:
-    """Write a checkpoint or convert a file to one of `PLACES`; the new file."""
+    """Write a checkpoint or convert a file to one of `PLACES`; return the new file."""
     suffix, layout = PLACES[place]
     folder.mkdir(exist_ok=True)
     path = folder / f"weights{suffix}"
@@ -86,7 +86,7 @@ def test_there_and_back_between_all_pairs(tmp_path, name: str):
     firsts = {place: put(wanted, place, tmp_path / place) for place in PLACES}
     for a, b in itertools.permutations(PLACES, 2):
         there = put(firsts[a], b, tmp_path / f"{a} to {b}")
-        assert content(there) == content(firsts[b])  # the same file, whichever way the weights came
+        assert content(there) == content(firsts[b])  # the same file for every origin of the weights
         back = put(there, a, tmp_path / f"{a} to {b} to {a}")
         assert content(back) == content(firsts[a])
         with load(back) as checkpoint:
@@ -161,7 +161,7 @@ def test_what_a_checkpoint_gives_cannot_be_changed(tmp_path):
 
 
 # --------------------------------------------------------------------------------------------------
-# Arrays in every state of memory
+# Arrays in every memory layout
 
 
 def strided(array: np.ndarray) -> np.ndarray:
@@ -213,20 +213,20 @@ def test_memory_layout_does_not_matter(tmp_path, kind: str, dtype: str):
         with load(put(source, place, tmp_path / place)) as checkpoint:
             assert_same(checkpoint, kept)
     assert_same(source, kept)
-    for name, array in given.items():  # the caller's arrays are as they were
+    for name, array in given.items():  # the caller's arrays are unchanged
         assert array.dtype == kept[name].dtype
         assert np.array_equal(array, kept[name])
 
 
 # --------------------------------------------------------------------------------------------------
-# The axes themselves: a round trip alone would not see a permutation that is wrong both ways
+# The axes: a round trip alone does not notice a permutation that is wrong in both directions
 
 SQUARE = tiny(block="basic", depths=(1,), width=3, stem_width=3, in_channels=3, num_classes=3,
               attention="se", reduction=1, stem="3x3")  # fmt: skip
 
 
 def assert_axes(path: Path) -> None:
-    """A file in the tf1 layout holds each tensor of `SQUARE` as TensorFlow wants it: H W I O, and in, out."""
+    """A file in the tf1 layout holds each tensor of `SQUARE` with TensorFlow's axes: H W I O; in, out."""
     wanted = position_coded(SQUARE)
     with np.load(path) as arrays:
         for conv, weight in [

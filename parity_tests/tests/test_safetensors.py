@@ -1,4 +1,4 @@
-"""safetensors files: the library judges what is read and written; damaged ones end in one error."""
+"""safetensors files, compared with the library; damaged files give a one-line error."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def good(tmp_path) -> Path:
 
 
 @pytest.mark.quick
-def test_what_the_library_writes(good):
+def test_reads_files_of_the_library(good):
     with SafetensorsReader(good) as reader:
         assert set(reader.tensors) == set(ARRAYS)
         assert reader.left_out == {"__metadata__.epoch": "text of 5 characters"}
@@ -104,7 +104,7 @@ def test_dtypes_that_numpy_lacks_are_left_out(tmp_path, dtype: str):
     with SafetensorsReader(path) as reader:
         assert reader.left_out == {"a": f"tensor of dtype {dtype}, which NumPy does not have"}
         assert reader.read("b") == 2.5
-    header["a"]["shape"] = [6]  # not as many bytes as it says
+    header["a"]["shape"] = [6]  # fewer bytes than it claims
     assert_refused(write(tmp_path / "y", header, bytes(size + 4)))
     assert not library_reads(tmp_path / "y")
 
@@ -118,23 +118,23 @@ def test_truncated_everywhere(good, tmp_path):
         assert_refused(cut)
         assert not library_reads(cut)
     cut.write_bytes(whole + b"\0")
-    assert_refused(cut, "bytes of data, and the header describes")
+    assert_refused(cut, "bytes of data, but the header describes")
 
 
 F32 = entry("F32", [2], 0, 8)
-HEADERS: dict[str, tuple[Any, str]] = {  # beside 16 bytes of data
+HEADERS: dict[str, tuple[Any, str]] = {  # with 16 bytes of data
     "overlap": ({"a": entry("F32", [3], 0, 12), "b": entry("F32", [2], 8, 16)}, "'b' begins at byte 8"),
     "same place": ({"a": entry("F32", [4], 0, 16), "b": entry("F32", [4], 0, 16)}, "'b' begins at byte 0"),
     "hole": ({"a": entry("F32", [1], 0, 4), "b": entry("F32", [2], 8, 16)}, "'b' begins at byte 8"),
     "hole at the start": ({"a": entry("F32", [3], 4, 16)}, "'a' begins at byte 4"),
-    "hole at the end": ({"a": F32}, "16 bytes of data, and the header describes 8"),
-    "nothing": ({}, "16 bytes of data, and the header describes 0"),
-    "beyond the end": ({"a": entry("F32", [5], 0, 20)}, "16 bytes of data, and the header describes 20"),
+    "hole at the end": ({"a": F32}, "16 bytes of data, but the header describes 8"),
+    "nothing": ({}, "16 bytes of data, but the header describes 0"),
+    "beyond the end": ({"a": entry("F32", [5], 0, 20)}, "16 bytes of data, but the header describes 20"),
     "petabytes": ({"a": entry("F32", [2**50], 0, 2**52)}, "the header describes 4503599627370496"),
     "a size that wraps": ({"a": entry("F32", [2**62, 4], 0, 16)}, "impossible shape"),
     "empty and huge": ({"a": entry("F32", [4], 0, 16), "b": entry("F32", [0, 2**62], 16, 16)}, "impossible"),
-    "more bytes than numbers": ({"a": entry("F32", [3], 0, 16)}, r"'a' is F32 \[3\], and has 16 bytes"),
-    "backwards": ({"a": entry("F32", [4], 16, 0)}, "and has -16 bytes"),
+    "more bytes than numbers": ({"a": entry("F32", [3], 0, 16)}, r"'a' is F32 \[3\], but has 16 bytes"),
+    "backwards": ({"a": entry("F32", [4], 16, 0)}, "but has -16 bytes"),
     "a negative offset": ({"a": entry("F32", [4], -16, 0)}, "not counts"),
     "a negative shape": ({"a": entry("F32", [-2, -2], 0, 16)}, "not counts"),
     "a fraction": ({"a": entry("F32", [4.0], 0, 16)}, "not counts"),
@@ -162,11 +162,11 @@ HEADERS: dict[str, tuple[Any, str]] = {  # beside 16 bytes of data
 
 
 @pytest.mark.parametrize("kind", HEADERS)
-def test_headers_that_cannot_be(tmp_path, kind: str):
+def test_invalid_headers(tmp_path, kind: str):
     header, message = HEADERS[kind]
     path = write(tmp_path / "x", header, bytes(16))
     assert_refused(path, f"(?i){message}")
-    # The library takes the space, which the format forbids, and NumPy refuses the shapes when they are read.
+    # the library accepts the space, which the format forbids; NumPy refuses the shapes when reading
     if kind not in ("space first", "too many axes", "empty and huge"):
         assert not library_reads(path)
 
@@ -181,13 +181,13 @@ def test_headers_that_cannot_be(tmp_path, kind: str):
     ],
 )
 def test_names_that_come_twice(tmp_path, text: str):
-    """The format forbids them; readers that take the one or the other would see two different files."""
+    """The format forbids them: readers that use the first or the last one would see different files."""
     header = text.replace("ENTRY", json.dumps(entry("F32", [4], 0, 16)))
     assert_refused(write(tmp_path / "x", header.encode(), bytes(16)), "names something twice")
 
 
 @pytest.mark.parametrize("length", [0, 1, 3, 2**31, 2**63, 2**64 - 1])
-def test_lengths_that_cannot_be(tmp_path, length: int):
+def test_invalid_lengths(tmp_path, length: int):
     path = write(tmp_path / "x", {"a": F32}, bytes(8), length=length)
     tracemalloc.start()
     try:
@@ -202,7 +202,7 @@ def test_a_header_longer_than_the_library_takes(tmp_path):
     path = tmp_path / "x"
     with path.open("wb") as file:
         file.write(struct.pack("<Q", 200_000_000) + b"{")
-        file.truncate(200_000_100)  # a sparse file that really has that many bytes
+        file.truncate(200_000_100)  # a sparse file of this length
     assert_refused(path, "a header of 200000000 bytes")
     assert not library_reads(path)
 
@@ -233,8 +233,8 @@ FLIPS = st.lists(st.tuples(st.integers(0, 1500), st.integers(1, 255)), min_size=
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(flips=FLIPS)
-def test_whatever_is_read_is_what_the_library_reads(good, flips: list[tuple[int, int]]):
-    """Bytes of the header changed at random: the same tensors as the library's, or an error."""
+def test_results_equal_those_of_the_library(good, flips: list[tuple[int, int]]):
+    """Random changes of the header give the same tensors as the library, or an error."""
     content = bytearray(good.read_bytes())
     end = 8 + int.from_bytes(content[:8], "little")
     for place, mask in flips:

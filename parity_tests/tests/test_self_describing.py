@@ -1,4 +1,4 @@
-"""Files that the frameworks save themselves say the keywords of our networks, and are read with them."""
+"""Files saved by the frameworks hold the keywords of our networks, and are read with them."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def save_torch_stream(path: Path) -> Path:
 def save_training(path: Path) -> Path:
     """A training checkpoint of a wrapped network."""
     whole = torch.nn.Module()
-    whole.module = filled(torch_network(SPEC))  # as DataParallel has it
+    whole.module = filled(torch_network(SPEC))  # as in DataParallel
     torch.save({"epoch": 3, "state_dict": whole.state_dict()}, path / "x.pth.tar")
     return path / "x.pth.tar"
 
 
 def save_inside(path: Path) -> Path:
-    """As a part of somebody's module."""
+    """As a part of a user's module."""
     whole = torch.nn.Module()
     whole.net = filled(torch_network(SPEC))
     torch.save(whole.state_dict(), path / "x.pth")
@@ -85,7 +85,7 @@ def save_compiled_keras(path: Path) -> Path:
     """With an optimiser, under a policy, in float64."""
     model = filled(keras_network(SPEC, dtype="float64"))
     model.compile("adam", "mse")
-    model.optimizer.build(model.trainable_variables)  # as `fit` does: its slots are in the file
+    model.optimizer.build(model.trainable_variables)  # like `fit`: its slots are in the file
     model.save(path / "x.keras")
     return path / "x.keras"
 
@@ -141,7 +141,7 @@ def test_the_frameworks_own_files_say_their_keywords(tmp_path, saver):
 
 
 def test_the_file_of_the_issue(tmp_path):
-    """A network whose stride and epsilon are not the defaults was 14 % off, without a word."""
+    """A network with another stride and epsilon used to be 14 % off, without a warning."""
     model = keras_impl.se_resnet20(bn_epsilon=1e-3, block="bottleneck", stride_in="conv1", width=8)
     model.save(tmp_path / "v.keras")
     twin, x = load_model(tmp_path / "v.keras", "torch"), images((32, 32))
@@ -155,37 +155,37 @@ def test_the_file_of_the_issue(tmp_path):
 # PyTorch: the metadata of a state dict
 
 
-def said(state: Any) -> list[str]:
-    """The modules that say keywords."""
+def modules_with_keywords(state: Any) -> list[str]:
+    """The modules with keywords in their metadata."""
     return [path for path, of in getattr(state, "_metadata", {}).items() if "samenet" in of]
 
 
 def test_the_metadata_stand_where_torch_keeps_them():
     model = torch_network(SPEC)
     state = model.state_dict()
-    assert said(state) == [""]
+    assert modules_with_keywords(state) == [""]
     assert set(state) == set(dict(model.named_parameters())) | set(dict(model.named_buffers()))
     for copied in (copy.copy(state), copy.deepcopy(state), pickle.loads(pickle.dumps(state))):
-        assert said(copied) == [""]
+        assert modules_with_keywords(copied) == [""]
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     again = torch.load(file, weights_only=True)
-    assert said(again) == [""]
+    assert modules_with_keywords(again) == [""]
     assert model.load_state_dict(again).missing_keys == []
     torch_impl.ResNet(**{**SPEC.model_kwargs(), "stride_in": "conv2"}).load_state_dict(again)  # ignored
-    assert said(torch.compile(model, backend="eager").state_dict()) == ["_orig_mod"]
+    assert modules_with_keywords(torch.compile(model, backend="eager").state_dict()) == ["_orig_mod"]
 
 
 def test_what_torch_loads_of_the_converter_needs_no_metadata(tmp_path):
     path = save(weights(SPEC), tmp_path / "x.pth").destination
     model = torch_network(SPEC)
     model.load_state_dict(torch.load(path, weights_only=True))
-    assert said(model.state_dict()) == [""]
+    assert modules_with_keywords(model.state_dict()) == [""]
 
 
 def state_saying(*texts: Any) -> bytes:
-    """A file of torch.save whose metadata say these things, one module each."""
+    """A file of torch.save with these texts as metadata, one per module."""
     state = torch_network(SPEC).state_dict()
     for number, text in enumerate(texts):
         state._metadata[f"m{number}" if number else ""] = {"samenet": text}
@@ -212,7 +212,7 @@ HOSTILE = {
     "an unknown keyword": ((text_of(colour=1),), "there is no keyword 'colour'"),
     "an invalid value": ((text_of(stride_in="conv9"),), "its metadata: stride_in='conv9': expected one of"),
     "an infinite value": ((text_of(bn_epsilon=float("inf")),), "bn_epsilon=inf: expected a finite float"),
-    "another network": ((text_of(num_classes=7),), "do not fit"),
+    "another network": ((text_of(num_classes=7),), "do not match"),
     "a newer version": (
         (json.dumps({"mapping_version": 99, "kind": "resnet", "spec": {}}),),
         "written by a newer samenet",
@@ -240,7 +240,7 @@ def test_a_state_dict_of_the_pickle_takes_no_other_attribute():
     state = StateDict()
     state.__setstate__({"_metadata": {"": {"samenet": "a"}, "b": 3, "c": {"samenet": "d"}}, "__class__": int})
     assert (state.said, type(state)) == (["a", "d"], StateDict)
-    StateDict.__setstate__({"_metadata": {"": {"samenet": "a"}}})  # of the class itself: nothing happens
+    StateDict.__setstate__({"_metadata": {"": {"samenet": "a"}}})  # on the class itself, without effect
     assert not isinstance(StateDict.said, list)
 
 
@@ -249,7 +249,7 @@ def test_a_state_dict_of_the_pickle_takes_no_other_attribute():
 
 
 def changed_zip(path: Path, name: str, change: Callable[[bytes], bytes | None]) -> None:
-    """Change an entry of a zip, or leave it out."""
+    """Change or remove an entry of a zip."""
     with zipfile.ZipFile(path) as old:
         entries = {entry: old.read(entry) for entry in old.namelist()}
     with zipfile.ZipFile(path, "w") as new:
@@ -260,7 +260,7 @@ def changed_zip(path: Path, name: str, change: Callable[[bytes], bytes | None]) 
 
 
 def without_text(data: bytes) -> bytes:
-    """HDF5 as a class without `save_own_variables` writes it."""
+    """HDF5 as written by a class without `save_own_variables`."""
     file = io.BytesIO(data)
     with h5py.File(file, "r+") as opened:
         del opened["vars/samenet"]
@@ -268,7 +268,7 @@ def without_text(data: bytes) -> bytes:
 
 
 def test_the_config_alone_is_enough(tmp_path):
-    """As in files that were saved before the weights said it too."""
+    """As in files saved before the weights held the keywords too."""
     path = save_keras(tmp_path)
     changed_zip(path, "model.weights.h5", without_text)
     with load(path) as checkpoint:
@@ -276,12 +276,12 @@ def test_the_config_alone_is_enough(tmp_path):
     changed_zip(
         path, "config.json", lambda data: data.replace(b'"registered_name": "samenet>ResNet"', b'"a": 1')
     )
-    with pytest.warns(UserWarning, match="does not say these keywords"):
+    with pytest.warns(UserWarning, match="does not specify these keywords"):
         load(path).close()
 
 
 def test_a_config_of_fewer_keywords_leaves_the_others_assumed(tmp_path):
-    """Of a version that did not know them all."""
+    """From a version with fewer keywords."""
     path = save_keras(tmp_path)
     changed_zip(path, "model.weights.h5", without_text)
 
@@ -291,7 +291,7 @@ def test_a_config_of_fewer_keywords_leaves_the_others_assumed(tmp_path):
         return json.dumps(config).encode()
 
     changed_zip(path, "config.json", older)
-    with pytest.warns(UserWarning, match=r"defaults taken: cbam_order='max_mean';"):
+    with pytest.warns(UserWarning, match=r"defaults used: cbam_order='max_mean';"):
         checkpoint = load(path)
     checkpoint.close()
     with load(path, settings={"cbam_order": "mean_max"}) as checkpoint:
@@ -303,8 +303,8 @@ CONFIGS = {
     "no object": (lambda _: b"3", "its config is int, expected an object"),
     "too deep": (lambda _: b'{"a":' * 400 + b"1" + b"}" * 400, "levels or more of metadata"),
     "no keywords": (lambda _: b'{"registered_name": "samenet>ResNet"}', "has no keywords"),
-    "another stride": (lambda d: d.replace(b'"conv1"', b'"conv2"'), "says two things about 'stride_in'"),
-    "an unknown keyword": (lambda d: d.replace(b'"stride_in"', b'"stride"'), "says two things about"),
+    "another stride": (lambda d: d.replace(b'"conv1"', b'"conv2"'), "contradictory values of 'stride_in'"),
+    "an unknown keyword": (lambda d: d.replace(b'"stride_in"', b'"stride"'), "contradictory values of"),
 }
 
 
@@ -323,7 +323,7 @@ def test_keywords_that_contradict_the_tensors_are_refused(tmp_path):
     path = save_keras(tmp_path)
     changed_zip(path, "model.weights.h5", without_text)
     changed_zip(path, "config.json", lambda data: data.replace(b'"num_classes": 5', b'"num_classes": 7'))
-    with pytest.raises(MismatchError, match="do not fit"):
+    with pytest.raises(MismatchError, match="do not match"):
         load(path)
 
 
@@ -340,12 +340,12 @@ def test_code_in_a_config_is_never_run(tmp_path):
         b'{"class_name": "Lambda", "module": "os", "config": {"function": "system"}, "registered_name": null}'
     )
     changed_zip(path, "config.json", lambda _: code)
-    with load(path) as checkpoint:  # the weights say their keywords
+    with load(path) as checkpoint:  # the weights hold their keywords
         assert checkpoint.spec == SPEC
 
 
 def test_keras_loads_what_it_saved(tmp_path):
-    """The text beside the weights is in nobody's way, and files without it load too."""
+    """The text beside the weights does not disturb Keras, and files without it load too."""
     model = filled(keras_network(SPEC))
     for name in ("x.keras", "x.weights.h5"):
         (model.save if name == "x.keras" else model.save_weights)(tmp_path / name)
@@ -402,7 +402,7 @@ GRAPHS = {
     "truncated": (lambda data: data[:-10], "cannot be read"),
     "no protobuf": (lambda _: b"\xff" * 40, "cannot be read"),
     "a group": (lambda _: b"\x0b", "a protobuf field of type 3"),
-    "another stride": (lambda data: data.replace(b'"num_classes": 5', b'"num_classes": 7'), "do not fit"),
+    "another stride": (lambda data: data.replace(b'"num_classes": 5', b'"num_classes": 7'), "do not match"),
     "an invalid keyword": (lambda data: data.replace(b'"conv1"', b'"conv9"'), "stride_in='conv9': expected"),
     "no keywords": (lambda data: data.replace(b'"keywords"', b'"keyw0rds"'), "without a scope and keywords"),
 }

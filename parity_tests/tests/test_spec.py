@@ -1,4 +1,4 @@
-"""The architectures: exact parameter counts, and every framework's names and shapes held to `spec.py`."""
+"""The architectures: exact parameter counts, and every framework's names and shapes against `spec.py`."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ VARIANT_COUNTS = [
     ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
     ("vgg16_bn", {"num_classes": 10}, 138_365_992 - 990 * 4097),
 ]
-# `test_constructors_are_the_spec_rows` covers all rows: built in plain pytest is one of each kind of block
+# `test_constructors_are_the_spec_rows` covers all rows; an ordinary run builds one of each kind of block
 BUILT = [
     "resnet18",
     "se_resnet20",
     "cbam_resnet20",
     "eca_resnet18",
-]  # and a whole se_resnext50_32x4d in the main job
+]  # and the main job builds se_resnext50_32x4d
 EVERY = BUILT + [pytest.param(n, marks=pytest.mark.exhaustive) for n in MODELS if n not in BUILT]
 
 
@@ -138,7 +138,7 @@ def test_variant_count(name, keywords, count):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_constructors_are_the_spec_rows(implementation, name):
-    """A constructor that is missing, or whose defaults are not the spec's row, is named here."""
+    """Names a missing constructor, or one whose defaults differ from the spec's row."""
     constructor = getattr(implementation, name)
     assert name in implementation.__all__
     assert model_spec(name) == MODELS[name].kind(**constructor.defaults)

@@ -19,7 +19,7 @@ EAGER = (
     "or after tf.compat.v1.disable_eager_execution()"
 )
 SMALL = {"block": "basic", "depths": (1,), "width": 8, "stem": "3x3", "stem_width": 8}
-FUNCTIONS = {  # every public function that makes variables
+FUNCTIONS = {  # every public function that creates variables
     "squeeze_excitation": tf1_compat.squeeze_excitation,
     "channel_attention": tf1_compat.channel_attention,
     "spatial_attention": tf1_compat.spatial_attention,
@@ -42,7 +42,7 @@ def graph():
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("array", [np.asarray, tf.constant], ids=["numpy", "tensor"])
 def test_eager_mode_is_refused(name, array):
-    """It would make new, random variables in every call."""
+    """Every call would create new random variables."""
     assert tf.executing_eagerly()
     with pytest.raises(RuntimeError, match=f"^{re.escape(EAGER)}$"):
         FUNCTIONS[name](array(np.zeros((1, 8, 8, 16), np.float32)))
@@ -59,7 +59,7 @@ def test_a_loaded_network_is_refused_in_eager_mode(tmp_path):
 @pytest.mark.parametrize("name", FUNCTIONS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.usefixtures("graph")
-def test_numpy_arrays_are_taken(name, dtype):
+def test_numpy_arrays_are_accepted(name, dtype):
     y = FUNCTIONS[name](np.zeros((1, 8, 8, 16), dtype))
     assert (y[0] if isinstance(y, tuple) else y).dtype == dtype
 

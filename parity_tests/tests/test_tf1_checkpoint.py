@@ -1,4 +1,4 @@
-"""TF1 checkpoints without TensorFlow: TensorFlow itself reads what we write, and writes what we read."""
+"""TF1 checkpoints without TensorFlow: TensorFlow reads our files, and we read its files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tf():
 
 
 def coded(shape, dtype=np.float32, start=0):
-    """Every element tells its position, so that no permutation goes unnoticed."""
+    """Every element encodes its position, so that every permutation is noticed."""
     return np.arange(start, start + math.prod(shape)).reshape(shape).astype(dtype)
 
 
@@ -64,7 +64,7 @@ ARRAYS = {
 
 
 def long_names(count):
-    """Names that are not sorted, share prefixes here and there, and need several blocks for an index."""
+    """Unsorted names with some shared prefixes that need several index blocks."""
     rng = np.random.default_rng(0)
     return [f"{rng.integers(1 << 40):x}/{'a_long_scope_name/' * 8}{i}/kernel" for i in range(count)]
 
@@ -76,7 +76,7 @@ def write(prefix, arrays, metadata=None):
 
 
 def save(tf, prefix, arrays, devices=("/cpu:0",), **options):
-    """What `tf.train.Saver` makes of variables with these values; they take turns on the devices."""
+    """Save variables with these values with `tf.train.Saver`, distributed over the devices."""
     config = tf.ConfigProto(device_count={"CPU": len(devices)})
     with tf.Graph().as_default(), tf.Session(config=config) as session:
         for i, (name, array) in enumerate(arrays.items()):
@@ -114,7 +114,7 @@ def flip(path, position, bit=0):
 
 
 def refused(path, *mentions):
-    """Opening or reading must end in a SourceError that is one line and starts with a path."""
+    """Opening or reading must raise a one-line SourceError that starts with a path."""
     with pytest.raises(SourceError) as caught:
         read_all(path)
     message = str(caught.value)
@@ -221,7 +221,7 @@ def test_our_files_are_tf_s_byte_for_byte(tf, tmp_path):
 def test_an_index_of_several_blocks(tf, tmp_path, count):
     arrays = {name: coded((i % 3,), start=i) for i, name in enumerate(long_names(count))}
     ours, theirs = write(tmp_path / "ours", arrays), tmp_path / "theirs"
-    tf.raw_ops.SaveV2(  # the operation under `tf.train.Saver`, without the time of making 5000 variables
+    tf.raw_ops.SaveV2(  # the operation of `tf.train.Saver`, which saves creating 5000 variables
         prefix=str(theirs),
         tensor_names=sorted(arrays),
         shape_and_slices=[""] * count,
@@ -278,11 +278,11 @@ def test_one_tensor_at_a_time_in_sorted_order_and_the_index_last(tmp_path):
 @pytest.mark.parametrize(
     ("name", "info", "mention"),
     [
-        (METADATA_NAME, TensorInfo((2,), np.dtype(np.float32)), "kept for metadata"),
+        (METADATA_NAME, TensorInfo((2,), np.dtype(np.float32)), "reserved for metadata"),
         ("w", TensorInfo((2,), np.dtype("datetime64[s]")), "convert them first"),
         ("w", TensorInfo((2,), np.dtype(">f4")), "convert them first"),
-        ("w", TensorInfo((1, 2), np.dtype(np.float32)), "announced"),
-        ("w", TensorInfo((2,), np.dtype(np.int32)), "announced"),
+        ("w", TensorInfo((1, 2), np.dtype(np.float32)), "expected"),
+        ("w", TensorInfo((2,), np.dtype(np.int32)), "expected"),
     ],
 )
 def test_refuses_to_write(tmp_path, name, info, mention):
@@ -420,7 +420,7 @@ def test_opens_a_directory(checkpoint, named):
 
 @pytest.mark.parametrize("named", ["{}", "../model.ckpt-12345", "..", "/", "."])
 def test_a_directory_leads_to_nothing_outside_it(checkpoint, tmp_path, named):
-    """Not even to a checkpoint that is there: who wrote the directory does not say what is read."""
+    """Not even to an existing checkpoint: a file in the directory cannot select files elsewhere."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint").write_text(f'model_checkpoint_path: "{named.format(checkpoint)}"\n')
     prefix = find_tf1_prefix(tmp_path / "run")
@@ -452,7 +452,7 @@ def test_other_files_named_checkpoint(tmp_path, state):
     assert refused(tmp_path, "not a TF1 checkpoint")
 
 
-def test_what_is_no_tf1_checkpoint(checkpoint, tmp_path):
+def test_other_files_are_refused(checkpoint, tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"PK")
     checkpoint.write_bytes(b"a file of its own, not the prefix beside it")
     for path in (
@@ -476,7 +476,7 @@ def seal(block):
 
 
 def table_of(block, offset=0, length=None):
-    """A table of one data block, sound but for what the block, or the index about it, may say."""
+    """A table of one data block, valid except for the contents of the block or its index entry."""
     index = leveldb_table._Block(restart_interval=1)
     index.add(b"z", varint(offset) + varint(len(block) if length is None else length))
     index = index.finish()
@@ -519,8 +519,8 @@ def test_every_single_bit_of_a_small_index(tmp_path):
         except SourceError as error:
             assert str(error).startswith(f"{index}: ")  # noqa: PT017  (either outcome is right)
         index.write_bytes(content)
-    # Only what no reader needs may change unnoticed: the metaindex (8 bytes, 5 of trailer), and in the footer
-    # its handle and the padding.
+    # only bytes that no reader needs may change unnoticed: the metaindex (8 bytes, 5 of trailer), and in the
+    # footer its handle and the padding
     assert unread <= 8 * (8 + 5 + 40)
 
 
@@ -539,12 +539,12 @@ def test_flipped_bits_in_the_index(checkpoint, flips):
 @FUZZ
 @given(data=st.data())
 def test_a_data_block_that_lies_under_a_correct_checksum(checkpoint, data):
-    """A malicious index: whatever its entries claim, the answer is a SourceError or tensors as announced."""
+    """A malicious index leads to a SourceError or to tensors of the announced shape and dtype."""
     index = tf1_files(checkpoint)[1]
     content = index.read_bytes()
     with index.open("rb") as file:
         end = leveldb_table._index_handle(file, len(content))[0]
-    block = bytearray(content[: end - 13 - 5])  # what precedes the metaindex, without its trailer
+    block = bytearray(content[: end - 13 - 5])  # the part before the metaindex, without its trailer
     for _ in range(data.draw(st.integers(1, 4))):
         block[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
     sealed = seal(bytes(block))
@@ -637,8 +637,8 @@ def test_entries_that_lie(tmp_path, name, value, mention):
 NO_RESTARTS = bytes(4)
 
 TABLES_THAT_LIE = [
-    (b"", "0 bytes, and a checkpoint index has at least 48"),
-    (leveldb_table._MAGIC, "8 bytes, and a checkpoint index has at least 48"),
+    (b"", "0 bytes, but a checkpoint index has at least 48"),
+    (leveldb_table._MAGIC, "8 bytes, but a checkpoint index has at least 48"),
     (b"a text file of more than forty-eight bytes, whatever its name", "magic number"),
     (table_of(bytes(8), offset=2**63), "ends at byte"),
     (table_of(bytes(8), length=2**63), "ends at byte"),
@@ -648,7 +648,7 @@ TABLES_THAT_LIE = [
     (table_of(NO_RESTARTS, offset=1), "wrong CRC-32C"),
     (table_of((1000).to_bytes(4, "little")), "1000 restart points"),
     (table_of(b"\x05\x01\x00k" + NO_RESTARTS), "shares 5 bytes with one of 0"),
-    (table_of(b"\x00\x01\x05k" + NO_RESTARTS), "5 bytes announced where 0 are left"),
+    (table_of(b"\x00\x01\x05k" + NO_RESTARTS), "5 bytes announced, but only 0 left"),
     (table_of(b"\x00\x81" + NO_RESTARTS), "does not end"),
     (table_of(b"\x00\x01\x00b\x00\x01\x00a" + NO_RESTARTS), "not in order"),
 ]

@@ -1,4 +1,4 @@
-"""What a TF1 user does with the graph functions: scopes, sharing, Saver, training, freezing, reloading."""
+"""Usual work with the TF1 graph functions: scopes, sharing, Saver, training, freezing, reloading."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_training_moves_every_variable(spec, images):
         load_into(session, synthetic.weights(spec))
         before = state_of(session)
         session.run(step)
-        after = state_of(session)  # the optimiser's slots are passed over
+        after = state_of(session)  # without the optimiser's slots
     unchanged = [name for name in before if before[name].tobytes() == after[name].tobytes()]
     assert [name for name in unchanged if ".fc1." not in name] == []
 
@@ -152,7 +152,7 @@ with tf.Graph().as_default(), tf.Session() as session:
     ],
 )
 def test_frozen_graph_runs_elsewhere(kind, images, tmp_path, onednn):
-    """Frozen here, it runs in a fresh process with oneDNN off too: no fused op that refuses groups."""
+    """A frozen graph also runs in a new process with oneDNN off: it holds no fused op that refuses groups."""
     spec = SPECS[kind]
     frozen(spec, tmp_path / "frozen.pb")
     np.save(tmp_path / "images.npy", images)

@@ -1,4 +1,4 @@
-"""PyTorch checkpoints: torch judges what is read and written; damaged and hostile files end in one error."""
+"""PyTorch checkpoints, compared with torch; damaged and hostile files give a one-line error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def save(request, tmp_path):
 
 
 def coded(*shape: int, dtype: str = "float32") -> torch.Tensor:
-    """A tensor in which every element says where it is, as far as the dtype can count."""
+    """A tensor whose elements encode their position, as far as the dtype can count."""
     numbers = torch.arange(int(np.prod(shape))) % (2 if dtype == "bool" else 100)
     return numbers.to(torch.float32).to(getattr(torch, dtype)).reshape(shape)
 
@@ -86,13 +86,13 @@ def assert_same(path: Path, expected: dict[str, torch.Tensor], key: str | None =
 
 
 def seen(path: Path) -> TorchReader:
-    """What a reader tells about the file, once closed again."""
+    """A reader of the file, closed again."""
     with open_torch(path) as reader:
         return reader
 
 
 def error_of(path: Path, key: str | None = None) -> str:
-    """The message with which the file is refused: one line that begins with the path."""
+    """The one-line error for the file, which begins with the path."""
     with pytest.raises(SourceError) as caught:
         open_torch(path, key)
     assert caught.value.message.startswith(f"{path}: ")
@@ -101,7 +101,7 @@ def error_of(path: Path, key: str | None = None) -> str:
 
 
 class Call:
-    """Pickles as whatever `__reduce__` returns: a call of any function, by its name."""
+    """Pickles as a call of any function by its name, via `__reduce__`."""
 
     def __init__(self, *reduced: object):
         self.reduced = reduced
@@ -134,7 +134,7 @@ def placed(storage: Reference, offset: int, size: tuple, stride: tuple) -> Call:
 
 
 def zip_file(path: Path, root: object, storages: dict[str, bytes], stem: str = "x", **entries: bytes) -> Path:
-    """A zip by other means than torch's; `root` is an object or already a pickle."""
+    """A zip written without torch; `root` is an object or a pickle."""
     data = {f"data/{key}": value for key, value in storages.items()} | entries
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr(f"{stem}/data.pkl", root if isinstance(root, bytes) else pickled(root))
@@ -263,7 +263,7 @@ def test_reads_views_of_storages_as_before_torch_0_4(tmp_path):
 
 
 def test_reads_tensors_of_torch_0_1(tmp_path):
-    """An empty tensor whose place comes as its state; a Parameter around one; a Variable of five parts."""
+    """An empty tensor with its position as state; a Parameter around one; a Variable of five parts."""
     old = Call(torch.FloatTensor, (), (storage("7", 6, None), 0, (2, 3), (1, 2)))
     root = {
         "tensor": old,
@@ -278,7 +278,7 @@ def test_reads_tensors_of_torch_0_1(tmp_path):
 
 
 def test_reads_pickles_of_python_2(tmp_path):
-    """There a str is bytes (SHORT_BINSTRING), and an OrderedDict is made of a list of pairs."""
+    """There a str is bytes (SHORT_BINSTRING), and an OrderedDict is built from a list of pairs."""
     pairs = [["conv.weight", placed(storage("0", 6), 0, (2, 3), (3, 1))], ["caf\xe9", 1]]
     new = pickled(Call(collections.OrderedDict, (pairs,)))
     old, position = b"", 0
@@ -331,7 +331,7 @@ def test_reading_a_tensor_reads_only_its_bytes(save, monkeypatch):
     assert count - opened < 100_000
 
 
-# --- What torch reads of ours
+# --- Our files read by torch
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> Path:
@@ -415,7 +415,7 @@ def test_entries_are_stored_aligned_and_the_same_every_time(tmp_path):
 
 @pytest.mark.parametrize("mmap", [False, True])
 def test_zip64(tmp_path, monkeypatch, mmap):
-    """What files beyond 2 GiB need, in the small: every entry and offset above 100 bytes counts as large."""
+    """The zip64 form for files beyond 2 GiB, tested with a limit of 100 bytes for entries and offsets."""
     expected = {"a": coded(20), "b": coded(50), "c": coded(7)}
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
     path = write(tmp_path / "x", expected)
@@ -457,7 +457,7 @@ def test_refuses_to_write_what_does_not_fit(tmp_path, announced, array):
         write_torch(tmp_path / "x", {"conv.weight": announced}, lambda _: array, {})
 
 
-# --- Which entry is the state dict, and what else there is
+# --- Choice of the state dict, and other contents
 
 
 class Outer:
@@ -759,7 +759,7 @@ def test_nothing_in_the_file_runs(save, tmp_path):
         Call(Path.touch, (witness,)),
     ]
     pickle.loads(pickle.dumps(commands[0]))
-    assert witness.exists()  # so the command is a real one
+    assert witness.exists()  # proves that the command works
     witness.unlink()
     root = {"w": torch.ones(2), "evil": commands, **{Call(os.system, (f"touch {witness}",)): 1}}
     path = save(root)
@@ -799,7 +799,7 @@ HOSTILE = {  # after the protocol, before STOP
 def test_malformed_pickles_end_in_one_error(tmp_path, case):
     body = b"\x80\x04" + HOSTILE[case] + b"."
     assert "damaged" in error_of(zip_file(tmp_path / "x", body, {}))
-    write(tmp_path / "y", {"w": coded(2)})  # and left nothing behind
+    write(tmp_path / "y", {"w": coded(2)})  # without temporary files
     assert_same(tmp_path / "y", {"w": coded(2)})
 
 
@@ -862,7 +862,7 @@ CLAIMS = {  # numel of the storage, offset, size, stride; the file has 6 element
 
 @pytest.mark.parametrize("case", CLAIMS)
 @pytest.mark.parametrize("form", FORMS)
-def test_claims_beyond_the_file(tmp_path, form, case):
+def test_tensors_beyond_the_file(tmp_path, form, case):
     numel, offset, size, stride = CLAIMS[case]
     numbers = np.arange(6, dtype=np.float32)
     if form == "zip":
@@ -880,7 +880,7 @@ def test_entries_that_are_not_where_they_should_be(tmp_path):
     data = bytearray(path.read_bytes())
     data[data.find(b"archive/data/0") - 30] ^= 1  # the first byte of the entry's own header
     path.write_bytes(data)
-    with open_torch(path) as reader, pytest.raises(SourceError, match=r"no entry begins where .* damaged"):
+    with open_torch(path) as reader, pytest.raises(SourceError, match=r"wrong start of the entry.* damaged"):
         reader.read("w")
 
     path = stream_file(
@@ -902,7 +902,7 @@ def test_a_size_that_compression_cannot_reach(tmp_path):
     root = {"w": placed(storage("0", 2**40), 0, (2**40,), (1,))}
     path = zip_file(tmp_path / "x", root, {"0": bytes(100)})
     with zipfile.ZipFile(path, "a") as file:
-        file.getinfo("x/data/0").file_size = 2**42  # written with the directory
+        file.getinfo("x/data/0").file_size = 2**42  # stored in the directory
         file.writestr("x/more", b"")
     assert "tensor 'w'" in error_of(path)
 

@@ -1,4 +1,4 @@
-"""What a PyTorch user does with the models: export, compile, autocast, wrappers, files, training."""
+"""Usual work with PyTorch models: export, compile, autocast, wrappers, files, training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from parity_tests.watch.build import same_bits
 from weights_convert import load_into, save, state_of
 
 SPECS = {kind: tiny(attention=kind, groups=4, width_per_group=32) for kind in ("none", "se", "cbam", "eca")}
-# torch traces the whole network in these: one kind in an ordinary run
+# in these tests torch traces the whole network: one kind in an ordinary run
 TRACED = [pytest.param(kind, marks=[] if kind == "cbam" else pytest.mark.exhaustive) for kind in SPECS]
 traced = pytest.mark.parametrize("model", TRACED, indirect=True)
 
@@ -34,7 +34,7 @@ def images() -> torch.Tensor:
 
 
 def test_the_output_is_that_of_the_features(model, images):
-    """`forward` takes a way of its own, on which nothing is kept."""
+    """`forward` does not use `forward_features`, to keep no intermediate outputs."""
     for training in (False, True):
         model.train(training)
         assert torch.equal(model(images), model.forward_features(images)["logits"])
@@ -66,7 +66,7 @@ def test_autocast(model, images):
 
 
 def test_data_parallel(model, images, tmp_path):
-    """Its state dict carries the prefix `module.`, which readers and live loading look through."""
+    """Its state dict has the prefix `module.`, which readers and live loading ignore."""
     wrapped = nn.DataParallel(model)
     torch.testing.assert_close(wrapped(images), model(images))
     torch.save(wrapped.state_dict(), tmp_path / "wrapped.pth")

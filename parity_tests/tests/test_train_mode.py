@@ -1,4 +1,4 @@
-"""Train mode in the three frameworks: outputs by batch statistics, running ones with unbiased variance."""
+"""Train mode in the three frameworks: outputs by batch statistics, running variance without bias."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_float32_outputs_and_statistics(name):
     ],
 )
 def test_grouped_gradients_exist_and_agree(network, leaf, dtype):
-    """The gradient of a grouped convolution, which TensorFlow on a CPU has only in part, and of its bias."""
+    """The gradients of a grouped convolution, partly missing in TensorFlow on a CPU, and of its bias."""
     spec = SPECS[network]
     weights, x = synthetic.weights(spec), synthetic.images((16, 16), batch=2)
     name, of_tf, axes = f"layer1.0.conv2.{leaf}", *GRADIENTS[leaf]
@@ -140,7 +140,7 @@ def test_grouped_gradients_exist_and_agree(network, leaf, dtype):
 
 @pytest.mark.quick
 def test_one_value_per_channel_leaves_the_variance_finite():
-    """n / (n - 1) has no value at n = 1: the variance 0 is kept there, as TensorFlow's fused op does."""
+    """n / (n - 1) is undefined for n = 1: the variance stays 0, as in TensorFlow's fused op."""
     layer = keras_impl.attention.BatchNormalization(momentum=0.5)
     layer(np.ones((1, 1, 1, 2), np.float32), training=True)
     np.testing.assert_allclose(layer.moving_variance, [0.5, 0.5])

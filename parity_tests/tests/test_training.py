@@ -1,4 +1,4 @@
-"""Training in the three frameworks, each by its own optimiser: the same after every step."""
+"""Training in the three frameworks, each with its own optimiser: equal after every step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SPECS = {
     "eca": tiny(attention="eca", block="basic", bn_momentum=0.3),
     "se_grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered", depths=(1,)),
 }
-SMALL = tiny(attention="eca", block="basic", depths=(1,))  # what is broken on purpose
+SMALL = tiny(attention="eca", block="basic", depths=(1,))  # for faults
 exhaustive = functools.partial(pytest.param, marks=pytest.mark.exhaustive)
 KINDS = {"loss", "parameters", "statistics", "momentum"}
 
@@ -83,7 +83,7 @@ def test_deep_nets_have_no_float32_limit():
 
 
 def test_networks_from_their_initial_values():
-    """Zero biases, and in bias_bn such whose gradient is 0 but for rounding."""
+    """Zero biases, and in bias_bn biases whose gradient is 0 except for rounding."""
     spec = tiny(norm="bias_bn", attention="cbam", cbam_spatial_bias=True, block="basic", depths=(1, 1))
     fresh = {n: np.zeros_like(a) if n.endswith("bias") else a for n, a in synthetic.weights(spec).items()}
     weights = Checkpoint.from_arrays(fresh, dataclasses.asdict(spec))
@@ -112,16 +112,16 @@ def test_no_drop():
 
 
 def test_weight_decay_need_not_be_exact():
-    """It is added to the gradient here, so it passes through nobody's float32."""
+    """It is added to the gradient and never cast to float32."""
     assert of(SMALL, steps=2, weight_decay=1e-4).failures() == []
 
 
 # --------------------------------------------------------------------------------------------------
-# Broken on purpose. A fault that changes nothing fails its test: the error must be as large as is said.
+# Broken on purpose. The error must reach the stated size, so a fault without effect fails its test.
 
 
 def stock_statistics(monkeypatch) -> None:
-    """Keras's own layer: the biased variance."""
+    """Keras's own layer, with the biased variance."""
     stock = keras.layers.BatchNormalization.call
     monkeypatch.setattr(keras_impl.attention.BatchNormalization, "call", stock)
 
@@ -148,7 +148,7 @@ def keras_decay(monkeypatch) -> None:
 
 
 def half_decay(monkeypatch) -> None:
-    """What `l2_loss` and `keras.regularizers.L2` make of the same number, or the half of it."""
+    """The effect of `l2_loss` and `keras.regularizers.L2` with the same number, or half of it."""
     whole = training.with_decay
     monkeypatch.setattr(training, "with_decay", lambda g, v, decay: whole(g, v, decay / 2))
 
@@ -175,7 +175,7 @@ def dampened(monkeypatch) -> None:
 
 
 def no_updates(monkeypatch) -> None:
-    """The running statistics of TF1 stay: the commonest mistake."""
+    """The running statistics of TF1 are not updated, the most common mistake."""
     monkeypatch.setattr(tf, "get_collection", lambda _: [])
 
 
@@ -183,7 +183,7 @@ def tf1_biased(monkeypatch) -> None:
     monkeypatch.setattr(tf1_compat.attention.tf, "maximum", lambda n, _: n + 1)  # n / (n + 1) for n / (n - 1)
 
 
-FAULTS = [  # what is broken, in whose training, and at least this error after four steps
+FAULTS = [  # fault, framework, and minimum error after four steps
     (slots_not_rescaled, "keras", {"momentum": 0.1, "parameters": 1e-3}),
     (keras_decay, "keras", {"momentum": 1e-6, "parameters": 1e-7}),
     (no_decay_in_the_gradient, "tf1", {"momentum": 1e-6, "parameters": 1e-7}),
@@ -217,7 +217,7 @@ def test_slots_differ_from_the_drop_on_only(monkeypatch):
 
 
 def test_one_ulp_of_one_weight_is_seen():
-    """The yardstick is not 0, and the moved weight is not the reference's."""
+    """The error of one ulp is not 0, and the reference's weight is unchanged."""
     found = of(SMALL, steps=2, frameworks=("torch",))
     assert all(0 < error < 1e-12 for error in found.ulp)
     coarse = of(SMALL, steps=2, frameworks=("torch",), dtype="float32")
@@ -249,7 +249,7 @@ def test_inexact_values_are_fine_in_float32():
     keywords = {"learning_rate": 0.1, "momentum": 0.9, "drop": 10, "dtype": "float32"}
     weights = synthetic.weights(
         SMALL, seed=4
-    )  # seed 0 lies so near a ReLU's kink that 3e-5 depends on the CPU
+    )  # with seed 0 a value is so near a ReLU's kink that 3e-5 depends on the CPU
     assert of(SMALL, weights=weights, steps=2, frameworks=("tf1",), **keywords).failures() == []
 
 

@@ -1,4 +1,4 @@
-"""Where a destination is, and who else is at work there: links, modes, two at once, SRC itself."""
+"""Destinations: links, modes, concurrent writers, and SRC as DST."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from weights_convert.formats.tf1_place import tf1_files
 pytestmark = pytest.mark.usefixtures("folder")
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
 SINGLE = CONTAINERS[:-1]
-internals = convert_function.__globals__  # `weights_convert.convert` is the function, not its module
+internals = convert_function.__globals__  # `weights_convert.convert` is the function, not the module
 
 
 def files_of(path: Path) -> list[Path]:
@@ -54,7 +54,7 @@ def test_a_symbolic_link_stays_and_its_file_is_replaced(folder, run, suffix: str
     for target in (Path("folder") / file.name, file):  # relative, absolute
         link.unlink(missing_ok=True)
         link.symlink_to(target)
-        assert run("convert", "good.npz", link).code == 0  # where it points there was nothing
+        assert run("convert", "good.npz", link).code == 0  # its target did not exist
         assert run("convert", "good.npz", link).code == 2
         assert run("convert", "good.npz", link, "--overwrite", "--dtype", "float64").code == 0
         assert link.readlink() == target
@@ -68,7 +68,7 @@ def test_a_symbolic_link_stays_and_its_file_is_replaced(folder, run, suffix: str
 
 
 def test_links_among_the_files_of_a_prefix_are_replaced(folder, run):
-    """Each could lead elsewhere; what they point to is left alone."""
+    """Each could lead elsewhere; their targets are not changed."""
     save(weights(SMALL), "folder/kept.ckpt")
     kept = [file.read_bytes() for file in tf1_files(folder / "folder/kept.ckpt")]
     for link, file in zip(tf1_files(folder / "x.ckpt"), tf1_files(folder / "folder/kept.ckpt"), strict=True):
@@ -95,7 +95,7 @@ def test_modes(folder, run, suffix: str):
         os.umask(before)
 
 
-def test_what_is_no_file_is_not_replaced(folder, run):
+def test_devices_and_pipes_are_not_replaced(folder, run):
     os.mkfifo(folder / "pipe.npz")
     (folder / "null.npz").symlink_to("/dev/null")
     for name in ("pipe.npz", "null.npz"):
@@ -130,7 +130,7 @@ def test_the_source_by_another_name(folder, run, suffix: str, kind: str):
         wanted = position_coded(SMALL)
         assert all(np.array_equal(checkpoint[name], wanted[name]) for name in wanted)
         assert checkpoint["fc.weight"].dtype == np.float64
-    if kind == "hard link":  # the file has two names, and only the one that was said is replaced
+    if kind == "hard link":  # the file has two names, and only the given one is replaced
         with load(source) as checkpoint:
             assert checkpoint["fc.weight"].dtype == np.float32
     assert not list(folder.glob(".*"))
@@ -155,7 +155,7 @@ def append(file: Path) -> None:
 
 
 def in_place(file: Path) -> None:
-    """Other bytes, the same size: as `cp other.pth src.pth` does it."""
+    """Other bytes of the same size, as with `cp other.pth src.pth`."""
     content = file.read_bytes()
     with file.open("r+b") as opened:
         opened.write(content)
@@ -182,7 +182,7 @@ CHANGES = {
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_a_source_that_changes_while_it_is_read(folder, run, monkeypatch, suffix: str, change: str):
     for file in files_of(folder / f"good{suffix}"):
-        os.utime(file, ns=(0, 0))  # no clock is so coarse that the change does not show
+        os.utime(file, ns=(0, 0))  # the change shows even with a coarse clock
     for target in ("new.npz", "folder/old.pth"):
         if target != "new.npz":
             save(weights(SMALL), target)
@@ -223,7 +223,7 @@ def test_a_checkpoint_that_was_loaded_before(folder, monkeypatch):
 
 
 def test_a_source_that_changes_between_load_and_save(folder):
-    """In place, as a copy over it does: what is read then are other values."""
+    """In place, as by a copy over it: later reads give other values."""
     with load("good.safetensors") as checkpoint:
         data = bytearray(Path("good.safetensors").read_bytes())
         data[-1] ^= 1
@@ -235,11 +235,11 @@ def test_a_source_that_changes_between_load_and_save(folder):
 
 
 # --------------------------------------------------------------------------------------------------
-# What is temporary
+# Temporary files
 
 
 def test_names_that_begin_alike_are_told_apart(folder):
-    """What a dead run has left is the only record of its other files: only the same name removes it."""
+    """Leftovers are the only record of a dead run's files: only a run with the same name removes them."""
     first, second = (folder / f"{'a' * 40}{letter}.ckpt" for letter in "AB")
     left, lock = atomic._make_folder(first)
     atomic._release(lock)
@@ -265,7 +265,7 @@ def test_a_folder_that_cannot_be_locked_is_not_left(folder, monkeypatch, unchang
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_a_destination_that_comes_into_being_meanwhile(folder, run, monkeypatch, suffix: str):
-    """Whoever was first has it, were it another program."""
+    """The first writer wins, even if it is another program."""
     for file in files_of(folder / f"x{suffix}"):
         file.unlink(missing_ok=True)
         while_reading(monkeypatch, lambda file=file: file.write_text("somebody's"))
@@ -285,7 +285,7 @@ def test_a_destination_that_comes_into_being_meanwhile(folder, run, monkeypatch,
 @pytest.mark.parametrize("options", [[], ["--overwrite"]], ids=["new", "overwrite"])
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_two_processes(folder, suffix: str, options: list[str]):
-    """Each in turn is held before it puts its file in place, so that both are at it."""
+    """Each in turn waits before moving its file to its place, so that both are active."""
     wanted = {"good.npz": position_coded(SMALL), "other.npz": weights(SMALL)}
     save(wanted["other.npz"], "other.npz")
     if options:
@@ -309,9 +309,9 @@ def test_two_processes(folder, suffix: str, options: list[str]):
         assert process.stdin is not None
         process.stdin.write("\n")
         process.stdin.flush()
-    said = [process.communicate()[1] for process in runs]
+    errors = [process.communicate()[1] for process in runs]
     codes = [process.returncode for process in runs]
-    assert sorted(codes) == ([0, 0] if options else [0, 2]), said
+    assert sorted(codes) == ([0, 0] if options else [0, 2]), errors
     winners = [source for source, code in zip(wanted, codes, strict=True) if code == 0]
     with load(f"x{suffix}") as checkpoint:
         assert any(all(np.array_equal(checkpoint[n], wanted[w][n]) for n in checkpoint) for w in winners)
@@ -331,11 +331,11 @@ def test_many_threads(folder, suffix: str):
 
 
 # --------------------------------------------------------------------------------------------------
-# What is on disk when
+# Order of flushes
 
 
 class Recorder:
-    """The order of what is asked of the file system, by inode: names given, and what was flushed before."""
+    """Records new names and flushes in order, by inode."""
 
     def __init__(self, monkeypatch, folder: Path):
         self.flushed: set[int] = set()
@@ -357,7 +357,7 @@ class Recorder:
     def _place(self, source: Path, target: Path) -> None:
         if Path(target).parent.stat().st_ino != self._folder:  # within the temporary directory
             return
-        assert source.stat().st_ino in self.flushed, f"{target} gets its name before its bytes are on disk"
+        assert source.stat().st_ino in self.flushed, f"{target} is named before its bytes are on disk"
         assert self.folder_is_flushed, f"{target} may come onto disk before {self.placed[-1]}"
         self.folder_is_flushed = False
         self.placed.append(Path(target).name)
@@ -393,7 +393,7 @@ def test_every_step_is_on_disk_before_the_next_one(folder, monkeypatch, suffix: 
 
 
 def test_formats_know_how_they_are_put_in_place():
-    """A container of several files has to say more than its names."""
+    """A container of several files has to define more than its names."""
     for container in FORMATS.values():
         several = len(container.files(Path("x"))) > 1
         assert several == (container.place.__name__ != "place_file")

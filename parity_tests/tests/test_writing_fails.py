@@ -1,4 +1,4 @@
-"""Writing that fails: exit 3, the destination is as it was before, and nothing stays behind."""
+"""Failed writing: exit 3, the destination is unchanged, and no temporary files are left."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_a_full_disk(unchanged, suffix: str):
 
 AS_NOBODY = """
 import os, sys
-import encodings.cp437, encodings.utf_32_le  # now: the folders of Python may be closed to nobody
+import encodings.cp437, encodings.utf_32_le  # now, because the user `nobody` may not read Python's folders
 import weights_convert.formats.keras_hdf5_writer
 from weights_convert.__main__ import main
 os.chmod(".", 0o555)
-if os.getuid() == 0:  # whom modes do not bind
+if os.getuid() == 0:  # root ignores modes
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
@@ -115,7 +115,7 @@ CALLS = {"mkdir": (Path, "mkdir"), "fsync": (os, "fsync"), "rename": (Path, "rep
 
 @contextmanager
 def failing(call: str, first: int, last: int) -> Iterator[list[int]]:
-    """The disk is full from one call to another; counts the calls in the list that it gives."""
+    """Simulate a full disk from one call to another; yields a list that counts the calls."""
     owner, name = CALLS[call]
     real, calls = getattr(owner, name), [0]
 
@@ -138,7 +138,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("suffix", CONTAINERS)
 @pytest.mark.parametrize("call", CALLS)
 def test_every_call_that_may_fail(folder, run, tmp_path_factory, suffix: str, old: str, call: str):
-    """For every n: the n-th call fails, or all from the n-th on. Exit 3 and as before, or 0 and complete."""
+    """For every n the n-th call fails, or all from the n-th on: exit 3 and unchanged, or 0 and complete."""
     save(weights(SMALL), "src.safetensors")
     saved, target = tmp_path_factory.mktemp("saved"), f"{old}{suffix}"
     shutil.copytree(folder, saved, dirs_exist_ok=True)
@@ -150,7 +150,7 @@ def test_every_call_that_may_fail(folder, run, tmp_path_factory, suffix: str, ol
             if ran.code == 3:
                 assert ran.err.endswith("(No space left on device)\n")
                 assert contents(folder) == before
-            else:  # what may fail is not needed: a folder that cannot be flushed, a name that can wait
+            else:  # the failed call is optional: flushing a folder, giving the usual names
                 assert ran.code == 0
                 assert run("diff", "src.safetensors", target).code == 0
             assert not list(folder.glob(".*"))
@@ -164,20 +164,20 @@ def test_every_call_that_may_fail(folder, run, tmp_path_factory, suffix: str, ol
 
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
-def test_what_cannot_be_flushed_is_not_put_in_place(run, unchanged, suffix: str):
+def test_a_failed_flush_leaves_the_destination(run, unchanged, suffix: str):
     for number in range(1, len(files_of(Path(f"good{suffix}"))) + 1):
         with unchanged(), failing("fsync", number, number):
             ran = run("convert", "good.npz", f"good{suffix}", "--overwrite", "--dtype", "float64")
         assert (ran.code, ran.err) == (3, f"good{suffix}: could not be written (No space left on device)\n")
 
 
-def test_a_name_that_has_to_wait_is_said(run):
-    with failing("rename", 2, 2):  # the index is the new one by then
+def test_unusual_names_are_reported(run):
+    with failing("rename", 2, 2):  # after the index was replaced
         ran = run("convert", "good.npz", "good.ckpt", "--overwrite", "--dtype", "float64")
     assert (ran.code, ran.err) == (
         0,
         "warning: good.ckpt: complete and in its place, but not all of its files have their usual names "
-        "(No space left on device); writing it again puts that right\n",
+        "(No space left on device); write it again to repair this\n",
     )
     assert Path("good.ckpt.data-00000-of-00002").exists()
     with load("good.ckpt") as checkpoint:
@@ -214,7 +214,7 @@ def test_a_file_system_without_hard_links(folder, run, monkeypatch, suffix: str,
 
 @pytest.mark.parametrize("target", ["good.ckpt", "new.ckpt"])
 def test_renaming_that_fails_without_hard_links(run, unchanged, monkeypatch, target: str):
-    monkeypatch.setattr(os, "link", no_link)  # then the copy is not known by its inode
+    monkeypatch.setattr(os, "link", no_link)  # the copy then has another inode
     with unchanged(), failing("rename", 1, 1):
         ran = run("convert", "good.npz", target, "--overwrite")
     assert (ran.code, ran.err) == (
@@ -225,7 +225,7 @@ def test_renaming_that_fails_without_hard_links(run, unchanged, monkeypatch, tar
 
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_without_locks(folder, run, monkeypatch, suffix: str):
-    """A system without `fcntl`, and a file system that has no locks: nothing of others is removed."""
+    """A system without `fcntl`, and a file system without locks: leftovers of others are not removed."""
     fcntl = pytest.importorskip("fcntl")
 
     def flock(*_arguments: object) -> None:
@@ -245,7 +245,7 @@ def test_without_locks(folder, run, monkeypatch, suffix: str):
 
 
 def failing_writer(suffix: str, damage: str) -> Callable[..., None]:
-    """A container's writer that fails after it has written, or that has written one wrong byte."""
+    """A writer that fails after writing, or that writes one wrong byte."""
     container = next(c for c in FORMATS.values() if suffix in c.suffixes)
 
     def write(path: Path, *arguments: object) -> None:

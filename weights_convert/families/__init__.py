@@ -1,4 +1,4 @@
-"""The families: whose checkpoints can be read here, one file of data each."""
+"""The families: supported origins of checkpoints, one data file each."""
 
 from __future__ import annotations
 

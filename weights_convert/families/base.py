@@ -1,8 +1,9 @@
-"""A family: how one project names the tensors of its checkpoints, and what its networks do with them.
+"""A family: the tensor names of one project's checkpoints, and the keywords that its networks imply.
 
-Each family is a file of data beside this one. `names` pairs the module paths in its files with the
-canonical ones; a number in braces is carried over, `{b+1}` is one more in the file, and `{part}` numbers the
-parts of a tensor that is kept in several:
+Each family is a data file beside this one. `names` pairs module paths in its files with canonical ones.
+Numbers in braces are copied, `{b+1}` is one more in the file, and `{part}` numbers the parts of a tensor that
+is stored
+in several:
 
     >>> rules = Names({"features.stage{s}.unit{b+1}.body.conv{n}.conv": "layer{s}.{b}.conv{n}"}, ".")
     >>> rules.parse("features.stage2.unit1.body.conv3.conv.weight")
@@ -10,7 +11,7 @@ parts of a tensor that is kept in several:
     >>> rules.rename(Parameter("layer2.0.conv3.weight", (64, 64, 1, 1), "conv2d"))
     'features.stage2.unit1.body.conv3.conv.weight'
 
-Equal names are not equal numbers: `implies` and `cases` say what the family's networks compute.
+Equal names do not mean equal numbers: `implies` and `cases` hold the keywords of the family's networks.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from weights_convert.families.counted import CountedLayers
 from weights_convert.layouts import ROLES, TORCH_BOOKKEEPING, Layout, from_tensorflow, like, skeleton
 from weights_convert.spec import Parameter, Spec
 
-Pattern = tuple[re.Pattern[str], str]  # a name that is no weight, and what it is
+Pattern = tuple[re.Pattern[str], str]  # a name that is not a weight, and its description
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """What a network was trained to be fed: (pixel - mean) / std, pixels from 0 to `top`."""
+    """Input of a trained network: (pixel - mean) / std, pixels from 0 to `top`."""
 
     channels: str = "RGB"
     top: int = 1
@@ -50,12 +51,12 @@ CAFFE = Preprocessing("BGR", 255, (104.0, 117.0, 123.0), (1.0, 1.0, 1.0), "ILSVR
 
 @dataclass(frozen=True)
 class Case:
-    """What a family's networks do where their spec has these values.
+    """Keywords that a family's networks imply under a condition.
 
     Attributes:
-        when: keyword -> its value, or a tuple of values of which it has one.
-        implies: keyword -> the value it then has.
-        suffix: of the model's name in that family, where names and shapes alone do not decide.
+        when: the condition: keyword -> value or tuple of possible values.
+        implies: keyword -> implied value.
+        suffix: of the model's name in that family, if names and shapes alone do not decide.
     """
 
     when: Mapping[str, Any]
@@ -68,7 +69,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Variant:
-    """Other names, for networks whose spec has these values; they replace those of the same tensors."""
+    """Other names for networks whose spec has these values; they replace the names of the same tensors."""
 
     when: Mapping[str, Any]
     names: Mapping[str, str]
@@ -81,7 +82,7 @@ def _has(spec: Spec, values: Mapping[str, Any]) -> bool:
     return True
 
 
-# What ResNet v1.5 computes and no shape shows; a family says where it differs.
+# Keywords of ResNet v1.5 that no shape shows; a family lists its differences.
 V15: dict[str, Any] = {
     "norm": "bn",
     "stem_pool": "pad1",
@@ -92,7 +93,7 @@ V15: dict[str, Any] = {
     "bn_momentum": 0.1,
     "dropout": 0.0,
 }
-# CBAM as its authors' code has it.
+# CBAM as in its authors' code.
 CBAM: dict[str, Any] = {
     "cbam_mlp_bias": True,
     "cbam_order": "max_mean",
@@ -102,7 +103,7 @@ CBAM: dict[str, Any] = {
     "cbam_spatial_input": "refined",
 }
 
-# The names of torchvision's ResNet, which most projects start from.
+# The names of torchvision's ResNet, the basis of most projects.
 TORCHVISION: dict[str, str] = {
     "conv1": "conv1",
     "bn1": "bn1",
@@ -119,25 +120,25 @@ class Family:
     """One project's checkpoints, as data.
 
     Attributes:
-        name: how the command line calls it.
-        about: whose files these are, for people.
+        name: on the command line.
+        about: origin of the files, for the user.
         names: module path in a file -> canonical module path.
-        variants: names for the networks that have others.
+        variants: other names for some networks.
         separator, tensorflow: "." and PyTorch's leaf names and axes, or "/" and TensorFlow's.
-        attentions: those that its networks may have.
-        mlp_1x1: the attentions whose MLP is kept as 1x1 convolutions.
+        attentions: attentions of its networks.
+        mlp_1x1: attentions whose MLP is stored as 1x1 convolutions.
         implies: keyword -> value in all its networks; a value that shapes contradict is refused.
-        cases: what holds for some of its networks only.
-        alternatives: what only the user can tell apart, by `--model FAMILY:NAME` or `--set`.
+        cases: implied values of some of its networks.
+        alternatives: networks that only the user can distinguish, with `--model FAMILY:NAME` or `--set`.
         creation_order: for names that only count layers (`conv2d_7`): the order within a block.
         models: the architectures of `spec.MODELS` that such names may be of.
         feeds: what its networks were trained to be fed; None where the project does not say.
         labels: how the names of `spec.MODELS` are changed into the family's own.
         kinds: of spec, that its files hold.
         marks, bookkeeping: as in `Layout`.
-        refused: spec values of networks that are known and compute what this project does not, and why.
-        caution: what names and shapes cannot show, for people.
-        written: whether files can be written in it.
+        refused: spec values of known networks that this project cannot compute, and the reason.
+        caution: properties that names and shapes cannot show, for the user.
+        written: whether files can be written in this family.
     """
 
     name: str
@@ -160,10 +161,10 @@ class Family:
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
     caution: str = ""
     written: bool = False
-    own: Layout | None = None  # one of this project's, which a rule gives and not a table
+    own: Layout | None = None  # a layout of this project, given by rules instead of a table
 
     def implied(self, spec: Spec, alternative: Case | None = None) -> dict[str, Any]:
-        """Keyword -> value, for the keywords that say something about a network of this kind."""
+        """Keyword -> implied value, for the keywords that apply to this kind of network."""
         values = dict(self.implies)
         for variant in self.variants:
             if _has(spec, variant.when):
@@ -174,15 +175,15 @@ class Family:
         return {keyword: value for keyword, value in values.items() if spec.concerns(keyword)}
 
     def choices(self, spec: Spec) -> list[Case | None]:
-        """The alternatives among which the user has to choose; [None] where there is nothing to choose."""
+        """The alternatives for the user to choose from; [None] if there is no choice."""
         return [case for case in self.alternatives if case.fits(spec)] or [None]
 
     def refuses(self, spec: Spec) -> str:
-        """Why a network of this family cannot be had here; "" where it can."""
+        """The reason why a network of this family is unsupported, else ""."""
         return next((why for when, why in self.refused if _has(spec, when)), "")
 
     def label(self, name: str | None, alternative: Case | None) -> str | None:
-        """The family's own name for one of `spec.MODELS`."""
+        """The family's name of one of `spec.MODELS`."""
         if name is None:
             return None
         for ours, theirs in self.labels.items():
@@ -257,7 +258,7 @@ _PLACE = re.compile(r"\{(\w+)(?:\+1)?\}")  # {b}, or {b+1}: one more in the file
 
 
 class Names:
-    """Pairs of module paths, read in either direction; the first that fits counts."""
+    """Pairs of module paths, usable in both directions; the first match counts."""
 
     def __init__(self, names: Mapping[str, str], separator: str):
         self.separator = separator
@@ -300,19 +301,19 @@ class Names:
         return f"{file}{self.separator}{leaf}" if file and leaf else None
 
 
-# kind of name -> (pattern, names of its numbers in the target, what is added to them)
+# kind of name -> (pattern, names of its numbers in the target, offsets of the numbers)
 Rules = dict[str, list[tuple[str, str, dict[str, int]]]]
 
 
 def _index(pairs: Iterable[tuple[str, str]]) -> Rules:
-    """Rules by the skeleton of the names they are for; patterns are compiled when they are first needed."""
+    """Rules by the skeleton of their names; patterns are compiled on first use."""
     rules: Rules = {}
     for source, target in pairs:
         pattern = "".join(
             f"(?P<{part}>\\d{{1,9}})" if odd else re.escape(part)
             for part, odd in zip(_PLACE.split(source), itertools.cycle((False, True)), strict=False)
         )
-        # in the file a number may be one more: what is added on the one side is taken off on the other
+        # a number in the file may be one more: added in one direction, subtracted in the other
         shifts = dict.fromkeys(re.findall(r"\{(\w)\+1\}", target), +1)
         shifts |= dict.fromkeys(re.findall(r"\{(\w)\+1\}", source), -1)
         target = _PLACE.sub(lambda m: f"{{{m[1]}}}", target)

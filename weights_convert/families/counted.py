@@ -1,7 +1,8 @@
-"""Names that only count layers, as Keras gives them: `conv2d_7/kernel` is the seventh convolution made.
+"""Names that only count layers, as in Keras: `conv2d_7/kernel` belongs to the seventh convolution created.
 
-Which one that is, the order of creation says: the stem, then block after block, each in the family's order.
-A file's own order is another one, so the numbers are ranked. A grouped convolution may be a layer per group.
+The order of creation identifies the layer: the stem, then block after block, each in the family's order. A
+file stores its tensors in another order, therefore numbers are sorted. A grouped convolution may be one layer
+per group.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class CountedLayers(Layout):
     """The layout of files whose names count layers.
 
     Attributes:
-        order: the modules of a block in the order in which they are made.
-        models: the architectures that may be in such a file.
+        order: the modules of a block in the order of creation.
+        models: the possible architectures of such a file.
     """
 
     order: tuple[str, ...]
@@ -51,7 +52,7 @@ class CountedLayers(Layout):
         found: dict[str, list[str]] = {}
         for kind, modules in expected.items():
             layers = sorted(numbers[kind].items())
-            # a layer that is missing leaves a gap in the numbers; counts that agree leave none
+            # a missing layer leaves a gap in the numbers
             first = layers[0][0] if layers and len(layers) != len(modules) else None
             for rank, (number, layer) in enumerate(layers):
                 place = rank if first is None else number - first
@@ -63,7 +64,7 @@ class CountedLayers(Layout):
         return {canonical: tuple(names) for canonical, names in found.items()}
 
     def _layers(self, spec: ResNetSpec) -> dict[str, list[str]]:
-        """Kind of layer -> the module of each, in order of creation; a grouped one once for each group."""
+        """Kind of layer -> modules in order of creation; a grouped convolution appears once per group."""
         modules: dict[str, list[str]] = {kind: [] for kind in _KINDS.values()}
         weights = {p.name.rpartition(".")[0]: p for p in parameters(spec) if p.name.endswith(".weight")}
         for module in sorted(weights, key=self._when_made):

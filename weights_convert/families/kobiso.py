@@ -18,7 +18,7 @@ FAMILY = Family(
         "sp_at/conv": "spatial.conv",
     },
     attentions=("se", "cbam"),
-    implies={  # a bias in the spatial gate, and the ratio, are the older version's: seen in the shapes
+    implies={  # shapes show the older version's bias in the spatial gate, and its ratio
         "cbam_mlp_bias": True,
         "cbam_order": "mean_max",
         "cbam_bn": False,

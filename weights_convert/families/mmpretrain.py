@@ -26,7 +26,7 @@ FAMILY = Family(
                 **{f"backbone.stem.{n}.bn": f"bn{n + 1}" for n in range(3)},
             },
         ),
-        Variant(  # the pool stands first in the strided projections only
+        Variant(  # only strided projections begin with the pool
             {"downsample_pool": "avg"},
             {
                 "backbone.layer1.{b}.downsample.0": "layer1.{b}.downsample.0",

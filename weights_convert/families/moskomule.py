@@ -1,7 +1,7 @@
 """moskomule's SE-ResNets: https://github.com/moskomule/senet.pytorch.
 
-Its SE layer changed twice: the oldest files have a hidden width of 16 whatever C, later ones C / 16 with
-biases, present ones no biases. Shapes show all three.
+Its SE layer changed twice: the oldest files have a hidden width of 16 for every C, later ones C / 16 with
+biases, current ones no biases. Shapes show the version.
 """
 
 from weights_convert.families.base import IMAGENET, TORCHVISION, V15, Family

@@ -44,7 +44,7 @@ LABELS = {"se_resne": "seresne"}
 REFUSED = (
     (
         {"stem": "deep", "attention": "none", "downsample_pool": "none"},
-        "resnetd* has dilated convolutions, which this project has not",
+        "resnetd* has dilated convolutions, which this project does not support",
     ),
 )
 

@@ -1,7 +1,7 @@
 """qubvel's SE networks in Keras: https://github.com/qubvel/classification_models, models/senet.py.
 
-Layers have Keras's automatic names, so only their numbers tell which they are; a grouped convolution is one
-layer per group.
+Layers have Keras's automatic names, so only their numbers identify them; a grouped convolution is one layer
+per group.
 """
 
 from weights_convert.families.base import IMAGENET, V15, Case, Family

@@ -1,6 +1,6 @@
 """tensorflowcv: pytorchcv's networks in TensorFlow 1 (https://github.com/osmr/imgclsmob), saved as .npz.
 
-A grouped convolution is kept as one kernel per group, `.../conv2/conv/convgroup1/kernel:0` and so on.
+A grouped convolution is stored as one kernel per group, `.../conv2/conv/convgroup1/kernel:0` and so on.
 """
 
 from collections.abc import Mapping

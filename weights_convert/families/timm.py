@@ -17,7 +17,7 @@ _DEEP_STEM = Variant(
         "bn1": "bn3",
     },
 )
-_AVERAGE_POOL = Variant(  # "d" models: the pool, or an identity in layer1, comes first in the projection
+_AVERAGE_POOL = Variant(  # "d" models: the projection begins with the pool, in layer1 with an identity
     {"downsample_pool": "avg"},
     {
         "layer{s}.{b}.downsample.1": "layer{s}.{b}.downsample.0",

@@ -1,4 +1,4 @@
-"""The containers: one file each. Reading goes by content, whatever the name; writing goes by suffix."""
+"""The containers, one file each. Reading depends on the content, writing on the suffix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _write_keras(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    from weights_convert.formats.keras_hdf5_writer import write_keras  # h5py: 40 ms that others save
+    from weights_convert.formats.keras_hdf5_writer import write_keras  # imports h5py, 40 ms
 
     write_keras(path, tensors, read, metadata)
 
@@ -121,12 +121,12 @@ def open_reader(source: str | Path | Given, key: str | None = None, limits: Limi
 
 
 def format_for_writing(path: Path) -> Format:
-    """The container that a destination's suffix names; `DestinationError` for any other suffix."""
+    """The container for a destination's suffix; `DestinationError` for an unknown suffix."""
     for container in FORMATS.values():
         if path.name.endswith(container.suffixes):
             return container
     known = ", ".join(suffix for container in FORMATS.values() for suffix in container.suffixes)
-    raise DestinationError(f"{path}: the suffix says what to write; expected one of {known}")
+    raise DestinationError(f"{path}: unknown suffix, expected one of {known}")
 
 
 def _container_of(given: Given) -> Format:

@@ -1,8 +1,8 @@
-"""Zip archives from strangers, for the containers that are zips.
+"""Untrusted zip archives, for the containers that are zips.
 
-A directory is read only if it is of bounded size and names nothing twice: of two entries of one name, one
-program takes the first and another the last. Entries are never written to a disk, so that their names are
-only names, and read only as they are or deflated: zlib stops where it is told, bz2 and lzma do not.
+A directory must be of bounded size and without duplicate names: of two entries with one name, some programs
+take the first and others the last. Entries are never extracted to disk, so their names do no harm. They must
+be stored or deflated: zlib can bound its output, bz2 and lzma cannot.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class _Directory:
-    """A file whose reads are bounded: `zipfile` reads a directory at once, as long as the archive says."""
+    """A file with bounded reads: `zipfile` reads a directory at once, whatever length the archive claims."""
 
     def __init__(self, path: Path, file: BinaryIO, limits: Limits):
         self._path, self._file, self._limits = path, file, limits
@@ -47,10 +47,10 @@ class _Directory:
 
 
 def open_zip(path: Path, file: BinaryIO, limits: Limits) -> zipfile.ZipFile:
-    """The archive in `file`, which stays the caller's to close.
+    """The archive in `file`; the caller closes the file.
 
     Raises:
-        SourceError: it is damaged, or has what no honest checkpoint has.
+        SourceError: the archive is damaged, or has features that no honest checkpoint has.
     """
     try:
         archive = zipfile.ZipFile(_Directory(path, file, limits))
@@ -71,11 +71,11 @@ def open_zip(path: Path, file: BinaryIO, limits: Limits) -> zipfile.ZipFile:
 
 
 def stored(file: BinaryIO, info: zipfile.ZipInfo, check: bool = True) -> int:
-    """Where the bytes of an entry begin that is stored as it is, after a look at them all for its CRC."""
+    """The position of a stored entry's bytes, after checking their CRC."""
     file.seek(info.header_offset)
-    header = file.read(30)  # the local one: its extra field differs from the directory's
+    header = file.read(30)  # the local header, whose extra field differs from the directory's
     if header[:4] != b"PK\x03\x04" or len(header) < 30:
-        raise zipfile.BadZipFile("no entry begins where the directory says")
+        raise zipfile.BadZipFile("the directory gives a wrong start of the entry")
     if info.flag_bits & 1:
         raise zipfile.BadZipFile("the entry is encrypted")
     start = info.header_offset + 30 + sum(struct.unpack_from("<HH", header, 26))
@@ -93,7 +93,7 @@ def stored(file: BinaryIO, info: zipfile.ZipInfo, check: bool = True) -> int:
 
 
 class Window(io.RawIOBase):
-    """A part of a file as a file of its own."""
+    """A part of a file as a separate file."""
 
     def __init__(self, file: BinaryIO, start: int, length: int):
         self._file, self._start, self._length, self._at = file, start, length, 0
@@ -121,9 +121,9 @@ class Window(io.RawIOBase):
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:
-    """An entry in memory, checked by its CRC; the caller has seen that `info.file_size` is not too much."""
+    """An entry in memory with its CRC checked; the caller has checked `info.file_size`."""
     with archive.open(info) as entry:
         data = entry.read(info.file_size)
         if entry.read(1) or len(data) != info.file_size:
-            raise zipfile.BadZipFile("an entry of another size than the directory says")
+            raise zipfile.BadZipFile("the size of an entry differs from the directory")
     return io.BytesIO(data)

@@ -1,8 +1,8 @@
-"""What every container has in common: a lazy reader, a streaming writer, and metadata as JSON.
+"""Common parts of all containers: a lazy reader, a streaming writer, and metadata as JSON.
 
-A reader lists names, shapes and dtypes without reading any tensor, and reads one tensor at a time.
-A writer receives the same list and a function that produces one tensor at a time, which it writes with
-`memory.pieces`. So a conversion holds one tensor in memory, not one checkpoint.
+A reader lists names, shapes and dtypes without reading any tensor, and reads one tensor at a time. A writer
+gets the same list and a function that returns one tensor at a time, and writes it with `memory.pieces`. A
+conversion therefore holds one tensor in memory, not the whole checkpoint.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from weights_convert.atomic import Orphans, Place, no_orphans, place_file
 from weights_convert.errors import MismatchError, SourceError, printable
 from weights_convert.limits import DEFAULT, Limits, too_many
 
-METADATA_NAME = "samenet"  # the name under which every container keeps our JSON text
-MAX_NDIM = 32  # of a tensor: what every NumPy takes
+METADATA_NAME = "samenet"  # name of our JSON text in every container
+MAX_NDIM = 32  # of a tensor; supported by every NumPy
 
 
 class TensorInfo(NamedTuple):
@@ -37,7 +37,7 @@ class TensorInfo(NamedTuple):
 
 
 def is_number(dtype: np.dtype) -> bool:
-    """Whether it is one of NumPy's own that every container holds alike: no complex, no long double."""
+    """Whether this is a NumPy dtype that every container supports: not complex, not long double."""
     return dtype.kind in "fiub" and dtype.itemsize <= 8
 
 
@@ -47,10 +47,10 @@ class Reader(ABC):
     Attributes:
         path: the file (for a TF1 checkpoint the prefix).
         tensors: name -> `TensorInfo`, in the file's order.
-        metadata: this project's own metadata, {} where the file has none.
-        networks: scope -> metadata, where a file says it of each of its networks.
-        left_out: name -> description of whatever else the file holds (epoch, optimiser slots ...).
-        notes: what a person should be told about how the file was read.
+        metadata: this project's metadata, {} if the file has none.
+        networks: scope -> metadata, for files with metadata of several networks.
+        left_out: name -> description of other contents (epoch, optimiser slots ...).
+        notes: remarks for the user on how the file was read.
     """
 
     format: ClassVar[str]
@@ -67,25 +67,25 @@ class Reader(ABC):
         self.notes: list[str] = []
 
     def add(self, name: str, info: TensorInfo, cost: int = 0) -> None:
-        """List a tensor; `cost` is what reading it takes where that is more than its size."""
+        """List a tensor; `cost` is the number of bytes to read if larger than its size."""
         full = math.prod(max(n, 1) for n in info.shape) * info.dtype.itemsize
-        if len(info.shape) > MAX_NDIM or full >= 2**63:  # NumPy refuses more, even of no elements
+        if len(info.shape) > MAX_NDIM or full >= 2**63:  # NumPy refuses more, even without elements
             raise SourceError(f"{self.path}: tensor {one_line(name)!r} has an impossible shape")
         self.claim(max(info.nbytes, cost))
         self.tensors[name] = info
         self._count()
 
     def leave_out(self, name: str, what: str) -> None:
-        """List something that is not read."""
+        """List contents that are not read."""
         self.left_out[name] = what
         self._count()
 
     def has(self, size: int) -> None:
-        """Count bytes that are really there: of the file, of one of its files."""
+        """Count existing bytes of the file, or of one of its files."""
         self._size += size
 
     def claim(self, nbytes: int) -> None:
-        """Count bytes that reading the whole file would take; `LimitError` where it takes too many."""
+        """Count the bytes for reading the whole file; `LimitError` if there are too many."""
         self._claimed += nbytes
         allowed = self.limits.bytes_of(self._size)
         if self._claimed > allowed:
@@ -103,7 +103,7 @@ class Reader(ABC):
         """The tensor `name`; `SourceError` if its bytes are missing or damaged."""
 
     def said(self, key: str, kind: type) -> Any:
-        """What this project wrote into the file under `key`; None where it wrote nothing."""
+        """The value of `key` in this project's metadata, or None."""
         value = self.metadata.get(key)
         if value is not None and not isinstance(value, kind):
             raise SourceError(
@@ -127,10 +127,10 @@ Write = Callable[[Path, Mapping[str, TensorInfo], Callable[[str], np.ndarray], M
 
 @dataclass(frozen=True)
 class Format:
-    """One container: how it is called, recognised by suffix, read and written."""
+    """One container: its name, suffixes, reader and writer."""
 
     name: str
-    suffixes: tuple[str, ...]  # for writing; reading goes by content
+    suffixes: tuple[str, ...]  # for writing; reading depends on the content
     description: str
     own_family: str  # the layout that is written into it unless another one is asked for
     recognises: Callable[[Any], bool]  # whether a `Given` is one
@@ -146,23 +146,21 @@ class Format:
 def as_announced(
     path: Path, tensors: Mapping[str, TensorInfo], read: Callable[[str], np.ndarray]
 ) -> Callable[[str], np.ndarray]:
-    """`read` for a writer: native byte order, and `MismatchError` for a tensor that is not as announced."""
+    """`read` for a writer: native byte order, and `MismatchError` for an unexpected shape or dtype."""
 
     def checked(name: str) -> np.ndarray:
         array, info = np.asarray(read(name)), tensors[name]
         native = array.dtype.newbyteorder("=")
         if (array.shape, native) != info:
             found = f"{array.dtype} {array.shape}"
-            raise MismatchError(
-                f"{path}: tensor {name!r} is {found}, announced was {info.dtype} {info.shape}"
-            )
+            raise MismatchError(f"{path}: tensor {name!r} is {found}, expected {info.dtype} {info.shape}")
         return array.astype(native, copy=False)
 
     return checked
 
 
 def fill(file: Any, buffer: memoryview) -> None:
-    """Read exactly as many bytes as `buffer` takes; `EOFError` where the file has fewer."""
+    """Fill `buffer`; `EOFError` if the file has too few bytes."""
     while len(buffer):
         count = file.readinto(buffer)
         if not count:
@@ -171,13 +169,13 @@ def fill(file: Any, buffer: memoryview) -> None:
 
 
 def one_line(text: object, limit: int = 160) -> str:
-    """What an error or a name from a file says, as one printable line of at most `limit` characters."""
+    """An error's or a file's text as one printable line of at most `limit` characters."""
     line = printable(" ".join(str(text)[: 4 * limit].split()))
     return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def dump_metadata(metadata: Mapping[str, Any]) -> str:
-    """Metadata as one line of ASCII JSON with sorted keys, so that equal metadata are equal bytes."""
+    """Metadata as one line of ASCII JSON with sorted keys, so that equal metadata give equal bytes."""
     return json.dumps(metadata, sort_keys=True)
 
 
@@ -200,7 +198,7 @@ def parse_metadata(
 
 
 def check_depth(value: Any, path: Path, limits: Limits) -> None:
-    """Raise `LimitError` for lists and objects within one another that are nested too deeply."""
+    """Raise `LimitError` for lists and objects that are nested too deeply."""
     level, depth = [value], 0
     while level := [
         inner

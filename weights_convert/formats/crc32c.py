@@ -38,7 +38,7 @@ def crc32c(data: bytes | bytearray | memoryview | np.ndarray, value: int = 0) ->
 
 
 def masked(crc: int) -> int:
-    """LevelDB's mask: what is stored, so that a CRC over data that contains CRCs keeps its strength."""
+    """A CRC with LevelDB's mask, as stored: a CRC over data that contains CRCs would be weak."""
     return (((crc >> 15) | (crc << 17)) + _MASK_DELTA) & 0xFFFFFFFF
 
 
@@ -58,7 +58,7 @@ def _fold(message: np.ndarray) -> np.ndarray:
     while scale := scale // 2:
         end = message.size - _WINDOW * scale
         while start < end:
-            stop = min(start + _JUMPS[0] * scale, end)  # the XORs reach beyond the bytes they take from
+            stop = min(start + _JUMPS[0] * scale, end)  # the XORs change later bytes only
             for jump in _JUMPS:
                 message[start + jump * scale : stop + jump * scale] ^= message[start:stop]
             start = stop

@@ -1,10 +1,10 @@
-"""HDF5 of any kind, by its own library, in a process of its own: what `hdf5_process` starts.
+"""Any HDF5 file read by HDF5's own library, in the separate process that `hdf5_process` starts.
 
-The library may loop, crash, fill the memory or damage it on hostile input. Here it does so to a process
-that has given up opening files and writing them, and has bounded memory; who asked keeps the time.
+On hostile input the library may loop, crash, or fill or damage the memory. This process cannot open or write
+files and has bounded memory; the parent process limits its time.
 
-What is said, all lines JSON: first the list of what the file holds, or an error; then for each name that is
-asked for `{}` and the tensor's bytes, or an error.
+Protocol, in lines of JSON: first the list of the file's contents or an error; then for each requested name
+`{}` followed by the tensor's bytes, or an error.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from weights_convert.formats.keras_hdf5 import KerasReader
 from weights_convert.limits import LimitError, LimitReached, Limits
 
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
-_CHECKSUM = 4  # bytes that Fletcher's may add to a chunk before it is packed
-_MOST_CHUNKS = 300_000  # HDF5 visits each of them, even those that are not there: 3.6 us each
+_CHECKSUM = 4  # bytes of Fletcher's checksum, added to a chunk before packing
+_MOST_CHUNKS = 300_000  # HDF5 visits each chunk, even missing ones: 3.6 us each
 
 
 class LibraryFile:
-    """The part of `file` from `start` on, of `length` bytes, as h5py sees it; the same view as `PlainFile`.
+    """`length` bytes of `file` from `start`, opened by h5py; the same interface as `PlainFile`.
 
-    To be made in a process that ends with it: from then on no other file can be opened.
+    Use it in a process that ends with it: afterwards the process cannot open other files.
     """
 
     def __init__(self, file: BinaryIO, start: int, length: int, limits: Limits):
@@ -63,7 +63,7 @@ class LibraryFile:
         return np.asarray(array, dtype=dataset.dtype, order="C").reshape(dataset.shape)
 
     def _walk(self, group: h5py.Group, prefix: str, depth: int) -> Iterator[Dataset]:
-        """As `PlainFile` does it: groups may hold one another in any number of ways."""
+        """Walk like `PlainFile`: groups may contain each other in any number of ways."""
         if depth > self._limits.max_depth:
             raise LimitReached("levels or more of groups", depth, "max_depth", self._limits.max_depth)
         for name in group:
@@ -71,7 +71,7 @@ class LibraryFile:
             most = self._limits.max_tensors * STEPS_PER_TENSOR
             if self._steps > most:
                 raise LimitReached("or more groups and datasets", self._steps, "max_tensors", most)
-            # h5py gives bytes for a name that is not UTF-8
+            # h5py returns bytes for a name that is not UTF-8
             raw = name if isinstance(name, bytes) else name.encode("utf-8", "surrogateescape")
             path = prefix + raw.decode("utf-8", "backslashreplace")
             if group.id.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
@@ -95,7 +95,7 @@ class LibraryFile:
 
 
 def _why_not(dataset: h5py.Dataset) -> str:
-    """Why a dataset is not read; "" for one that is."""
+    """The reason why a dataset is not read, else ""."""
     made, dtype = dataset.id.get_create_plist(), dataset.dtype
     filters = [made.get_filter(i)[0] for i in range(made.get_nfilters())]
     if made.get_layout() == h5py.h5d.VIRTUAL or made.get_external_count():
@@ -110,7 +110,7 @@ def _why_not(dataset: h5py.Dataset) -> str:
 
 
 def _is_bfloat16(dataset: h5py.Dataset) -> bool:
-    """Keras keeps it as two opaque bytes, and says so in an attribute."""
+    """Whether a dataset is Keras's bfloat16: two opaque bytes, marked by an attribute."""
     if dataset.dtype.kind != "V" or dataset.dtype.itemsize != 2 or dataset.shape is None:
         return False
     said = dataset.attrs.get("dtype")
@@ -118,17 +118,17 @@ def _is_bfloat16(dataset: h5py.Dataset) -> bool:
 
 
 def _chunks(dataset: h5py.Dataset) -> int:
-    """How many pieces a dataset is kept in; 0 where it is one."""
+    """The number of chunks of a dataset; 0 if it is not chunked."""
     if dataset.chunks is None:
         return 0
     return math.prod(-(-n // m) for n, m in zip(dataset.shape, dataset.chunks, strict=True))
 
 
 def _check_chunks(dataset: h5py.Dataset) -> None:
-    """`ValueError` for a chunk that unpacks to more than it is: HDF5 unpacks all before it looks."""
+    """Raise `ValueError` for a chunk that unpacks to more than its size: HDF5 checks only after unpacking."""
     wanted = math.prod(dataset.chunks) * dataset.dtype.itemsize + _CHECKSUM
     infos: list[Any] = []
-    dataset.id.chunk_iter(infos.append)  # one by one by their numbers would take n^2 steps
+    dataset.id.chunk_iter(infos.append)  # access by index would take n^2 steps
     for info in infos:
         if info.size > wanted + wanted // 64 + 64:
             raise ValueError(f"a chunk of {info.size} bytes for {wanted}")
@@ -143,7 +143,7 @@ def _check_chunks(dataset: h5py.Dataset) -> None:
 
 
 def _bound(nbytes: int) -> None:
-    """Memory for a file of `nbytes`, and processor time: who asked keeps a shorter one, but may be killed."""
+    """Limit memory, for a file of `nbytes`, and processor time, in case the parent is killed."""
     try:
         import resource
     except ImportError:  # Windows
@@ -152,12 +152,12 @@ def _bound(nbytes: int) -> None:
     limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_AS: memory, resource.RLIMIT_CPU: seconds}
     for limit, value in limits.items():
         value = min(value, 2**62)
-        with suppress(ValueError):  # a lower one is set already; of memory, macOS takes none
+        with suppress(ValueError):  # a lower limit is set already; macOS accepts no memory limit
             resource.setrlimit(limit, (value, value))
 
 
 def _give_up_files() -> None:
-    """What is open stays so; no other file, socket or pipe can be, and none can be written."""
+    """Keep the open files, but prevent opening other files, sockets or pipes, and writing files."""
     try:
         import resource
     except ImportError:

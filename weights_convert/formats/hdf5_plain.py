@@ -1,10 +1,11 @@
-"""HDF5 as h5py writes it by default and Keras leaves it, read in Python, with every claim checked.
+"""HDF5 in the form that h5py and Keras write by default, read in Python with every claim checked.
 
-HDF5's own library is not made for hostile files: among 2,771 changed ones it met one that it never came back
-from. What it would be asked here is little: groups, the shape and dtype of each dataset, where its bytes are.
+HDF5's own library is not made for hostile files: one of 2,771 damaged files made it loop forever. Reading
+needs
+only a small part of HDF5: groups, and the shape, dtype and position of each dataset.
 
-Format: https://docs.hdfgroup.org/hdf5/v1_14/_f_m_t3.html, of which this is superblock 0, object headers 1,
-groups with a symbol table, datasets in one piece. For all else there is `hdf5_library`.
+Format: https://docs.hdfgroup.org/hdf5/v1_14/_f_m_t3.html, of which this reads superblock 0, object headers 1,
+groups with a symbol table, datasets in one piece. `hdf5_library` reads the rest.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from weights_convert.formats.base import MAX_NDIM, fill
 from weights_convert.limits import LimitReached, Limits
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-STEPS_PER_TENSOR = 8  # groups on the way to it
-_TEXT_PER_TENSOR = 8  # times what other lists of tensors take: headers, groups, names; 3 in honest files
-_READ = 64  # bytes that a short read counts as
+STEPS_PER_TENSOR = 8  # groups on its path
+_TEXT_PER_TENSOR = 8  # times the limit of other formats, for headers, groups, names; 3 in honest files
+_READ = 64  # bytes counted for a short read
 _NOWHERE = 2**64 - 1
 
-# Header messages; those that are not here are without meaning for what is read.
+# Header messages; others do not affect the data.
 _SPACE, _TYPE, _EXTERNAL, _LAYOUT = 0x01, 0x03, 0x07, 0x08
 _ATTRIBUTE, _CONTINUATION, _SYMBOLS = 0x0C, 0x10, 0x11
 _UNUSUAL = {0x02: "a group with links", 0x06: "a link", 0x0A: "a group with links", 0x0B: "a filter",
@@ -44,26 +45,26 @@ _BOOL = b"FALSE\0\0\0TRUE\0\0\0\0\0\1"  # names and values of h5py's enum
 
 
 class Unusual(Exception):
-    """HDF5 of a kind that is not read here; the file may be a good one."""
+    """A kind of HDF5 that this module does not read; the file may be valid."""
 
 
 class Damaged(ValueError):
-    """A structure that cannot be."""
+    """An invalid structure."""
 
 
 class Dataset(NamedTuple):
-    """One dataset, or what stands where one was expected; `why` it is not read, if it is not."""
+    """One dataset or other object; `why` is the reason if it is not read."""
 
     path: str
     why: str
     shape: tuple[int, ...] = ()
-    dtype: np.dtype = BFLOAT16  # as it is to be given
+    dtype: np.dtype = BFLOAT16  # of the array to return
     stored: np.dtype = BFLOAT16
     address: int | bytes = 0  # or the data themselves
 
 
 class PlainFile:
-    """The part of `file` from `start` on, of `length` bytes, as an HDF5 file."""
+    """`length` bytes of `file` from `start` as an HDF5 file."""
 
     def __init__(self, file: BinaryIO, start: int, length: int, limits: Limits):
         self._file, self._start, self._length, self._limits = file, start, length, limits
@@ -82,7 +83,7 @@ class PlainFile:
         return any(_attribute_name(data) == name for kind, data in self._root if kind == _ATTRIBUTE)
 
     def datasets(self) -> Iterator[Dataset]:
-        """Every dataset by its path, in the order of names."""
+        """Every dataset with its path, sorted by name."""
         return self._walk(self._root, "", 1)
 
     def read(self, dataset: Dataset) -> np.ndarray:
@@ -98,7 +99,7 @@ class PlainFile:
         return np.asarray(array, dtype=dataset.dtype, order="C")
 
     def _at(self, address: int, size: int) -> bytes:
-        """What describes the data; the same place may be described, and read, any number of times."""
+        """Read a part of the description, within a limit: a file may refer to the same bytes many times."""
         if address + size > self._length:
             raise Damaged(f"{size} bytes at {address} of {self._length}")
         self._describe(max(size, _READ))
@@ -151,7 +152,7 @@ class PlainFile:
                 yield self._dataset(path, messages)
 
     def _step(self) -> None:
-        """Groups may hold one another in any number of ways, and trees their branches."""
+        """Count a step: groups may contain each other in any number of ways, as may the branches of trees."""
         self._steps += 1
         most = self._limits.max_tensors * STEPS_PER_TENSOR
         if self._steps > most:
@@ -164,7 +165,7 @@ class PlainFile:
             raise LimitReached("bytes or more of groups and headers", self._described, "max_tensors", most)
 
     def _members(self, group: list[tuple[int, bytes]]) -> Iterator[tuple[str, int | None]]:
-        """The names in a group, and where each one's header is; None for a soft link."""
+        """The names in a group with the addresses of their headers; None for a soft link."""
         tree, heap = _numbers("<QQ", _only(group, _SYMBOLS))
         signature, version, size, _free, place = struct.unpack("<4sB3xQQQ", self._at(heap, 32))
         if (signature, version) != (b"HEAP", 0) or size > self._limits.text:
@@ -183,7 +184,7 @@ class PlainFile:
                 yield name, None if cached == 2 else address
 
     def _leaves(self, root: int) -> Iterator[int]:
-        """Where the symbols of a B-tree are; each node is on the level below its parent's."""
+        """The addresses of a B-tree's symbols; each node must be one level below its parent."""
         waiting: list[tuple[int, int | None]] = [(root, None)]
         while waiting:
             address, above = waiting.pop()
@@ -231,7 +232,7 @@ class PlainFile:
         return address
 
     def _attribute(self, messages: list[tuple[int, bytes]], name: str) -> str | None:
-        """The text of an attribute; None where there is none of this name. `Unusual` where it is no text."""
+        """The text of an attribute, None if it does not exist; `Unusual` if it is not a text."""
         for kind, data in messages:
             if kind != _ATTRIBUTE or _attribute_name(data) != name:
                 continue
@@ -279,7 +280,7 @@ def _only(messages: list[tuple[int, bytes]], kind: int) -> bytes:
 
 
 def _shape(space: bytes) -> tuple[int, ...] | None:
-    """The shape in a dataspace; None for the one of nothing at all."""
+    """The shape in a dataspace; None for a null dataspace."""
     version, rank, _flags, kind = _numbers("<BBBB", space)
     if version not in (1, 2):
         raise Damaged(f"dataspace {version}")
@@ -291,7 +292,7 @@ def _shape(space: bytes) -> tuple[int, ...] | None:
 
 
 def _dtype(message: bytes, said: str | None) -> tuple[np.dtype | None, np.dtype]:
-    """What a datatype is read as, None for what is not, and what is stored."""
+    """The dtype to return for a datatype, None if it is not read, and the dtype as stored."""
     kind, bits, size = _numbers("<BB2xI", message)
     order = ">" if bits & 1 else "<"
     props, kind = message[8:], kind & 15

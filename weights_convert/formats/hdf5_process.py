@@ -1,6 +1,7 @@
-"""HDF5 that only its own library reads, by way of another process: `hdf5_library` runs there, and not here.
+"""HDF5 that only its own library reads: runs `hdf5_library` in another process.
 
-So a file that loops, crashes or damages the library costs that process. Half a second more than `hdf5_plain`.
+A file that makes the library loop, crash or damage memory affects only that process. This takes half a second
+more than `hdf5_plain`.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from weights_convert.limits import LimitError, Limits
 
 _NUMBERS = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64"
 DTYPES = {name: np.dtype(name) for name in _NUMBERS.split()} | {"bfloat16": BFLOAT16}
-_SECONDS, _BYTES_PER_SECOND = 10, 50 * 2**20  # what an answer may take
+_SECONDS, _BYTES_PER_SECOND = 10, 50 * 2**20  # time limit of an answer
 _PROGRAM = "weights_convert.formats.hdf5_library"
 
 
 class ProcessReader(Reader):
-    """A Keras file that another process has open. What that one says is believed as far as a file is.
+    """A Keras file opened in another process, whose answers are as untrusted as the file.
 
     Args:
         path: the file.
-        limits: what it is believed.
-        unusual: why `hdf5_plain` does not read it.
+        limits: limits for untrusted files.
+        unusual: the reason why `hdf5_plain` does not read it.
     """
 
     format = "keras"
@@ -71,7 +72,7 @@ class ProcessReader(Reader):
                 self.leave_out(name, str(why))
             self.metadata = dict(said["metadata"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise self._failed(f"said what cannot be ({one_line(error)})") from None
+            raise self._failed(f"gave an invalid answer ({one_line(error)})") from None
 
     def read(self, name: str) -> np.ndarray:
         info = self.tensors[name]
@@ -81,7 +82,7 @@ class ProcessReader(Reader):
             self._answer(info.nbytes, raw)
         except WeightsConvertError:
             raise
-        except BaseException:  # interrupted: what is in the pipe already would be taken for the next tensor
+        except BaseException:  # interrupted: bytes left in the pipe would look like the next tensor
             self._process.kill()
             if self._process.stdout:
                 self._process.stdout.close()
@@ -93,7 +94,7 @@ class ProcessReader(Reader):
     def close(self) -> None:
         super().close()
         self._process.kill()
-        with suppress(OSError), self._process:  # closes its pipes, maybe with a question left, and waits
+        with suppress(OSError), self._process:  # closes its pipes, maybe with an unread request, and waits
             pass
 
     def _ask(self, name: str) -> None:
@@ -101,11 +102,11 @@ class ProcessReader(Reader):
         try:
             self._process.stdin.write(json.dumps(name).encode() + b"\n")
             self._process.stdin.flush()
-        except OSError:  # it has ended, as is found next
+        except OSError:  # it has ended, detected below
             pass
 
     def _answer(self, nbytes: int, buffer: np.ndarray | None = None) -> dict[str, Any]:
-        """What the process says, in the time for `nbytes`; the data that follow come into `buffer`."""
+        """The answer of the process within the time for `nbytes`; read the data that follow into `buffer`."""
         assert self._process.stdout
         seconds = min(_SECONDS + nbytes // _BYTES_PER_SECOND, threading.TIMEOUT_MAX)
         late = threading.Event()
@@ -123,7 +124,7 @@ class ProcessReader(Reader):
             if "error" not in said and buffer is not None:
                 fill(self._process.stdout, buffer.data)
         except (ValueError, EOFError, RecursionError):
-            self._process.kill()  # where it speaks and says nonsense
+            self._process.kill()  # it may still be running after an invalid answer
             code = self._process.wait()
             ended = f"was still reading after {seconds} s" if late.is_set() else f"ended with {code}"
             raise self._failed(ended) from None
@@ -136,5 +137,5 @@ class ProcessReader(Reader):
     def _failed(self, how: str) -> SourceError:
         return SourceError(
             f"{self.path}: HDF5 of a kind that Keras does not write ({self._unusual}), and the process that "
-            f"was to read it {how}; if you trust it, save it again with Keras"
+            f"reads it {how}; if you trust the file, save it again with Keras"
         )

@@ -1,7 +1,7 @@
 """The keywords in the `config.json` of a `.keras` file, or in the `model_config` of an older `.h5`.
 
-Keras writes there how a model is made: class names and keywords, as plain JSON. Only the keywords of this
-project's own `ResNet` are taken; nothing is imported, made or run because of what stands there.
+Keras describes the construction of a model there: class names and keywords, as plain JSON. Only the keywords
+of this project's `ResNet` are used; nothing is imported, created or run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _KERAS_OWN = ("name", "trainable", "dtype")  # what every layer's config has bes
 
 
 def keywords_in_config(text: str | bytes, path: Path, limits: Limits) -> dict[str, Any]:
-    """What the config says of a network of this project, as metadata; {} for any other model.
+    """Metadata from the config of a network of this project; {} for any other model.
 
     Raises:
-        SourceError: it is no JSON object, or (`LimitError`) too long or too deep.
+        SourceError: the config is not a JSON object, or (`LimitError`) too long or too deep.
     """
     config = parse_metadata(text, path, limits, "config")
     names = [str(config.get(key)) for key in ("registered_name", "class_name")]
@@ -36,13 +36,13 @@ def keywords_in_config(text: str | bytes, path: Path, limits: Limits) -> dict[st
 
 
 def agreeing(path: Path, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """What one or both of two places say; `SourceError` where they say different keywords."""
+    """The metadata from two places of a file; `SourceError` if they contradict each other."""
     if first and second:
         ours, theirs = first.get("spec"), second.get("spec")
         if isinstance(ours, dict) and isinstance(theirs, dict) and ours != theirs:
             name = next((k for k in ours if k not in theirs or ours[k] != theirs[k]), min(theirs, default=""))
             raise SourceError(
-                f"{path}: says two things about {name!r}: {ours.get(name)!r} beside its weights and "
+                f"{path}: contradictory values of {name!r}: {ours.get(name)!r} beside its weights, "
                 f"{theirs.get(name)!r} in its config; save the model again"
             )
     return first or second

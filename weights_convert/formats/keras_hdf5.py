@@ -1,10 +1,10 @@
-"""Keras weights read: `.weights.h5`, `.keras` (a zip around one) and the older `.h5`.
+"""Reads Keras weights: `.weights.h5`, `.keras` (a zip around one) and the older `.h5`.
 
-Layout, from Keras's `saving_lib.py`: a group per layer, in it `vars/<i>`, the layer's variables in order,
-trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`.
-The older `.h5` (`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` where a whole
-model was saved; seen here as `<layer>/<variable>`. Only numbers are taken, and what this project's networks
-say of themselves: in `vars/samenet` of a file of weights, and in the config (`keras_config`).
+Layout, from Keras's `saving_lib.py`: a group per layer with the layer's variables `vars/<i>` in order,
+trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`. The older `.h5`
+(`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` for a whole model; here the names
+become `<layer>/<variable>`. Only numbers are read, and this project's metadata: `vars/samenet` in a weights
+file, and the config (`keras_config`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _INNER, _CONFIG = "model.weights.h5", "config.json"
-_SAID = f"vars/{METADATA_NAME}"  # what `keras_impl.ResNet` writes: a text in bytes
+_SAID = f"vars/{METADATA_NAME}"  # written by `keras_impl.ResNet`: the bytes of a text
 
 
 def recognises_keras(given: Given) -> bool:
@@ -78,7 +78,7 @@ class KerasReader(Reader):
         except LimitReached as reached:
             self.close()
             raise reached.at(path) from None
-        except Exception as error:  # what h5py raises for damaged input is nearly every kind
+        except Exception as error:  # h5py raises nearly any exception for damaged input
             self.close()
             raise SourceError(
                 f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
@@ -96,7 +96,7 @@ class KerasReader(Reader):
         info = archive.getinfo(_INNER)
         if info.compress_type == zipfile.ZIP_STORED:
             return file, stored(file, info), info.file_size
-        self.claim(info.file_size)  # unpacked once, as HDF5 is read to and fro
+        self.claim(info.file_size)  # unpacked to memory, because HDF5 needs random access
         return unpacked(archive, info), 0, info.file_size
 
     def _text(self, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
@@ -125,7 +125,7 @@ class KerasReader(Reader):
         self.metadata = agreeing(self.path, self._said(), self._of_config())
 
     def _said(self) -> dict[str, Any]:
-        """What the network wrote beside its weights, which is no tensor then."""
+        """The metadata that the network wrote beside its weights; removes them from the tensors."""
         info = self.tensors.get(_SAID)
         if info is None or info.dtype != np.uint8 or len(info.shape) != 1:
             return {}
@@ -147,7 +147,7 @@ class KerasReader(Reader):
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """`conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`; layers inside layers keep their own names."""
+    """`conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`; nested layers keep their names."""
     found: dict[str, list[str]] = {}
     for path in paths:
         layer, *inner = path.removeprefix("model_weights/").split("/")

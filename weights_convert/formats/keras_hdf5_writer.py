@@ -1,4 +1,4 @@
-"""`.weights.h5` written by h5py, as Keras writes it; the layout is described in `keras_hdf5`."""
+"""Writes `.weights.h5` with h5py, like Keras; `keras_hdf5` describes the layout."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from weights_convert.memory import slabs
 
 
 class _Sink:
-    """A file for h5py to write that keeps its first error for the end, because HDF5 cannot go on after one.
+    """An output file for h5py that reports its first error only at the end: HDF5 cannot handle one.
 
-    Measured (h5py 3.14, HDF5 1.14.6): with a full disk the process ends with a segmentation fault.
+    Measured (h5py 3.14, HDF5 1.14.6): on a full disk the process ends with a segmentation fault.
     """
 
     def __init__(self, file: BufferedRandom):
@@ -50,7 +50,7 @@ class _Sink:
     def readinto(self, buffer: memoryview) -> int:
         return self._attempt(self._file.readinto, buffer) or 0
 
-    read = readinto  # h5py looks whether it is there
+    read = readinto  # h5py checks that it exists
 
     def truncate(self, size: int) -> None:
         self._attempt(self._file.truncate, size)
@@ -73,19 +73,19 @@ def write_keras(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a `.weights.h5` that `model.load_weights` reads, one tensor in memory at a time."""
+    """Write a `.weights.h5` for `model.load_weights`, with one tensor in memory at a time."""
     read = as_announced(path, tensors, read)
     with path.open("w+b") as opened, _Sink(opened) as sink, h5py.File(sink, "w") as file:
         group = cache(
             lambda folder: file.require_group(folder) if folder else file
-        )  # asked for the same one each time, h5py looks at every step of it
+        )  # created once: h5py inspects every part of a new one
         file.attrs[METADATA_NAME] = dump_metadata(metadata)
         for name, (_, dtype) in tensors.items():
             if sink.error:
                 break
             folder, _, leaf = name.rpartition("/")
             if dtype == BFLOAT16:
-                # Keras's own way: opaque bytes and an attribute
+                # as in Keras: opaque bytes and an attribute
                 dataset = _put(group(folder), leaf, read(name).view("V2"))
                 dataset.attrs["dtype"] = "bfloat16"
             elif is_number(dtype):
@@ -95,7 +95,7 @@ def write_keras(
 
 
 def _put(group: h5py.Group, name: str, array: np.ndarray) -> h5py.Dataset:
-    """Write one dataset; a large transposed one slab by slab, so that it is not copied whole."""
+    """Write one dataset; a large transposed one slab by slab, to avoid a full copy."""
     if array.flags.c_contiguous:
         return group.create_dataset(name, data=array, track_times=False)
     dataset = group.create_dataset(name, array.shape, array.dtype, track_times=False)

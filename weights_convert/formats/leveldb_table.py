@@ -1,9 +1,9 @@
-"""LevelDB's immutable table as TensorFlow writes it: sorted keys and values, in blocks that carry a CRC-32C.
+"""LevelDB's immutable table as written by TensorFlow: sorted keys and values in blocks with a CRC-32C.
 
-Format: https://github.com/google/leveldb/blob/main/doc/table_format.md. A file is: data blocks, an empty
-"metaindex" block, an index block (last key of a data block -> where that block is), a footer of 48 bytes
-(where the metaindex and the index are, then the magic number). What LevelDB leaves open (block size, restart
-interval, index keys) follows TensorFlow's table_builder.cc, so that equal contents are equal bytes.
+Format: https://github.com/google/leveldb/blob/main/doc/table_format.md. A file has data blocks, an empty
+"metaindex" block, an index block (last key of a data block -> position of the block), and a footer of 48
+bytes (positions of metaindex and index, magic number). Block size, restart interval and index keys, which the
+format leaves open, follow TensorFlow's table_builder.cc, so that equal contents give equal bytes.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ _MAGIC = bytes.fromhex("57fb808b247547db")
 _FOOTER_SIZE = 48
 _TRAILER_SIZE = 5  # compression type (one byte), masked CRC-32C of the block and that byte
 _UNCOMPRESSED = 0
-_BLOCK_SIZE = 256 * 1024  # a data block is closed once it is this long
-_RESTART_INTERVAL = 16  # every 16th key is written in full, the others share a prefix with the one before
-_MAX_BLOCK = 1 << 27  # TensorFlow's are 256 kB, and the index of 100,000 of them is smaller than this
-_MAX_EXPANSION = 64  # keys may be this many times as long as their block; an honest one stays below 16
+_BLOCK_SIZE = 256 * 1024  # minimum length of a closed data block
+_RESTART_INTERVAL = 16  # every 16th key is written in full, the others share a prefix with their predecessor
+_MAX_BLOCK = 1 << 27  # TensorFlow's blocks have 256 kB; the index of 100,000 such blocks is smaller
+_MAX_EXPANSION = 64  # limit of the length of all keys / length of their block; below 16 in honest files
 
 _Handle = tuple[int, int]  # offset and length of a block, without its trailer
 
 
 class WireError(ValueError):
-    """Bytes that break the format; whoever knows the file's path makes a `SourceError` of it."""
+    """Bytes that violate the format; callers that know the path turn it into a `SourceError`."""
 
 
 def read_varint(data: bytes, at: int) -> tuple[int, int]:
-    """An unsigned integer of up to 64 bits, seven bits a byte, lowest first; and the position after it."""
+    """Decode an unsigned integer of up to 64 bits, 7 bits per byte, lowest first; also return its end."""
     value = 0
     for shift, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << 7 * shift
@@ -53,14 +53,14 @@ def varint(value: int) -> bytes:
 
 
 def read_bytes(data: bytes, at: int, length: int) -> tuple[bytes, int]:
-    """`length` bytes, all of them, and the position after them."""
+    """Return exactly `length` bytes, and the position after them."""
     if at + length > len(data):
-        raise WireError(f"{length} bytes announced where {max(len(data) - at, 0)} are left")
+        raise WireError(f"{length} bytes announced, but only {max(len(data) - at, 0)} left")
     return data[at : at + length], at + length
 
 
 def read_table(path: Path, limits: Limits = DEFAULT) -> dict[bytes, bytes]:
-    """All keys and values, in the file's order; `SourceError` for a file that is damaged or no table."""
+    """All keys and values in the file's order; `SourceError` for a damaged file or another format."""
     try:
         if not path.is_file():
             raise SourceError(f"{path}: no such file; a TF1 checkpoint needs it beside its .data files")
@@ -76,14 +76,14 @@ def read_table(path: Path, limits: Limits = DEFAULT) -> dict[bytes, bytes]:
 
 
 def _whole(path: Path, pairs: Iterable[tuple[bytes, bytes]], limits: Limits) -> dict[bytes, bytes]:
-    """The table in memory, as long as it is no more than one of as many tensors as are believed."""
+    """The table in memory, within the limits for the number of tensors."""
     table, size = {}, 0
     for key, value in pairs:
         table[key] = value
         size += len(key) + len(value)
         if size > limits.text:
             raise too_many(path, "bytes or more of names and entries", size, "max_tensors", limits.text)
-        if len(table) > limits.max_tensors + 1:  # and the header
+        if len(table) > limits.max_tensors + 1:  # 1 for the header
             raise too_many(path, "or more entries", len(table), "max_tensors", limits.max_tensors)
     return table
 
@@ -93,7 +93,7 @@ def _table(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
     for _, handle in _entries(_read_block(file, size, _index_handle(file, size))):
         block = _read_block(file, size, _handle(handle, 0)[0])
         read += len(block) + _TRAILER_SIZE
-        if read > size:  # one without keys could be read, and its checksum computed, any number of times
+        if read > size:  # overlapping blocks without keys could cause unlimited work
             raise WireError("the blocks of the index overlap")
         for key, value in _entries(block):
             if last_key is not None and key <= last_key:
@@ -104,7 +104,7 @@ def _table(file: BinaryIO, size: int) -> Iterator[tuple[bytes, bytes]]:
 
 def _index_handle(file: BinaryIO, size: int) -> _Handle:
     if size < _FOOTER_SIZE:
-        raise WireError(f"{size} bytes, and a checkpoint index has at least {_FOOTER_SIZE}")
+        raise WireError(f"{size} bytes, but a checkpoint index has at least {_FOOTER_SIZE}")
     file.seek(size - _FOOTER_SIZE)
     footer = file.read(_FOOTER_SIZE)
     if not footer.endswith(_MAGIC):
@@ -122,7 +122,7 @@ def _handle(data: bytes, at: int) -> tuple[_Handle, int]:
 def _read_block(file: BinaryIO, size: int, handle: _Handle) -> bytes:
     offset, length = handle
     if offset + length + _TRAILER_SIZE > size - _FOOTER_SIZE:
-        raise WireError(f"{size} bytes, and a block of the index ends at byte {offset + length}")
+        raise WireError(f"{size} bytes, but a block of the index ends at byte {offset + length}")
     if length > _MAX_BLOCK:
         raise WireError(f"a block of {length} bytes, at most {_MAX_BLOCK} are read")
     file.seek(offset)
@@ -131,13 +131,13 @@ def _read_block(file: BinaryIO, size: int, handle: _Handle) -> bytes:
         raise WireError(f"wrong CRC-32C of the block at byte {offset}")
     if content[length] != _UNCOMPRESSED:
         raise WireError(
-            f"compressed index blocks are not supported, and block {offset} has type {content[length]}"
+            f"compressed index blocks are not supported, but block {offset} has type {content[length]}"
         )
     return content[:length]
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Keys and values. The restart points at the end serve binary search; reading in order needs none."""
+    """Keys and values. The restart points at the end are only for binary search."""
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
     if end < 0:
@@ -174,7 +174,7 @@ def write_table(path: Path, pairs: Iterable[tuple[bytes, bytes]]) -> None:
 
 
 class _Block:
-    """A block in the making."""
+    """A block under construction."""
 
     def __init__(self, restart_interval: int = _RESTART_INTERVAL):
         self.restart_interval = restart_interval
@@ -203,7 +203,7 @@ class _Block:
 
 
 def _append(file: BinaryIO, block: _Block) -> bytes:
-    """Write the block with its trailer; its handle."""
+    """Write the block with its trailer and return its handle."""
     offset, content = file.tell(), block.finish()
     checked = content + bytes([_UNCOMPRESSED])
     file.write(checked + masked(crc32c(checked)).to_bytes(4, "little"))

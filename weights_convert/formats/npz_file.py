@@ -33,11 +33,11 @@ from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import write
 
 _SUFFIX = ".npy"
-_HEADERS = {  # version -> bytes of the header's length, and what reads both
+_HEADERS = {  # version -> size of the length field, and a function that reads both
     (1, 0): (2, np.lib.format.read_array_header_1_0),
     (2, 0): (4, np.lib.format.read_array_header_2_0),
 }
-_LONGEST_HEADER = 10_000  # bytes, as in NumPy, which looks only once it has read them
+_LONGEST_HEADER = 10_000  # bytes, as in NumPy, which checks only after reading
 
 
 def recognises_npz(given: Given) -> bool:
@@ -82,7 +82,7 @@ class NpzReader(Reader):
             self.add(name, info)
 
     def _header(self, entry: zipfile.ZipInfo) -> tuple[TensorInfo, np.dtype]:
-        """Shape and native dtype, and the dtype as stored; checks that the entry holds that many bytes."""
+        """Shape and native dtype, and the dtype as stored; checks the entry's size."""
         try:
             with self._zip.open(entry) as file, _silently():
                 version = np.lib.format.read_magic(file)
@@ -101,7 +101,7 @@ class NpzReader(Reader):
                     raise ValueError(f"an impossible shape, {shape}")
                 info = TensorInfo(shape, dtype.newbyteorder("="))
                 wanted = file.tell() + info.nbytes
-        except Exception as error:  # what NumPy raises for a damaged header is nearly every kind
+        except Exception as error:  # NumPy raises nearly any exception for a damaged header
             raise SourceError(
                 f"{self.path}: entry '{one_line(entry.filename)}' is not a readable array ({one_line(error)})"
             ) from None
@@ -116,7 +116,7 @@ class NpzReader(Reader):
         try:
             with self._zip.open(entry) as file, _silently():
                 array = np.lib.format.read_array(file, allow_pickle=False)
-                if file.read(1):  # at the end, zipfile compares the checksum
+                if file.read(1):  # zipfile checks the checksum at the end
                     raise ValueError("more bytes than the array has")
                 return array
         except DAMAGE as error:
@@ -125,7 +125,7 @@ class NpzReader(Reader):
             ) from None
 
     def _text(self, entry: str) -> str:
-        """An array of one text. NumPy gives Python any 32 bits as a character, and Python then breaks."""
+        """The text in an array of one text. NumPy accepts any 32 bits as a character; Python does not."""
         array = self._array(entry)
         try:
             text = array.astype(array.dtype.newbyteorder("<")).tobytes().decode("utf-32-le")
@@ -146,7 +146,7 @@ class NpzReader(Reader):
 
 @contextmanager
 def _silently() -> Iterator[None]:
-    """Without the warnings of Python about what it parses, and of NumPy about files from Python 2."""
+    """Suppress warnings of Python's parser, and of NumPy about files from Python 2."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -158,7 +158,7 @@ def write_npz(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write an .npz that `np.load` reads, uncompressed, one tensor in memory at a time."""
+    """Write an uncompressed .npz for `np.load`, with one tensor in memory at a time."""
     for name, info in tensors.items():
         if not is_number(info.dtype):
             raise DestinationError(
@@ -169,7 +169,7 @@ def write_npz(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
         def add(name: str, array: np.ndarray) -> None:
-            entry = zipfile.ZipInfo(name + _SUFFIX)  # dated 1980, so that equal contents are equal files
+            entry = zipfile.ZipInfo(name + _SUFFIX)  # dated 1980, so that equal contents give equal files
             file: IO[bytes]
             with archive.open(entry, "w", force_zip64=array.nbytes > 1 << 30) as file:
                 description = np.lib.format.dtype_to_descr(array.dtype.newbyteorder("<"))

@@ -1,15 +1,18 @@
-"""What a pickle would do, seen before it is done: each operation's effect on the stack, and nothing else.
+"""Checks a pickle before loading it: simulates the effect of each operation on the stack, and nothing else.
 
-Python's own unpickler, written in C, can be made to fill the memory, to loop for hours or to crash by a file
-of a few kilobytes, whatever classes it may reach:
+A file of a few kilobytes can make Python's unpickler, written in C, fill the memory, loop for hours or crash,
+even
+if it may not import any class:
 
-- a bare number says where in the memo a value goes, and the memo is made that long;
+- a number in the file is an index into the memo, and the memo grows to that length;
 - an empty set takes one byte in the file and 200 in memory;
-- a tuple's hash asks its members' hashes, as deep as they go: a million tuples within one another as a key
-  end the process (the stack overflows);
-- `hash(-1) == hash(-2)`: a dictionary of 100,000 tuples of these numbers is filled in minutes;
-- a frame within a frame, longer than what is left of it, makes the unpickler skip that rest: what it runs is
-  then not what is read here, so frames, which mean nothing, are taken out.
+- a tuple's hash needs its members' hashes, recursively: a key of a million nested tuples overflows the stack
+and
+  ends the process;
+- `hash(-1) == hash(-2)`: filling a dictionary with 100,000 tuples of these numbers takes minutes;
+- a frame inside a frame that is longer than the rest of the outer frame makes the unpickler skip this rest:
+it
+  would run other operations than those checked here. Frames have no effect on values and are removed.
 """
 
 from __future__ import annotations
@@ -22,23 +25,23 @@ from weights_convert.limits import LimitReached, Limits
 
 _PUT = {"PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"}
 _GET = {"GET", "BINGET", "LONG_BINGET"}
-_ONTO = {"APPEND", "SETITEM", "BUILD", "APPENDS", "SETITEMS", "ADDITEMS"}  # what is below the rest changes
+_ONTO = {"APPEND", "SETITEM", "BUILD", "APPENDS", "SETITEMS", "ADDITEMS"}  # they change the value below
 _PAIRS = {"SETITEM", "SETITEMS", "DICT"}
 _MEMBERS = {"ADDITEMS", "FROZENSET"}
 _TEXTS = {pickletools.pyunicode, pickletools.pystring, pickletools.pybytes, pickletools.pybytes_or_str}
 
 FRAME_SIZE = 9  # bytes of the operation
-_TEXT = -1  # the height of a text on the stack; of other values 0, of a container 1 more than its highest
+_TEXT = -1  # height of a text on the stack; other values have 0, a container 1 more than its highest member
 
 
 class _Effect(NamedTuple):
-    """What an operation takes from the stack and puts there."""
+    """The values that an operation pops from the stack and pushes."""
 
     name: str
     takes: int  # single values
-    to_mark: bool  # and everything above the last mark, those included
+    to_mark: bool  # also everything above the last mark, which includes the single values
     onto: bool
-    result: int | None  # None: a container of what was taken
+    result: int | None  # None: a container of the popped values
     puts: int
 
 
@@ -114,14 +117,14 @@ class _Machine:
         self._odd_keys += len(keys) - keys.count(_TEXT)
         most = self._limits.max_tensors // 10
         if self._odd_keys > most:
-            what = "keys or more in a pickle that are no texts"
+            what = "keys or more in a pickle that are not texts"
             raise LimitReached(what, self._odd_keys, "max_tensors", most)
 
 
 def check(file: Any, limits: Limits) -> list[int]:
-    """Move behind one pickle; where its frames begin, from the file's start.
+    """Read one pickle to its end and return the positions of its frames.
 
-    Raises `UnpicklingError` or `LimitReached` for one that is not to be loaded.
+    Raises `UnpicklingError` or `LimitReached` for a pickle that must not be loaded.
     """
     machine, frames = _Machine(limits), []
     run = machine.run

@@ -1,9 +1,9 @@
 """safetensors files, read and written tensor by tensor.
 
 Format: https://github.com/huggingface/safetensors#format (8-byte header length, JSON header, raw data).
-The library maps the file, so that its pages count as this process's memory (173 MB for a file of 110 MB; read
-so: 50 MB), its writer wants the whole dictionary, and 0.8.0's silently writes wrong data for arrays that are
-not C-contiguous (safetensors#825). In the tests it judges what is read and written here.
+The library maps the file, so that its pages count as memory of this process (173 MB for a file of 110 MB, 50
+MB here). Its writer needs the whole dictionary, and version 0.8.0 silently writes wrong data for arrays that
+are not C-contiguous (safetensors#825). The tests compare this module with the library.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-_OTHER_BITS = {  # dtypes that are not read: bits of an element
+_OTHER_BITS = {  # dtype that is not read -> bits of an element
     "C64": 64,
     "F8_E4M3": 8,
     "F8_E4M3FNUZ": 8,
@@ -63,12 +63,12 @@ _OTHER_BITS = {  # dtypes that are not read: bits of an element
 }
 _BITS = {name: 8 * np.dtype(dtype).itemsize for name, dtype in _DTYPES.items()} | _OTHER_BITS
 _METADATA = "__metadata__"
-_MAX_HEADER = 100_000_000  # bytes; the library's limit too, whatever ours are
-_MAX_BITS = 2**63  # of a tensor; more than NumPy can count
+_MAX_HEADER = 100_000_000  # bytes; also the library's limit
+_MAX_BITS = 2**63  # of a tensor; the limit of NumPy's counts
 
 
 class _Entry:
-    """One tensor of a header: `ValueError` for anything that is not one."""
+    """One tensor of a header; `ValueError` for an invalid entry."""
 
     def __init__(self, name: str, fields: Any):
         self.name = name
@@ -82,10 +82,10 @@ class _Entry:
             raise ValueError(f"{name!r} has an impossible shape")
         if not all(type(number) is int and number >= 0 for number in (*shape, start, end)):
             raise ValueError(f"{name!r} has a shape or offsets that are not counts")
-        if math.prod(max(n, 1) for n in shape) * _BITS[dtype] > _MAX_BITS:  # also of an empty one
+        if math.prod(max(n, 1) for n in shape) * _BITS[dtype] > _MAX_BITS:  # also for an empty tensor
             raise ValueError(f"{name!r} has an impossible shape")
         if math.prod(shape) * _BITS[dtype] != 8 * (end - start):
-            raise ValueError(f"{name!r} is {dtype} {shape}, and has {end - start} bytes")
+            raise ValueError(f"{name!r} is {dtype} {shape}, but has {end - start} bytes")
         self.dtype, self.shape, self.start, self.end = dtype, tuple(shape), start, end
 
 
@@ -94,7 +94,7 @@ def recognises_safetensors(given: Given) -> bool:
 
 
 class SafetensorsReader(Reader):
-    """A safetensors file. The header is believed once its offsets cover the rest of the file exactly."""
+    """A safetensors file. The header is valid only if its offsets cover the rest of the file exactly."""
 
     format = "safetensors"
 
@@ -132,7 +132,7 @@ class SafetensorsReader(Reader):
         self.has(size)
         has = size - self._data
         if position != has:
-            raise ValueError(f"{has} bytes of data, and the header describes {position}")
+            raise ValueError(f"{has} bytes of data, but the header describes {position}")
         self._starts = {entry.name: entry.start for entry in entries}
         for entry in entries:
             if entry.dtype in _DTYPES:
@@ -160,7 +160,7 @@ class SafetensorsReader(Reader):
 
 
 def _header(file: BinaryIO, path: Path, limits: Limits) -> tuple[dict[str, Any], int]:
-    """The header, and where the data begin. `ValueError` for one that is not as the format says."""
+    """The header and the position of the data; `ValueError` for an invalid header."""
     size = file.seek(0, 2)
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -174,7 +174,7 @@ def _header(file: BinaryIO, path: Path, limits: Limits) -> tuple[dict[str, Any],
         raise ValueError("the header does not begin with {")
     header = json.loads(text.decode(), object_pairs_hook=_unique)
     for name in header:
-        name.encode()  # ValueError for half a surrogate pair
+        name.encode()  # ValueError for a lone surrogate
     return header, 8 + length
 
 
@@ -191,12 +191,12 @@ def write_safetensors(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a safetensors file, one tensor in memory at a time."""
+    """Write a safetensors file with one tensor in memory at a time."""
     for name, info in tensors.items():
         if info.dtype not in _NAMES:
             raise DestinationError(f"{path}: {name} is {info.dtype}, which safetensors cannot hold")
     read = as_announced(path, tensors, read)
-    # widest first, as the library does it: every tensor is then aligned to its item size
+    # widest dtype first, as in the library: this aligns every tensor to its item size
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {_METADATA: {"format": "pt", METADATA_NAME: dump_metadata(metadata)}}
     offset = 0

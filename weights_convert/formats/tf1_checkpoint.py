@@ -1,8 +1,8 @@
 """TF1 checkpoints: `tf.train.Saver`'s tensor bundles, read and written without TensorFlow.
 
 Format: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/util/tensor_bundle/tensor_bundle.h
-`PREFIX.index` is a table: name -> where the tensor is, and under the empty name a header.
-`PREFIX.data-0000i-of-0000n` is the tensors' bytes, one after the other, and nothing else.
+`PREFIX.index` is a table: name -> position of the tensor, and a header under the empty name.
+`PREFIX.data-0000i-of-0000n` holds only the tensors' bytes, one after the other.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def open_tf1(source: Path | Given, limits: Limits = DEFAULT) -> TF1Reader:
 
 
 class TF1Reader(Reader):
-    """A tensor bundle. One of TF2's `tf.train.Checkpoint` reads as plain names, without its object graph."""
+    """A tensor bundle. For TF2's `tf.train.Checkpoint` it gives plain names without the object graph."""
 
     format = "tf1"
 
@@ -105,7 +105,7 @@ class TF1Reader(Reader):
         try:
             self._header = parse_header(table.pop(b""))
             for key, value in table.items():
-                if key.startswith(b"\0"):  # one slice of a variable that has an entry of its own
+                if key.startswith(b"\0"):  # a slice of a variable that has its own entry
                     continue
                 part = f"the entry of {key.decode(errors='replace')!r}"
                 self._add(key.decode(), parse_entry(value))
@@ -119,8 +119,8 @@ class TF1Reader(Reader):
         if entry.shard >= self._header.shards:
             raise WireError(f"data file number {entry.shard} of {self._header.shards}")
         available, end = self._data_file(entry).seek(0, 2), entry.offset + entry.size
-        if end > available:  # checked now, so that no array is allocated for bytes that do not exist
-            problem = f"{available} bytes, and tensor {name!r} ends at byte {end}: truncated; {_ADVICE}"
+        if end > available:  # checked now, to avoid allocating arrays for missing bytes
+            problem = f"{available} bytes, but tensor {name!r} ends at byte {end}: truncated; {_ADVICE}"
             raise self._data_error(entry, problem)
         self._entries[name] = entry
         self.add(name, entry.info)
@@ -155,9 +155,9 @@ def write_tf1(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint with the prefix `path`, one tensor in memory at a time, the index last.
+    """Write a checkpoint with the prefix `path`, with one tensor in memory at a time and the index last.
 
-    But for the entry that holds the metadata, the bytes are those that `tf.train.Saver` writes.
+    The bytes equal those of `tf.train.Saver`, except for the entry with the metadata.
     """
     _check_writable(path, tensors)
     text = np.frombuffer(dump_metadata(metadata).encode(), np.uint8)
@@ -176,7 +176,7 @@ def write_tf1(
 def _check_writable(path: Path, tensors: Mapping[str, TensorInfo]) -> None:
     if METADATA_NAME in tensors:
         raise DestinationError(
-            f"{path}: tensor name {METADATA_NAME!r} is kept for metadata; rename the tensor"
+            f"{path}: tensor name {METADATA_NAME!r} is reserved for metadata; rename the tensor"
         )
     refused = [f"{name}: {info.dtype}" for name, info in tensors.items() if info.dtype not in DTYPE_NUMBERS]
     if refused:
@@ -194,6 +194,6 @@ def _write_tensor(file: BinaryIO, array: np.ndarray) -> Entry:
 
 
 def _swap_bytes(array: np.ndarray) -> None:
-    """Reverse the bytes of each number in place; a complex number is two of them."""
+    """Reverse the bytes of each number in place; a complex number counts as two."""
     width = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
     array.reshape(-1).view(f"u{width}").byteswap(inplace=True)

@@ -2,7 +2,7 @@
 
 https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/protobuf/meta_graph.proto
 `tf1_compat.resnet` notes its scope and keywords in a collection of the graph, and a Saver keeps collections.
-Only that collection is read. The graph itself, which can be made to do anything, is stepped over.
+Only that collection is read. The graph itself, which could run anything, is skipped.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ def meta_path(prefix: Path) -> Path:
 
 
 def networks_in_meta(path: Path, limits: Limits) -> dict[str, dict[str, Any]]:
-    """Scope -> metadata, for each network that the file names; {} where there is no such file.
+    """Scope -> metadata, for each network in the file; {} if the file does not exist.
 
     Raises:
-        SourceError: it is damaged, or (`LimitError`) has more to say than it is believed.
+        SourceError: the file is damaged, or (`LimitError`) exceeds a limit.
     """
     if not path.is_file():
         return {}
@@ -58,7 +58,7 @@ def networks_in_meta(path: Path, limits: Limits) -> dict[str, dict[str, Any]]:
 
 
 def _entries(file: BinaryIO, path: Path, limits: Limits) -> Iterator[bytes]:
-    """The collections of the graph, everything else being stepped over without reading it."""
+    """The collections of the graph; everything else is skipped without reading."""
     end = file.seek(0, 2)
     at = fields = size = 0
     while at < end:

@@ -1,8 +1,8 @@
-"""How a TF1 checkpoint's files come into their place: never an index beside data that it does not describe.
+"""Moves a TF1 checkpoint's files to their place; an index never lies beside data that it does not describe.
 
-Two files cannot be renamed in one step. But an index says how many data files there are, and that number is a
-part of their names; so the new data can stand beside the old under a number that the old index does not use,
-until one rename changes the index. The usual names come after that, in the same way.
+Two files cannot be renamed in one step. But an index holds the number of data files, which is part of their
+names. The new data therefore lie beside the old data under a number that the old index does not use, until
+one rename replaces the index. The usual names follow in the same way.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def data_path(prefix: Path, shard: int, shards: int) -> Path:
 
 
 def tf1_files(prefix: Path) -> list[Path]:
-    """What `write_tf1(prefix)` leaves on disk."""
+    """The files of `write_tf1(prefix)`."""
     return [data_path(prefix, 0, 1), index_path(prefix)]
 
 
@@ -50,16 +50,16 @@ def described_files(prefix: Path, index: Mapping[bytes, bytes] | None = None) ->
 
 
 def place_tf1(temporary: Path, prefix: Path, overwrite: bool) -> list[str]:
-    """Put both files in their place.
+    """Move both files to their place.
 
-    `temporary` keeps names of the new data and the old to the end: by them `orphans_of_tf1` knows both.
+    `temporary` keeps links to the new and the old data until the end, so that `orphans_of_tf1` finds both.
     """
     (data, index), (new_data, new_index) = tf1_files(temporary), tf1_files(prefix)
     if os.path.lexists(new_index):
         if not overwrite:
             raise FileExistsError(new_index)
         return _replace(temporary, prefix)
-    if overwrite and os.path.lexists(new_data):  # without an index nobody reads them
+    if overwrite and os.path.lexists(new_data):  # unused without an index
         _replace_data(data, new_data)
     else:
         second_name(data, new_data)
@@ -74,7 +74,7 @@ def place_tf1(temporary: Path, prefix: Path, overwrite: bool) -> list[str]:
 def _replace(temporary: Path, prefix: Path) -> list[str]:
     (data, index), (new_data, new_index) = tf1_files(temporary), tf1_files(prefix)
     old: list[Path] = []
-    with suppress(SourceError):  # a file of that name that is no index describes nothing
+    with suppress(SourceError):  # an invalid index describes no data
         old = described_files(prefix)[1:]
     used = {count for _, _, count in _data_files(prefix)}
     shards = next(count for count in range(2, len(used) + 3) if count not in used)
@@ -89,8 +89,8 @@ def _replace(temporary: Path, prefix: Path) -> list[str]:
     try:
         second_name(data, aside)
         flush_folder(prefix.parent)
-        other_index.replace(new_index)  # from now on this is the new checkpoint
-    except FileExistsError:  # somebody else's, made meanwhile
+        other_index.replace(new_index)  # now the checkpoint is the new one
+    except FileExistsError:  # created by another program
         raise
     except OSError:
         aside.unlink(missing_ok=True)
@@ -108,15 +108,15 @@ def _replace(temporary: Path, prefix: Path) -> list[str]:
         what = (
             f"complete and in its place, but not all of its files have their usual names ({error.strerror})"
         )
-        return [f"{prefix}: {what}; writing it again puts that right"]
+        return [f"{prefix}: {what}; write it again to repair this"]
     return []
 
 
 def orphans_of_tf1(temporary: Path, prefix: Path) -> list[Path]:
-    """Data files beside `prefix` that its index does not use: the new ones of a stopped run, or the old.
+    """Data files beside `prefix` that its index does not use: the new or the old ones of an interrupted run.
 
-    They are told by being the same files as those in the directory of `temporary`, so that nobody else's are
-    among them.
+    They are the same files (inodes) as those in the directory of `temporary`, so other programs' files are
+    never among them.
     """
     try:
         known = [tf1_files(temporary)[0]]
@@ -127,12 +127,12 @@ def orphans_of_tf1(temporary: Path, prefix: Path) -> list[Path]:
         facts = [file.lstat() for file in known]
         beside = [path for path, _, _ in _data_files(prefix) if path not in used]
         return [path for path in beside if any(os.path.samestat(path.lstat(), fact) for fact in facts)]
-    except (OSError, SourceError):  # no data yet; an index that cannot be read may use anything
+    except (OSError, SourceError):  # no data yet; or an unreadable index, which may use any file
         return []
 
 
 def _data_files(prefix: Path) -> Iterator[tuple[Path, int, int]]:
-    """Every data file beside a prefix, with its number and the number of them that its name tells."""
+    """Every data file beside a prefix, with its number and the number of data files in its name."""
     pattern = re.compile(re.escape(prefix.name) + r"\.data-([0-9]{5})-of-([0-9]{5})")
     for name in os.listdir(prefix.parent):  # noqa: PTH208  (names, not paths)
         if found := pattern.fullmatch(name):
@@ -152,7 +152,7 @@ def _with_shards(index: Path, shards: int) -> Path:
 
 
 def _replace_data(data: Path, target: Path) -> None:
-    """Rename a second name of the data over `target`."""
+    """Replace `target` by a hard link to the data."""
     again = data.with_name("new.again")
     second_name(data, again)
     again.replace(target)

@@ -54,14 +54,14 @@ DTYPE_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 
 
 class Header(NamedTuple):
-    """What holds for the whole checkpoint."""
+    """Facts about the whole checkpoint."""
 
     shards: int
     byte_order: str  # as `sys.byteorder`
 
 
 class Entry(NamedTuple):
-    """Where one tensor is; `crc` is the masked CRC-32C of its bytes in the file."""
+    """The position of one tensor; `crc` is the masked CRC-32C of its bytes in the file."""
 
     info: TensorInfo
     shard: int
@@ -74,7 +74,7 @@ def parse_header(message: bytes) -> Header:
     fields = parse(message)
     needed = last(parse(last(fields, _VERSION, b"")), _MIN_CONSUMER)
     if needed > _SUPPORTED_VERSION:
-        raise WireError(f"it needs a reader of version {needed}, and this one is {_SUPPORTED_VERSION}")
+        raise WireError(f"it needs a reader of version {needed}, but this is version {_SUPPORTED_VERSION}")
     endianness = last(fields, _ENDIANNESS)
     if endianness not in _BYTE_ORDERS:
         raise WireError(f"byte order {endianness}, expected 0 (little) or 1 (big)")
@@ -82,12 +82,12 @@ def parse_header(message: bytes) -> Header:
 
 
 def dump_header(shards: int = 1) -> bytes:
-    """The header of what is written here: little-endian, one data file but for a moment (`tf1_place`)."""
+    """The header of our files: little-endian, one data file except during a move (`tf1_place`)."""
     return _field(_NUM_SHARDS, shards) + _field(_VERSION, _field(_PRODUCER, _SUPPORTED_VERSION))
 
 
 def parse_entry(message: bytes) -> Entry | str:
-    """The entry of one tensor, or the description of something that is no array in one piece."""
+    """The entry of one tensor, or a description of an unsupported entry."""
     fields = parse(message)
     number = last(fields, _DTYPE)
     if number not in _DTYPES:
@@ -118,7 +118,7 @@ def dump_entry(entry: Entry) -> bytes:
 def _parse_shape(message: bytes) -> tuple[int, ...]:
     fields = parse(message)
     shape = tuple(last(parse(dim), _DIM_SIZE) for dim in fields.get(_DIM, []))
-    countable = math.prod(max(size, 1) for size in shape) < 1 << 58  # NumPy refuses more, even of no elements
+    countable = math.prod(max(size, 1) for size in shape) < 1 << 58  # NumPy's limit, even without elements
     if last(fields, _UNKNOWN_RANK) or len(shape) > _MAX_RANK or not countable:
         raise WireError("an impossible shape")
     return shape
@@ -127,7 +127,7 @@ def _parse_shape(message: bytes) -> tuple[int, ...]:
 def parse(message: bytes) -> dict[int, list[Any]]:
     """The fields of a message: tag -> values, an int for a varint, bytes for all others.
 
-    A field with the wrong wire type has a tag nobody asks for, so no value has an unexpected type.
+    A field with the wrong wire type has an unknown tag, so no value has an unexpected type.
     """
     fields: dict[int, list[Any]] = {}
     for tag, value in _tags_and_values(message):
@@ -154,12 +154,12 @@ def _tags_and_values(message: bytes) -> Iterator[tuple[int, Any]]:
 
 
 def last(fields: dict[int, list[Any]], tag: int, default: Any = 0) -> Any:
-    """A field that is not repeated: the last value counts, as protobuf has it."""
+    """The value of a field that is not repeated: the last one counts, as in protobuf."""
     return fields.get(tag, [default])[-1]
 
 
 def _field(tag: int, value: int | bytes) -> bytes:
-    """One field; an integer that is 0, the default, is left out as protobuf has it."""
+    """One encoded field; an integer of 0, the default, is omitted, as in protobuf."""
     if isinstance(value, int):
         return varint(tag) + varint(value) if value else b""
     return varint(tag) + (varint(len(value)) if tag % 8 == BYTES else b"") + value

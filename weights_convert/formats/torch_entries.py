@@ -1,7 +1,7 @@
-"""What a PyTorch file holds: which entry is the state dict, and a few words about everything else.
+"""The contents of a PyTorch file: finds the state dict and describes everything else.
 
-A file written by `torch.save` may be a state dict, or a training checkpoint that has one (or several) among
-epochs, optimizer states and command line arguments.
+A file of `torch.save` may be a state dict, or a training checkpoint with one or several of them among epochs,
+optimizer states and command line arguments.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from weights_convert.errors import SourceError, nearest
 from weights_convert.formats.torch_pickle import Opaque, Storage, TensorRef
 
-# Where training checkpoints keep the state dict: the first of these, raw weights before averaged ones.
+# Keys of the state dict in training checkpoints, in order of preference: raw weights before averaged ones.
 ENTRIES = (
     "state_dict",
     "model_state_dict",
@@ -31,22 +31,22 @@ ENTRIES = (
     "params_ema",
     "ema",
 )
-TOP = "."  # the name of the file's top level among the entries
-MAX_DEPTH = 3  # of entries within entries
+TOP = "."  # name of the file's top level
+MAX_DEPTH = 3  # of nested entries
 MAX_LISTED = 20  # lines below an error, names in a note
-_MOST_LOOKED_AT = 200_000  # values in all that are counted for descriptions
+_MOST_LOOKED_AT = 200_000  # most values counted for descriptions
 
 
 class Entry(NamedTuple):
     """A mapping that holds tensors directly."""
 
-    steps: tuple[str, ...]  # the keys that lead to it
+    steps: tuple[str, ...]  # the keys of its path
     tensors: dict[str, TensorRef]
-    said: list[Any]  # what networks of this project say of themselves in its metadata
+    said: list[Any]  # metadata of this project's networks
 
 
 def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
-    """The state dict in `root`, the one named `key` if that is given, and notes about the choice."""
+    """The state dict in `root`, or the entry `key` if given, and notes about the choice."""
     entries = _entries(root) if isinstance(root, dict) else {}
     if not entries:
         raise _nothing_to_choose(path, root)
@@ -64,7 +64,7 @@ def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
 
 
 def left_out(root: Mapping, chosen: Entry) -> Iterator[tuple[str, str]]:
-    """Name and description of everything that is neither a chosen tensor nor leads to one."""
+    """Name and description of everything except the chosen tensors and their parents."""
     mapping, prefix, look = root, "", _Look()
     for step in chosen.steps:
         yield from ((prefix + label(n), describe(value, look)) for n, value in mapping.items() if n != step)
@@ -74,14 +74,14 @@ def left_out(root: Mapping, chosen: Entry) -> Iterator[tuple[str, str]]:
 
 
 class _Look:
-    """How much is still looked at: what holds many things may itself be held by many."""
+    """A budget for inspecting values: a large container may be contained in many others."""
 
     def __init__(self) -> None:
         self.left = _MOST_LOOKED_AT
 
 
 def describe(value: Any, look: _Look | None = None) -> str:
-    """A few words about anything that the unpickler can produce."""
+    """A short description of any value that the unpickler can produce."""
     match value:
         case Opaque():
             return short(value.path)
@@ -97,7 +97,7 @@ def describe(value: Any, look: _Look | None = None) -> str:
             return f"{type(value).__name__} of {len(value)}"
         case None | bool():
             return str(value)
-        case int() if value.bit_length() > 64:  # str() refuses very long ones
+        case int() if value.bit_length() > 64:  # str() refuses very long ints
             return f"int of {value.bit_length()} bits"
         case int() | float():
             return f"{type(value).__name__} {value}"
@@ -121,9 +121,9 @@ def short(text: str, limit: int = 60) -> str:
 
 
 def _entries(root: dict) -> dict[str, Entry]:
-    """Dotted name -> every mapping that holds tensors directly; the outer ones first."""
+    """Dotted name -> every mapping that holds tensors directly; outer mappings first."""
     found: dict[str, Entry] = {}
-    seen: dict[int, dict[str, TensorRef]] = {}  # one mapping may be reached in several ways, or hold itself
+    seen: dict[int, dict[str, TensorRef]] = {}  # a mapping may be reached in several ways, or contain itself
     level: list[tuple[tuple[str, ...], dict]] = [((), root)]
     for _ in range(MAX_DEPTH + 1):
         inner = []
@@ -147,7 +147,7 @@ def _preferred(entries: Mapping[str, Entry]) -> str | None:
     known = next((name for name in ENTRIES if name in entries), None)
     if TOP not in entries:
         return known or (next(iter(entries)) if len(entries) == 1 else None)
-    # Training scripts put a lone tensor beside the state dict: the best accuracy, a step count.
+    # training scripts store single tensors beside the state dict: the best accuracy, a step count
     fewer = known is not None and len(entries[TOP].tensors) < len(entries[known].tensors)
     return known if fewer else TOP
 
@@ -175,7 +175,7 @@ def _count_tensors(value: Any, look: _Look) -> int:
     while waiting and look.left:
         look.left -= 1
         value = waiting.pop()
-        if id(value) in seen:  # one list can be reached in very many ways, or hold itself
+        if id(value) in seen:  # a list may be reached in very many ways, or contain itself
             continue
         seen.add(id(value))
         if isinstance(value, TensorRef):

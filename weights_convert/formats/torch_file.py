@@ -1,7 +1,7 @@
-"""PyTorch checkpoints (.pth, .pt): both forms of `torch.save` are read, the newer one is written; no torch.
+"""PyTorch checkpoints (.pth, .pt) without torch: reads both forms of `torch.save` and writes the newer one.
 
 Zip (torch 1.6 and later): `<stem>/data.pkl`, and an entry `<stem>/data/<key>` of raw bytes for each storage.
-Stream (before): pickles of a magic number, a version, the system, the object, the list of storage keys; then
+Stream (older): pickles of a magic number, a version, the system, the object, the list of storage keys; then
 for each key the number of elements (int64) and the raw bytes, always little-endian.
 """
 
@@ -46,7 +46,7 @@ _TORCHSCRIPT = (
 _EXPORT = "a torch.export archive (.pt2); load it with torch.export.load and save program.state_dict"
 _PACKAGE = "a torch.package archive, which holds code; load it with torch.package and save model.state_dict()"
 _TAR = "the tar form of PyTorch 0.1; load it with torch.load and save model.state_dict() again"
-REFUSED = {  # entries or folders of a zip, at its top or below its stem
+REFUSED = {  # entries or folders of a zip, at the top or below the stem
     "constants.pkl": _TORCHSCRIPT,
     "code": _TORCHSCRIPT,
     "archive_format": _EXPORT,
@@ -56,13 +56,13 @@ REFUSED = {  # entries or folders of a zip, at its top or below its stem
 }
 
 _MAGIC = 0x1950A86A20F9469CFC6C
-_MAGIC_PICKLES = (  # of protocol 1, and from 2 on
+_MAGIC_PICKLES = (  # of protocol 1, and of later ones
     b"L%dL\n" % _MAGIC,
     b"\x8a\x0a" + _MAGIC.to_bytes(10, "little"),
 )
 _STREAM_VERSION = 1001
 
-# An entry's claimed size is believed up to this multiple of its packed bytes.
+# Limit of an entry's claimed size, as a multiple of its packed bytes.
 _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
 _STEM = "archive"
@@ -110,14 +110,14 @@ class _Zip:
         return self._size(self._infos[name]) if name in self._infos else 0
 
     def unpacks(self, key: str) -> bool:
-        """Whether everything before a tensor has to be read too."""
+        """Whether reading a tensor requires reading everything before it."""
         return self._infos[f"data/{key}"].compress_type != zipfile.ZIP_STORED
 
     def read_into(self, key: str, start: int, buffer: memoryview) -> None:
         self._read_into(self._infos[f"data/{key}"], start, buffer)
 
     def _size(self, info: zipfile.ZipInfo) -> int:
-        """The entry's size according to the zip, but not more than the file can hold."""
+        """The entry's size according to the zip, limited to a plausible size."""
         packed = min(info.compress_size, self._length - info.header_offset - 30)
         return max(0, min(info.file_size, packed * _MAX_RATIO.get(info.compress_type, 0)))
 
@@ -140,13 +140,13 @@ class _Zip:
             with self._zip.open(info) as entry:
                 entry.seek(start)
                 fill(entry, buffer)
-        # torch never checks this sum, and on request does not compute it: then it is 0.
+        # torch never checks this sum, and can be told not to compute it: then it is 0
         if info.CRC and len(buffer) == info.file_size and zlib.crc32(buffer) != info.CRC:
             raise zipfile.BadZipFile("the checksum (CRC-32) differs")
 
 
 class _Stream:
-    """The older form, seen the same way."""
+    """The older form, with the same interface."""
 
     byteswapped = sys.byteorder != "little"
 
@@ -195,8 +195,8 @@ def _refuse_archives_of_code(path: Path, names: list[str]) -> None:
 
 
 def _refuse_a_choice(path: Path, names: list[str]) -> None:
-    """Raise `SourceError` where torch, or another program, might take another entry than is taken here."""
-    if len({name.lower() for name in names}) < len(names):  # torch's zip reader sees no difference
+    """Raise `SourceError` if torch or another program might select another entry."""
+    if len({name.lower() for name in names}) < len(names):  # torch's zip reader ignores case
         raise SourceError(f"{path}: a zip with names that differ in upper and lower case only")
     pickles = [name for name in names if name.endswith("/data.pkl")]
     if len(pickles) > 1:
@@ -217,7 +217,7 @@ def _open_container(given: Given) -> _Zip | _Stream:
         raise
     except LimitReached as limit:
         raise limit.at(path) from None
-    except Exception as error:  # what zipfile, pickle and json raise for damaged input is nearly every kind
+    except Exception as error:  # zipfile, pickle and json raise nearly any exception for damaged input
         raise SourceError(
             f"{path}: not readable as a file of torch.save ({_reason(error)}); {DAMAGED}"
         ) from error
@@ -235,7 +235,7 @@ def _reason(error: Exception) -> str:
 
 
 class TorchReader(Reader):
-    """The state dict in a file of `torch.save`; `key` names the entry to take if there are several."""
+    """The state dict in a file of `torch.save`; `key` selects one of several entries."""
 
     format = "torch"
 
@@ -276,14 +276,14 @@ class TorchReader(Reader):
         self._file.close()
 
     def _info(self, name: str, ref: TensorRef) -> TensorInfo:
-        """Shape and dtype, believed once the file is seen to hold that many bytes (CVE-2026-24747)."""
+        """Shape and dtype, after checking that the file holds that many bytes (CVE-2026-24747)."""
         storage, item = ref.storage, ref.dtype.itemsize
         has = self._container.size(storage.key)
         claims = (storage.first + storage.numel) * storage.itemsize
         needs = ref.start + ref.span * item if ref.span else 0
         full = math.prod(max(n, 1) for n in ref.shape) * item
         if max(claims, needs) > has:
-            problem = f"needs {max(claims, needs)} bytes of storage data, the file has {has}"
+            problem = f"needs {max(claims, needs)} bytes of storage data, but the file has {has}"
         elif needs > claims:
             problem = f"needs {needs} bytes of a storage of {claims}"
         elif full > torch_pickle.MAX_INT:
@@ -293,13 +293,13 @@ class TorchReader(Reader):
         raise SourceError(f"{self.path}: tensor {label(name)!r} of shape {ref.shape} {problem}; {DAMAGED}")
 
     def _cost(self, ref: TensorRef) -> int:
-        """Bytes that reading a tensor takes: from its first element to its last, or all up to there."""
+        """Number of bytes to read for a tensor: from its first to its last element, or all up to the last."""
         before = ref.start if ref.span and self._container.unpacks(ref.storage.key) else 0
         return before + ref.span * ref.dtype.itemsize
 
 
 def _said(path: Path, said: list[Any], limits: Limits) -> dict[str, Any]:
-    """What `torch_impl.ResNet` wrote into a state dict's metadata; {} where it wrote nothing."""
+    """The metadata of `torch_impl.ResNet` in a state dict; {} if there are none."""
     for text in said:
         if not isinstance(text, str) or text != said[0]:
             what = "keywords of several networks" if isinstance(text, str) else describe(text)
@@ -322,7 +322,7 @@ def write_torch(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    """Write the zip form: what `torch.load(path, weights_only=True, mmap=True)` reads as an `OrderedDict`."""
+    """Write the zip form, for `torch.load(path, weights_only=True, mmap=True)`."""
     for name, info in tensors.items():
         if info.dtype not in torch_pickle.STORAGE_CLASS:
             known = ", ".join(map(str, torch_pickle.STORAGE_CLASS))
@@ -344,7 +344,7 @@ def _bytes(data: bytes) -> np.ndarray:
 
 
 def _add_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.ndarray) -> None:
-    """Store `data` unpacked and aligned, padded as torch does it: by an extra field in the local header."""
+    """Store `data` aligned, with padding in an extra field of the local header, as in torch."""
     info = zipfile.ZipInfo(f"{_STEM}/{name}")  # dated 1980-01-01
     info.create_system = 3  # the same on every system
     zip64 = data.nbytes > zipfile.ZIP64_LIMIT

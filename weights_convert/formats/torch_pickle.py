@@ -1,10 +1,10 @@
 """The pickle in a PyTorch file: an unpickler that runs nothing from the file, and a writer of state dicts.
 
-A pickle names what is to be imported and called. Here such a name is looked up in `ALLOWED`, which leads to
-this file only, and every other name becomes an `Opaque` stand-in that remembers its name and does nothing.
-A tensor becomes a `TensorRef`: where its numbers lie, not the numbers.
+A pickle names functions and classes to import and call. The unpickler looks each name up in `ALLOWED`, which
+holds only functions of this file; every other name becomes an `Opaque` stand-in that does nothing. A tensor
+becomes a `TensorRef`: the position of its numbers, not the numbers.
 
-Before it is loaded, a pickle is read through once (`pickle_check`).
+`pickle_check` checks the whole pickle before it is loaded.
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ DTYPES = {f"torch.{name}": np.dtype(dtype) for name, _, dtype in TYPES}
 STORAGES = {f"torch.{prefix}Storage": np.dtype(dtype) for _, prefix, dtype in TYPES if prefix}
 STORAGE_CLASS = {dtype: name.removeprefix("torch.") for name, dtype in STORAGES.items()}
 STORAGES |= dict.fromkeys(("torch.storage.UntypedStorage", "torch.UntypedStorage"), np.dtype(np.uint8))
-# Quantized storages are never read, but in the stream form their size says where the next storage begins.
+# Quantized storages are never read, but in the stream form their size gives the start of the next storage.
 QUANTIZED = {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
 ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORAGES.items()}
 ITEM_SIZES |= {f"torch.{prefix}Storage": size for prefix, size in QUANTIZED.items()}
 
-MAX_INT = 2**63 - 1  # what torch itself can store
+MAX_INT = 2**63 - 1  # torch's limit
 _MOST_NAMES = 10_000  # of classes that are not on the list; 30 in an honest training checkpoint
 _LONGEST_NAME = 300
 
 
 class Opaque:
-    """Stands in for an object whose class is not on the list; what the pickle does to it has no effect."""
+    """Stands in for an object of a class that is not allowed; operations on it have no effect."""
 
     __slots__ = ()
     path: ClassVar[str] = "object"  # "module.name"
@@ -69,7 +69,7 @@ class Opaque:
     def __new__(cls, *_: Any, **__: Any) -> Opaque:
         return super().__new__(cls)
 
-    # `*_` takes `self` too: on the class itself (a pickled class or function) these do nothing either.
+    # `*_` includes `self`, so that these do nothing on the class itself either (a pickled class or function)
     def _ignore(*_: Any, **__: Any) -> None:
         pass
 
@@ -81,21 +81,21 @@ class Opaque:
 
 @lru_cache(maxsize=4096)
 def _opaque(path: str) -> type[Opaque]:
-    """A class and not an instance, because the pickle may want to make objects of it."""
+    """A class, because the pickle may create instances of it."""
     return type("Opaque", (Opaque,), {"__slots__": (), "path": path})
 
 
 class StateDict(dict):
-    """Stands in for `OrderedDict`. Attributes are dropped, but for what a network of this project says.
+    """Stands in for `OrderedDict`. Attributes are dropped, except metadata of this project's networks.
 
-    torch keeps versions of modules in `_metadata`, by their paths; `torch_impl.ResNet` adds its keywords.
+    torch stores versions of modules in `_metadata`, by their paths; `torch_impl.ResNet` adds its keywords.
     """
 
     __slots__ = ("said",)
     said: list[Any]  # untrusted, and of any type
 
     def __init__(self, pairs: Any = ()):
-        """Of pairs as in Python 2's pickles; only by texts, as other keys could be made to collide."""
+        """From pairs, as in Python 2's pickles; keys must be texts, because other hashes may collide."""
         pairs = pairs.items() if isinstance(pairs, dict) else pairs
         super().__init__((key, value) for key, value in pairs if isinstance(key, str))
         self.said = []
@@ -108,7 +108,7 @@ class StateDict(dict):
 
 
 class Storage(NamedTuple):
-    """A flat run of numbers in the file; `first` is not 0 in views of another storage (before torch 0.4)."""
+    """A flat array in the file; `first` is not 0 for views of another storage (before torch 0.4)."""
 
     key: str
     kind: str  # "torch.FloatStorage"
@@ -125,13 +125,13 @@ class Storage(NamedTuple):
 
 
 class TensorRef:
-    """Where a tensor lies in a storage. `TensorRef(data)` is `data`: a Parameter is its tensor.
+    """The position of a tensor in a storage. `TensorRef(data)` is `data`, for a Parameter.
 
-    torch 0.1 pickled an empty tensor first and its place as the state that follows, hence `__setstate__`.
+    torch 0.1 pickled an empty tensor and then its position as state, hence `__setstate__`.
     """
 
     __slots__ = ("dtype", "offset", "shape", "storage", "strides")
-    storage: Storage  # None before the state has come
+    storage: Storage  # None before the state is set
     dtype: np.dtype
     offset: int
     shape: tuple[int, ...]
@@ -163,7 +163,7 @@ class TensorRef:
 
     @property
     def span(self) -> int:
-        """Elements from the first to the last one that the tensor reaches, both included."""
+        """Number of elements from the first to the last one of the tensor, both included."""
         if 0 in self.shape:
             return 0
         return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
@@ -175,7 +175,7 @@ class TensorRef:
 
 
 class _Allowed:
-    """A function that the pickle may call and, unlike a plain function, cannot set attributes of."""
+    """A function that the pickle may call; unlike on a plain function, it cannot set attributes."""
 
     __slots__ = ("_function",)
 
@@ -192,7 +192,7 @@ class _Allowed:
 def _rebuild(storage: Any, offset: int, size: tuple, stride: tuple, dtype: Any, flags: Any = None) -> Any:
     if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor without a storage")
-    if flags:  # a lazy conjugate or negative: the numbers in the file are not the tensor's
+    if flags:  # a lazy conjugate or negative: the file does not hold the tensor's values
         return _opaque("torch.Tensor (lazily conjugated or negated)")()
     if dtype is None or storage.dtype is None:
         return _opaque(f"torch.Tensor of {storage.kind}")()
@@ -202,7 +202,7 @@ def _rebuild(storage: Any, offset: int, size: tuple, stride: tuple, dtype: Any, 
 
 
 def _rebuild_v2(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> Any:
-    # rest: requires_grad, hooks, flags; `_rebuild_tensor` has none of them
+    # rest: requires_grad, hooks, flags; absent in `_rebuild_tensor`
     dtype = storage.dtype if isinstance(storage, Storage) else None
     return _rebuild(storage, offset, size, stride, dtype, *rest[2:3])
 
@@ -216,7 +216,7 @@ def _rebuild_subclass(function: Callable[..., Any], _kind: Any, args: tuple, _st
     return function(*args)
 
 
-# Everything that a pickle can reach by name. None of it has attributes that a pickle could set.
+# All names that a pickle can use. None of these objects has attributes that a pickle could set.
 ALLOWED: dict[str, Any] = {
     "collections.OrderedDict": StateDict,
     "torch._utils._rebuild_tensor": _Allowed(_rebuild_v2),
@@ -237,7 +237,7 @@ ALLOWED: dict[str, Any] = {
     },
 }
 _GETATTR = ("builtins.getattr", "__builtin__.getattr")
-# What some functions make, for the people who read the list of what was left out.
+# Results of some functions, for the list of skipped contents.
 MADE_BY = {
     "_codecs.encode": "bytes",
     "numpy.core.multiarray._reconstruct": "numpy.ndarray",
@@ -262,7 +262,7 @@ def _view(whole: Storage, view: Any = None) -> Storage:
 
 class _Unpickler(pickle.Unpickler):
     def __init__(self, file: BinaryIO):
-        super().__init__(file, encoding="latin1")  # Python 2's strings are bytes; latin1 takes any
+        super().__init__(file, encoding="latin1")  # Python 2's strings are bytes; latin1 decodes any
         self.storages: dict[str, Storage] = {}
         self._names: set[str] = set()
 
@@ -273,7 +273,7 @@ class _Unpickler(pickle.Unpickler):
         return ALLOWED[path] if path in ALLOWED else self._stand_in(MADE_BY.get(path, path))
 
     def _attribute(self, owner: Any, name: str) -> type[Opaque]:
-        """Classes within classes are pickled as `getattr(Outer, "Inner")`."""
+        """Nested classes are pickled as `getattr(Outer, "Inner")`."""
         if not isinstance(name, str):
             raise pickle.UnpicklingError("an attribute without a name")
         return self._stand_in(f"{getattr(owner, 'path', 'object')}.{name[:_LONGEST_NAME]}")
@@ -297,7 +297,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Rest:
-    """A file whose reads are never longer than what is left of it: Python allocates before it reads."""
+    """A file with reads limited to its remaining length: Python allocates before it reads."""
 
     def __init__(self, file: BinaryIO):
         self._file = file
@@ -311,9 +311,9 @@ class _Rest:
 
 
 def load(file: BinaryIO, limits: Limits = DEFAULT) -> tuple[Any, dict[str, Storage]]:
-    """One pickle, from the file's position to its end, and the storages that it refers to.
+    """Load one pickle, from the file's position to its end, and the storages that it refers to.
 
-    Raises whatever a damaged pickle makes `pickle` raise: `UnpicklingError` and nearly every other exception.
+    Raises `UnpicklingError` or nearly any other exception for a damaged pickle.
     """
     start = file.tell()
     frames = check(_Rest(file), limits)

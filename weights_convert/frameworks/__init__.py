@@ -1,6 +1,6 @@
 """Live models: `load_into`, `state_of` and `load_model` for torch, Keras and TF1.
 
-Which framework a model is of is told by its class, so that nothing is imported that is not there already.
+The model's class shows its framework, so that no framework is imported for a check.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from weights_convert.loading import load, opened
 from weights_convert.spec import AttentionSpec, is_count, network_spec, parameters
 
 FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
-PACKAGES = {"torch": "torch", "keras": "keras tensorflow", "tf1": "tensorflow"}  # what pip installs
-_BASES = {  # a class that a model is derived from -> its framework
+PACKAGES = {"torch": "torch", "keras": "keras tensorflow", "tf1": "tensorflow"}  # packages for pip
+_BASES = {  # base class of a model -> framework
     ("torch.nn.modules.module", "Module"): "torch",
     ("keras.src.layers.layer", "Layer"): "keras",
     ("tensorflow.python.client.session", "BaseSession"): "tf1",
@@ -39,24 +39,24 @@ def load_into(
     assume: bool = False,
     limits: Limits | None = None,
 ) -> None:
-    """Put a checkpoint's weights into a live model, all of them or none.
+    """Load a checkpoint's weights into a live model, all of them or none.
 
-    What a file does not say of its network (a stride, an epsilon) is taken to be as the model has it, with a
-    `UserWarning` that names it.
+    Keywords that a file does not specify (a stride, an epsilon) are assumed to equal the model's, with a
+    `UserWarning` that names them.
 
     Args:
         model: a torch module or a Keras layer or model of this project, or a session of
-            `tensorflow.compat.v1`; a lone attention block too.
+            `tensorflow.compat.v1`; also a single attention block.
         source: a file of any container, or a `Checkpoint`.
-        prefix: the part of the checkpoint that `model` is, such as "layer1.0.se".
-        scope: for a session, the variable scope of the network; None where it is the only one.
+        prefix: the part of the checkpoint to load, such as "layer1.0.se".
+        scope: for a session, the variable scope of the network; None if it is the only one.
         settings: keywords of the file's network, such as {"stride_in": "conv1"}; the model must have them.
-        assume: accept without a word that the file's network is as the model.
+        assume: do not warn about keywords that the file does not specify.
         limits: as in `load`.
 
     Raises:
-        MismatchError: tensors, shapes, dtypes or keywords differ, or the model was changed to what no
-            keywords describe; nothing has been changed then.
+        MismatchError: tensors, shapes, dtypes or keywords differ, or no keywords describe the changed model;
+            the model is not modified.
 
     Example:
         >>> import torch_impl
@@ -76,17 +76,17 @@ def load_into(
 def state_of(
     model: Any, *, scope: str | None = None, settings: Mapping[str, Any] | None = None, assume: bool = False
 ) -> Checkpoint:
-    """A live model's weights under canonical names, as copies that stay as they are, and its keywords.
+    """Copies of a live model's weights under canonical names, and its keywords.
 
-    The keywords are those of its modules or layers as they are now: what was changed since counts.
+    The keywords include changes of its modules or layers after construction.
 
     Args:
         model, scope: as in `load_into`.
-        settings: keywords that the model does not know of itself: a lone attention block of TF1, say.
-        assume: accept the defaults for those without a word.
+        settings: keywords that the model does not record, as a single attention block of TF1.
+        assume: do not warn about defaults for such keywords.
 
     Raises:
-        MismatchError: the model was changed to what no keywords describe.
+        MismatchError: no keywords describe the changed model.
 
     Example:
         >>> import torch_impl
@@ -102,7 +102,7 @@ def state_of(
 
 
 def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> Any:
-    """The right architecture and variant with its weights, from the file alone, for inference.
+    """Build the architecture and variant of a file with its weights, for inference.
 
     Args:
         path: a checkpoint of any container.
@@ -119,7 +119,7 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
         )
     importlib.import_module("weights_convert.import_order")
     checkpoint = load(path, **keywords)
-    if framework == "tf1":  # its variables read when a session initialises them
+    if framework == "tf1":  # a session reads the file when it initialises the variables
         checkpoint.close_when_dropped()
         return adapter(framework).load_model(checkpoint)
     with checkpoint:
@@ -145,14 +145,14 @@ def _adapter(model: Any) -> ModuleType:
 
 
 # --------------------------------------------------------------------------------------------------
-# What the three adapters share
+# Shared by the three adapters
 
 
 def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
-    """Raise `MismatchError` that names the keywords in which a model and a checkpoint differ.
+    """Raise `MismatchError` for keywords that differ between a model and a checkpoint.
 
-    `config` holds all keywords of a network, or those that a lone block knows of itself. What the
-    checkpoint only assumes is not held against the model.
+    `config` holds all keywords of a network, or the known keywords of a single block. Keywords that the
+    checkpoint only assumes are not compared.
     """
     spec, lines = checkpoint.spec, []
     model = network_spec(config) if spec.network else None
@@ -164,7 +164,7 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
         if ours != value and keyword not in checkpoint.assumed and not harmless:
             lines.append(f"{keyword}: {ours!r} in the checkpoint, {value!r} in the model")
     if lines:
-        raise MismatchError(f"the model is not the checkpoint's; {len(lines)} keywords differ:", lines)
+        raise MismatchError(f"the model does not match the checkpoint; {len(lines)} keywords differ:", lines)
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,18 +180,18 @@ def possible_specs(config: Mapping[str, Any]) -> list[Any]:
 
 
 def config_of(model: Any) -> dict[str, Any]:
-    """The keywords that a torch module or Keras layer of this project has now.
+    """The current keywords of a torch module or Keras layer of this project.
 
     Raises:
-        MismatchError: it was changed to what no keywords describe.
+        MismatchError: no keywords describe the changed model.
     """
     if hasattr(model, "live_keywords"):
         try:
             return dict(model.live_keywords())
         except ValueError as error:
-            raise MismatchError(f"the model is not what its keywords say: {error}") from None
+            raise MismatchError(f"the model no longer matches its keywords: {error}") from None
     spatial = getattr(model, "spatial", None)
-    if spatial is None or not hasattr(model, "spatial_input"):  # SE and ECA: all that counts is in the shapes
+    if spatial is None or not hasattr(model, "spatial_input"):  # SE and ECA: shapes show everything
         channels = getattr(model, "channels", None)
         return {} if channels is None else {"channels": channels}
     keywords = {"cbam_order": spatial.order, "cbam_spatial_input": model.spatial_input}
@@ -237,13 +237,13 @@ def match(
             details.append(f"misshapen: {name} {shape} in the checkpoint, {wanted[name][0]} in the model")
     if details:
         raise MismatchError(
-            f"the checkpoint's tensors are not the model's; {len(details)} do not fit:", details
+            f"the checkpoint's tensors do not match the model; mismatches: {len(details)}", details
         )
     return {name: cast(name, checkpoint[names[name]], wanted[name][1]) for name in common}
 
 
 def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """The array in another dtype; `MismatchError` if a value would not be the same."""
+    """The array in another dtype; `MismatchError` if a value would change."""
     if array.dtype == dtype:
         return array
     with np.errstate(all="ignore"):
@@ -252,7 +252,7 @@ def cast(name: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if not same:
         raise MismatchError(
             f"{name} is {array.dtype} in the checkpoint and {dtype} in the model, which would lose values; "
-            f"make the model {array.dtype}, or convert the file with --dtype {dtype}"
+            f"create the model in {array.dtype}, or convert the file with --dtype {dtype}"
         )
     return changed
 

@@ -33,7 +33,7 @@ def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
     """Scope -> keywords, for every network of a graph.
 
     Raises:
-        MismatchError: two that share their variables compute different outputs from them.
+        MismatchError: two networks share variables but have different keywords.
     """
     found: dict[str, dict[str, Any]] = {}
     for note in (json.loads(text) for name in _CONFIGS for text in graph.get_collection(name)):
@@ -49,7 +49,7 @@ def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
 
 
 def keywords_of(session: tf.Session, scope: str | None) -> dict[str, Any]:
-    """The keywords of the network or the CBAM block in a scope; {} where the graph does not say."""
+    """The keywords of the network or the CBAM block in a scope; {} if the graph does not record them."""
     scope = _scope(session, scope)
     notes = map(json.loads, session.graph.get_collection(_BLOCKS))
     blocks = {note["scope"]: note["keywords"] for note in notes}
@@ -88,7 +88,7 @@ def _variables(session: tf.Session, scope: str) -> dict[str, tuple[tf.Variable, 
             found[canonical] = variable, _LAYOUT.stored(parameter)
     if unknown or not found:
         raise MismatchError(
-            f"the variables under {scope!r} are not those of one network (choose it with scope=):", unknown
+            f"the variables under {scope!r} do not form one network (choose it with scope=):", unknown
         )
     return found
 
@@ -151,8 +151,8 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
                 return stored.to_file(array)
 
             if checkpoint.tensors[canonical].info.dtype != wanted:
-                value()  # refuse now, not in the session, what would lose values
-            # a function of the running process, not a constant: the graph does not hold the weights
+                value()  # raises now instead of in the session if the dtype would lose values
+            # a Python function instead of a constant, so that the graph does not hold the weights
             tensor = tf.numpy_function(value, [], dtype)
             tensor.set_shape(shape)
             return tensor

@@ -26,7 +26,7 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
 
 def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # NumPy has none of its own
+    if tensor.dtype == torch.bfloat16:  # NumPy lacks it
         return tensor.view(torch.uint16).numpy().view(ml_dtypes.bfloat16).copy()
     return tensor.numpy().copy()
 

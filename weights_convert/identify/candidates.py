@@ -1,8 +1,8 @@
 """Which network a file holds and whose naming it has: from its names and shapes alone.
 
-Every family reads the file in its way. Those whose tensors then fit, name by name and shape by shape, are
-candidates. Candidates that lead to the same tensors and the same spec are one answer; where the numbers
-would differ, only the user can tell, and the error shows how.
+Every family interprets the file's names. Families whose tensors match by name and shape are candidates.
+Candidates with the same tensors and the same spec count as one. If the numbers would differ, the user has to
+choose, and the error lists the choices.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ class Candidate:
     spec: Spec
     assumed: tuple[str, ...]
     implied: dict[str, Any]
-    label: str | None  # the family's name for it
+    label: str | None  # its name in the family
     misfits: list[str]
-    refusal: list[str] = field(default_factory=list)  # why a network of the family cannot be had at all
-    same_as: list[Family] = field(default_factory=list)  # other families that read it alike
+    refusal: list[str] = field(default_factory=list)  # why this network of the family is unsupported
+    same_as: list[Family] = field(default_factory=list)  # other families with the same result
 
     @property
     def family(self) -> Family:
         return self.reading.family
 
     def check(self, reader: Reader) -> None:
-        """Raise `MismatchError` that lists the misfits, if there are any."""
+        """Raise `MismatchError` with a list of all mismatches, if any."""
         if self.misfits:
             whose = title(self.spec) if self.family.own else f"{self.family.name}'s {title(self.spec)}"
-            lines = self.reading.misfits(reader, self.spec)  # once more, for this one with hints
+            lines = self.reading.misfits(reader, self.spec)  # again, with hints
             raise do_not_fit(f"{reader.path}: its tensors", whose, self.refusal + lines)
 
 
@@ -67,16 +67,16 @@ def identify(
     family: str | None = None,
     scope: str | None = None,
 ) -> Candidate:
-    """The one network that the file holds.
+    """The network in the file.
 
     Args:
-        model: NAME, an architecture of `spec.MODELS`, or FAMILY:NAME, by the family's own name for it.
-        settings: keywords of the spec that are known.
+        model: NAME, an architecture of `spec.MODELS`, or FAMILY:NAME, a name used by the family.
+        settings: known keywords of the spec.
         family: the naming of the tensors.
         scope: the variable scope of the network in a TF1 checkpoint.
 
     Raises:
-        MismatchError: the tensors fit no family, or do not fit; or several fit, with different numbers.
+        MismatchError: the tensors match no family, or several families that compute different numbers.
     """
     label = None
     if model is not None and ":" in model:
@@ -103,10 +103,10 @@ def identify(
 def declared(
     reader: Reader, spec: Spec, assumed: tuple[str, ...], family: str | None, scope: str | None
 ) -> Candidate:
-    """The network that the file's own metadata name; every tensor is held against it.
+    """The network named by the file's metadata, with every tensor checked against it.
 
     Raises:
-        MismatchError: the tensors are not that network's.
+        MismatchError: the tensors do not match that network.
     """
     families = [find_family(family)] if family else list(FAMILIES.values())
     listing = Listing(reader, scope)
@@ -190,7 +190,7 @@ def _with_sizes(reader: Reader, reading: Reading, spec: Spec) -> Spec:
 def _candidates(
     reader: Reader, reading: Reading, found: Inferred, model: str | None, settings: dict[str, Any]
 ) -> list[Candidate]:
-    """The networks that a reading may stand for: one, or the alternatives that only the user knows."""
+    """The networks that match a reading: one, or alternatives for the user to choose."""
     family = reading.family
     if found.spec.attention not in family.attentions:
         return []
@@ -205,7 +205,7 @@ def _candidates(
     for alternative in _alternatives(family, base, settings):
         implied = family.implied(base, alternative)
         spec = changed(base, implied | settings)
-        # a family says everything that no shape shows; our own layouts without metadata say nothing
+        # a family implies all keywords that no shape shows; our own layouts imply none
         unsaid = model is None and family.own is not None
         assumed = tuple(k for k in found.assumed if k not in settings) if unsaid else ()
         refusal = [why] if (why := family.refuses(spec)) else []
@@ -216,7 +216,7 @@ def _candidates(
 
 
 def _alternatives(family: Family, spec: Spec, settings: Mapping[str, Any]) -> list[Case | None]:
-    """The alternatives that do not contradict what the user has said; [None] where none is left."""
+    """The alternatives that agree with the user's settings; [None] if none is left."""
     choices = family.choices(spec)
     agreeing = [
         case for case in choices
@@ -226,7 +226,7 @@ def _alternatives(family: Family, spec: Spec, settings: Mapping[str, Any]) -> li
 
 
 def _one_answer(reader: Reader, fitting: list[Candidate]) -> Candidate:
-    """The candidate that all others agree with; an error that shows the choice where they do not."""
+    """The candidate that all others agree with; otherwise an error that lists the choices."""
     first, *others = fitting
     for other in others:
         if (other.spec, other.reading.names) != (first.spec, first.reading.names):
@@ -251,8 +251,8 @@ def _ambiguous(reader: Reader, fitting: list[Candidate]) -> MismatchError:
         option = f"--model {candidate.family.name}:{candidate.label}" if candidate.label else values
         lines.append(f"{option}  ({values})" if candidate.label else option)
     return MismatchError(
-        f"{reader.path}: its names and shapes are those of {len(fitting)} networks that compute different "
-        "numbers; say which it is:",
+        f"{reader.path}: its names and shapes match {len(fitting)} networks that compute different "
+        "numbers; choose one:",
         lines,
     )
 
@@ -261,14 +261,14 @@ def _no_such(reader: Reader, family: str | None, label: str, found: list[Candida
     labels = list(dict.fromkeys(c.label for c in found if c.label))
     raise MismatchError(
         f"{reader.path}: is not {family}:{label}{nearest(label, labels)}; "
-        f"its tensors are those of {', '.join(f'{family}:{name}' for name in labels) or 'no named model'}"
+        f"its tensors match {', '.join(f'{family}:{name}' for name in labels) or 'no named model'}"
     )
 
 
 def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> MismatchError:
-    """No layout knows half of the names: which knows most of them, and which names it does not know."""
+    """The error if no layout knows half of the names: it shows the nearest layout and some unknown names."""
     count = len(reader.tensors)
-    whose = f"not those of {family}" if family else "those of no known family"
+    whose = f"do not match {family}" if family else "match no known family"
     best = max(readings, key=lambda r: sum(map(r.layout.knows, _inside(r))), default=None)
     unknown = list(reader.tensors)
     hint = ""
@@ -278,7 +278,7 @@ def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> Mis
         hint = f"; the nearest is {best.family.name!r}, which knows {len(known)}"
     shown = [f"{name} {reader.tensors[name].shape}" for name in unknown[:8]]
     return MismatchError(
-        f"{reader.path}: the names of its {count} tensors are {whose}{hint}; for example:", shown
+        f"{reader.path}: the names of its {count} tensors {whose}{hint}; for example:", shown
     )
 
 
