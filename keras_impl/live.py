@@ -69,7 +69,7 @@ def _inner(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]
 
 
 class Network(keras.Model):
-    """What every network has: its keywords, as they are now, in its config and in its files of weights.
+    """The base of every network: its current keywords, in its config and in its files of weights.
 
     Attributes:
         kind: the name of this kind of network in the metadata.
@@ -95,14 +95,14 @@ class Network(keras.Model):
         return check_keywords(live_keywords(self._made, now, self.config), self.kind)
 
     def save_own_variables(self, store: Any) -> None:
-        """As every layer; and the keywords, as a text in bytes, so that `save_weights` files say them too.
+        """As every layer; and the keywords, as a text in bytes, so that files of `save_weights` carry them.
 
         A network that no keywords describe is saved without them.
         """
         super().save_own_variables(store)
         with suppress(ValueError):
-            said = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
-            store[_SAID] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+            metadata = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
+            store[_SAID] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
         super().load_own_variables({name: store[name] for name in store.keys() if name != _SAID})  # noqa: SIM118

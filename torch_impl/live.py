@@ -56,7 +56,7 @@ def below(module: nn.Module, path: str) -> dict[str, Any]:
 
 
 class Network(nn.Module):
-    """What every network has: its keywords, as they are now, and a state dict that carries them.
+    """The base of every network: its current keywords, and a state dict that carries them.
 
     Attributes:
         kind: the name of this kind of network in the metadata.
@@ -91,9 +91,9 @@ class Network(nn.Module):
         """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         with suppress(ValueError):
-            said = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
+            metadata = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
             if hasattr(destination, "_metadata"):
-                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(said)
+                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(metadata)
 
 
 def live_keywords(

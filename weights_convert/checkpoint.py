@@ -92,7 +92,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         if spec is None:
             found = infer({name: array.shape for name, array in arrays.items()})
             if found is None:
-                raise MismatchError("the arrays' names are not those of a network or an attention block")
+                raise MismatchError("the arrays' names match neither a network nor an attention block")
             assumed = tuple(name for name in found.assumed if name not in keywords)
             spec = changed(found.spec, keywords)
         tensors = {name: in_memory(array, name) for name, array in arrays.items()}

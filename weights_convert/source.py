@@ -18,7 +18,7 @@ class Source:
         self._before = {} if given is None else given.facts()
 
     def check(self) -> None:
-        """Raise `SourceError` if any of the files is another one by now, or was written to."""
+        """Raise `SourceError` if a file was replaced or modified."""
         now = facts_of([*self._before])
         for file in self._before:
             if self._before[file] != now.get(file):

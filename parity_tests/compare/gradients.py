@@ -74,7 +74,7 @@ def gradients(
 
 
 def limit(name: str, spec: Any, noise: float | None) -> float:
-    """What an error may be at a point, in float32 where there is a noise: the reasons are in `tolerances`."""
+    """The limit of an error at a point, in float32 if a noise is given; `tolerances` has the reasons."""
     if noise is not None:
         shallow = max(tolerances.FLOAT32_SHALLOW_GRADIENT, tolerances.float32_limit(noise))
         return shallow if networks.is_shallow(spec) else math.inf

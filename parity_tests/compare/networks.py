@@ -25,7 +25,7 @@ Arrays = dict[str, np.ndarray]
 
 
 def check(checkpoint: Checkpoint, frameworks: Iterable[str], dtype: str) -> tuple[Any, Checkpoint]:
-    """The network's spec without dropout and a checkpoint that has it; `SpecError` for what cannot be."""
+    """The network's spec without dropout and a checkpoint that has it; `SpecError` for anything else."""
     spec = spec_of(checkpoint)
     if spec.num_classes < 2:
         raise SpecError("received a network of one class, whose loss is always 0; expected 2 classes or more")

@@ -38,7 +38,7 @@ def without_counts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def in_tensorflow(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """What TensorFlow must hold: name under the network's scope -> array."""
+    """The expected variables in TensorFlow: name under the network's scope -> array."""
     names, arrays = LAYOUTS["tf1"].names(checkpoint.spec), without_counts(checkpoint)
     return {str(names[n]): a.transpose(TO_TENSORFLOW[a.ndim]) for n, a in arrays.items()}
 

@@ -45,7 +45,7 @@ def table(model: str) -> str:
 
 
 def reading(listing: str) -> str:
-    """What `inspect` says of a file of these names and shapes, the plans to convert it, or the refusal."""
+    """The facts of `inspect` on a file of these names and shapes, and plans to convert it, or the error."""
     reader = ListingReader(Path("model.file"))
     for name, shape in shapes_in(listing).items():
         reader.tensors[name] = TensorInfo(shape, np.dtype(np.int64 if is_count(name) else np.float32))

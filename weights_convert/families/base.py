@@ -283,7 +283,7 @@ class Names:
         return f"{module}.{leaf}" if like(f"{module}.{leaf}") else None
 
     def part(self, name: str) -> int:
-        """Which part of a tensor a name in a file is; 0 where it is the whole."""
+        """The number of the part of a tensor that a name in a file stands for; 0 for a whole one."""
         if not self._in_parts:
             return 0
         path = name.removesuffix(":0").rpartition(self.separator)[0]

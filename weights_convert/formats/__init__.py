@@ -112,7 +112,7 @@ def open_reader(source: str | Path | Given, key: str | None = None, limits: Limi
             return container.open(given, key)
         if key is not None:
             raise SourceError(
-                f"{given.path}: --key chooses an entry of a PyTorch file, and this is {container.name}"
+                f"{given.path}: --key selects an entry of a PyTorch file, but this is {container.name}"
             )
         return container.open(given)
     except BaseException:
@@ -139,6 +139,6 @@ def _container_of(given: Given) -> Format:
     if not given.head:
         raise SourceError(f"{given.path}: the file is empty")
     raise SourceError(
-        f"{given.path}: not a checkpoint that can be read here (it begins with {given.head[:8]!r}); "
+        f"{given.path}: not a known checkpoint format (it begins with {given.head[:8]!r}); "
         f"expected one of {', '.join(container.description for container in FORMATS.values())}"
     )

@@ -52,8 +52,8 @@ class KerasReader(Reader):
 
     Args:
         source: the file.
-        limits: what it is believed.
-        kind: who reads HDF5. `PlainFile` raises `Unusual` for what Keras does not write.
+        limits: for untrusted files.
+        kind: the reader of HDF5. `PlainFile` raises `Unusual` for what Keras does not write.
     """
 
     format = "keras"

@@ -1,4 +1,4 @@
-"""Which TF1 checkpoint a path stands for: a prefix, one of its files, or the newest one of a directory."""
+"""Finds the TF1 checkpoint of a path: a prefix, one of its files, or a directory with its newest one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_tf1_prefix(path: Path) -> Path | None:
 
 
 def _prefix_in_state(state: Path) -> Path | None:
-    """What a file named `checkpoint` names; beside that file if the directory has moved since."""
+    """The prefix in a file named `checkpoint`; beside that file, in case the directory has moved."""
     try:
         with state.open("rb") as file:
             line = _STATE_LINE.search(file.read(_MAX_STATE_BYTES))

@@ -1,4 +1,4 @@
-"""What does not fit between the tensors of a file and those of a network, a line each."""
+"""The mismatches between the tensors of a file and those of a network, a line each."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ def misfits(
 
 def do_not_fit(what: str, whose: str, lines: list[str]) -> MismatchError:
     """The error for tensors that are not those of a network."""
-    message = f"{what} are not those of {whose}; {len(lines)} do not fit:"
+    message = f"{what} do not match {whose}; mismatches: {len(lines)}"
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     return MismatchError(message, lines[:_MOST_LINES] + more)
 
 
 def title(spec: Spec) -> str:
-    """What a message calls a network: `se_resnet50`, `resnet`, `the se block`."""
+    """The name of a network in messages: `se_resnet50`, `resnet`, `the se block`."""
     return (variant_of(spec)[0] or spec.kind) if spec.network else f"the {spec.attention} block"
 
 

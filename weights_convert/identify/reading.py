@@ -107,7 +107,7 @@ class Listing:
         self._insides: dict[Any, Inside] = {}
 
     def readings(self, family: Family) -> list[Reading]:
-        """The file's names as a family may have meant them."""
+        """All interpretations of the file's names by a family."""
         _, layout = family.layouts(())[0]
         prefix, _ = self.prefix(layout)
         if prefix is None:
@@ -117,7 +117,7 @@ class Listing:
         return [reading for reading in found if reading is not None]
 
     def read_as(self, family: Family, layout: Layout, values: Mapping[str, Any]) -> Reading | None:
-        """The file's names read by one layout; None where hardly any of them are its own."""
+        """The file's names interpreted by one layout; None if it knows hardly any of them."""
         prefix, scopes = self.prefix(layout)
         if prefix is None:
             return None
@@ -173,9 +173,9 @@ class Listing:
         return self._insides[key]
 
     def prefix(self, layout: Layout) -> tuple[str | None, list[str]]:
-        """What stands before every name: a wrapper's `module.`, or the TF1 scope; and all scopes there are.
+        """The prefix of every name (a wrapper's `module.`, or the TF1 scope), and all scopes of the file.
 
-        None where the scope that was asked for is not there.
+        The prefix is None if the requested scope does not exist.
         """
         key = layout.bookkeeping, layout.scoped, layout.marks, layout.tensorflow_axes
         if key not in self._prefixes:
@@ -183,7 +183,7 @@ class Listing:
         return self._prefixes[key]
 
     def _find_prefix(self, layout: Layout) -> tuple[str | None, list[str]]:
-        names, _ = self.weights(layout)  # an optimiser's or an average's entries are not below the wrapper
+        names, _ = self.weights(layout)  # entries of an optimiser or an average lie outside the wrapper
         if not layout.scoped:
             return ("" if layout.tensorflow_axes else _wrapper(names)), []
         scope = self._scope if self._scope is not None else self.reader.said("scope", str)
@@ -193,7 +193,7 @@ class Listing:
         for mark in layout.marks:
             found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
             outer: list[str] = []
-            for scope in sorted(found):  # what begins with another scope comes behind it
+            for scope in sorted(found):  # a scope sorts before the scopes that begin with it
                 if not outer or not scope.startswith(outer[-1]):
                     outer.append(scope)
             if outer:
@@ -202,7 +202,7 @@ class Listing:
 
 
 def _wrapper(names: Sequence[str]) -> str:
-    """What modules around the network put before every name."""
+    """The prefix that wrapping modules add to every name."""
     prefix = ""
     for _ in range(_MOST_WRAPPERS if names else 0):
         prefix += next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")

@@ -1,4 +1,4 @@
-"""What the inference of networks and of attention blocks share: counting what most tensors show."""
+"""Counting the values that most tensors show, for the inference of networks and attention blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a spec is: the keywords of a network as data, its tensors in canonical naming, and their roles.
+"""Specs: the keywords of a network as data, its tensors in canonical naming, and their roles.
 
 The canonical form is PyTorch's naming and layout. A role belongs to a parameter, never to a pattern of its
 name or to its rank: `features.3.weight` is a convolution in one network and a batch norm in another.
@@ -37,7 +37,7 @@ class Parameter(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionOptions:
-    """What an attention block needs to know besides its channels; the defaults are the papers' code.
+    """The keywords of an attention block besides its channels; the defaults are the papers' code.
 
     SE: arXiv 1709.01507. CBAM: 1807.06521. ECA: 1910.03151.
     """
