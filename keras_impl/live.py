@@ -6,18 +6,23 @@ these keywords must describe the current layers.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any, ClassVar
 
 import keras
+import numpy as np
 
 from .keywords import check_keywords
 
-_SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a layer and attribute
-    "num_classes": r"fc\.units",
+_SAID = "samenet"  # the name of the keywords in a file of weights
+
+_SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a layer and an attribute
+    "num_classes": r"(fc|classifier\.6)\.units",
     "stem_pool": r"stem_pool",
-    "dropout": r"dropout\.rate",
+    "dropout": r"(dropout|classifier\.[25])\.rate",
     "bn_epsilon": r".*\.epsilon",
     "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
     "cbam_bn_momentum": r".*\.cbam\.spatial\.bn\.momentum",
@@ -63,6 +68,54 @@ def _inner(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]
             yield from ((f"{name}.{i}", item) for i, item in numbered if isinstance(item, keras.layers.Layer))
 
 
+class Network(keras.Model):
+    """What every network has: its keywords, as they are now, in its config and in its files of weights.
+
+    Attributes:
+        kind: the name of this kind of network in the metadata.
+        config: the keywords that it was made with.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, config: Mapping[str, Any], **keywords: Any):
+        super().__init__(**keywords)
+        self.config = check_keywords(config, self.kind)
+        self._made: dict[str, Any] = {}
+
+    def live_keywords(self) -> dict[str, Any]:
+        """The keywords that the network has now, with what was changed in its layers since it was made.
+
+        Raises:
+            ValueError: no keywords describe the layers as they are.
+        """
+        now = settings(self)
+        if now == self._made:
+            return dict(self.config)
+        return check_keywords(live_keywords(self._made, now, self.config), self.kind)
+
+    def save_own_variables(self, store: Any) -> None:
+        """As every layer; and the keywords, as a text in bytes, so that `save_weights` files say them too.
+
+        A network that no keywords describe is saved without them.
+        """
+        super().save_own_variables(store)
+        with suppress(ValueError):
+            said = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
+            store[_SAID] = np.frombuffer(json.dumps(said).encode(), np.uint8)
+
+    def load_own_variables(self, store: Any) -> None:
+        super().load_own_variables({name: store[name] for name in store.keys() if name != _SAID})  # noqa: SIM118
+
+    def check_input(self, shape: tuple) -> None:
+        """`ValueError` for a shape that is not (N, H, W, C) with the network's C."""
+        if shape[-1] != self.config["in_channels"]:
+            raise ValueError(f"input of shape {shape}, expected (N, H, W, {self.config['in_channels']})")
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | self.live_keywords()
+
+
 def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
     """The current keywords of a network.
 
@@ -90,4 +143,4 @@ def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str,
             f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
             "create the network with the keywords you need"
         )
-    return check_keywords(found)
+    return found

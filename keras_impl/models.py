@@ -1,10 +1,11 @@
-"""The named models: the network of `resnet.py` with other defaults. Each accepts all keywords of the network.
+"""The named models: each is a network with other defaults, and takes each of its keywords.
 
 `torch_impl`, `keras_impl` and `tf1_compat` have the same file.
 """
 
 from .named import with_defaults as _with_defaults
 from .resnet import network as _network
+from .vgg import network as _vgg
 
 _R18 = {"block": "basic", "depths": (2, 2, 2, 2)}
 _R34 = {"block": "basic", "depths": (3, 4, 6, 3)}
@@ -62,3 +63,5 @@ eca_resnet152 = _with_defaults(_network, "eca_resnet152", **_R152, attention="ec
 eca_resnet20 = _with_defaults(_network, "eca_resnet20", **_CIFAR, depths=(3, 3, 3), attention="eca")
 eca_resnet32 = _with_defaults(_network, "eca_resnet32", **_CIFAR, depths=(5, 5, 5), attention="eca")
 eca_resnet56 = _with_defaults(_network, "eca_resnet56", **_CIFAR, depths=(9, 9, 9), attention="eca")
+vgg16_bn = _with_defaults(_vgg, "vgg16_bn")
+se_vgg16_bn = _with_defaults(_vgg, "se_vgg16_bn", attention="se")

@@ -11,27 +11,21 @@ file (`layer1/bottleneck_1/conv1`). Read it beside the same file in `torch_impl`
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from .attention import dense, mean
 from .blocks import Bottleneck, build_chain, make_norm, make_stage
-from .keywords import check_keywords
 from .layers import Conv2D, max_pool
-from .live import live_keywords, settings
-
-_METADATA = "samenet"  # name of the keywords in a weights file
+from .live import Network, settings
 
 
 @keras.saving.register_keras_serializable("samenet")
-class ResNet(keras.Model):
+class ResNet(Network):
     """A residual network with SE, CBAM, ECA or no attention. Input (N, H, W, C) float, output logits.
 
     Args:
@@ -68,6 +62,8 @@ class ResNet(keras.Model):
         >>> [name for name in features], tuple(features["layer3"].shape)
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], (1, 8, 8, 64))
     """
+
+    kind = "resnet"
 
     def __init__(
         self,
@@ -107,8 +103,8 @@ class ResNet(keras.Model):
         **keywords: Any,
     ):
         c = {k: v for k, v in locals().items() if k not in ("self", "__class__", "name", "keywords")}
-        super().__init__(name=name, **keywords)
-        self.config = c = check_keywords(c)
+        super().__init__(c, name=name, **keywords)
+        c = self.config
         names = ("block", "depths", "width", "stem", "stem_width", "stem_pool", "norm")
         block, depths, width, stem, stem_width, stem_pool, norm = (c[name] for name in names)
         dtype = self.dtype_policy
@@ -133,35 +129,10 @@ class ResNet(keras.Model):
         self.build((None, None, None, c["in_channels"]))
         self._made = settings(self)
 
-    def live_keywords(self) -> dict[str, Any]:
-        """The current keywords of the network, including changes of its layers after construction.
-
-        Raises:
-            ValueError: no keywords describe the current layers.
-        """
-        now = settings(self)
-        return dict(self.config) if now == self._made else live_keywords(self._made, now, self.config)
-
-    def save_own_variables(self, store: Any) -> None:
-        """Also write the keywords, as the bytes of a text, so that `save_weights` files hold them.
-
-        If no keywords describe the network, it is saved without them.
-        """
-        super().save_own_variables(store)
-        with suppress(ValueError):
-            metadata = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
-            store[_METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
-
-    def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables({name: store[name] for name in store.keys() if name != _METADATA})  # noqa: SIM118
-
     def build(self, input_shape: tuple) -> None:
         if self.built:
             return
-        if input_shape[-1] != self.config["in_channels"]:
-            raise ValueError(
-                f"input of shape {input_shape}, expected (N, H, W, {self.config['in_channels']})"
-            )
+        self.check_input(input_shape)
         shape = build_chain(input_shape, self.conv1, self.bn1)
         if self.deep_stem:
             shape = build_chain(shape, self.conv2, self.bn2, self.conv3, self.bn3)
@@ -198,9 +169,6 @@ class ResNet(keras.Model):
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (input_shape[0], self.fc.units)
-
-    def get_config(self) -> dict[str, Any]:
-        return super().get_config() | self.live_keywords()
 
 
 network = ResNet  # the name in `models.py`, the same in the three folders

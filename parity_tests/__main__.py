@@ -29,7 +29,7 @@ from weights_convert.commandline import (
 )
 from weights_convert.errors import SpecError, nearest
 from weights_convert.frameworks import PACKAGES
-from weights_convert.spec import MODELS, ResNetSpec
+from weights_convert.spec import MODELS
 
 FRAMEWORKS = ("torch", "keras", "tf1")
 
@@ -139,7 +139,7 @@ def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
         raise SpecError(f"{what}: neither a model nor a file{nearest(what, MODELS)}")
     checkpoint = load(what, **options)
     checkpoint.close_when_dropped()
-    if not isinstance(checkpoint.spec, ResNetSpec):
+    if not checkpoint.spec.network:
         raise SpecError(f"{what}: holds {checkpoint.describe()}, expected a whole network")
     return lambda: checkpoint
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from parity_tests.quiet_start import start
 from weights_convert import Checkpoint
 from weights_convert.errors import SpecError
-from weights_convert.spec import ResNetSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,17 +144,16 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
     """Record torch's float64 run of one network."""
     start(["torch"])
     from parity_tests.compare.dumps import write_dump
-    from parity_tests.compare.investigate import torch_model
     from parity_tests.compare.layers import torch_noise
+    from parity_tests.watch.build import torch_module
     from parity_tests.watch.open import tracer_of
 
     what, source = next(iter(sources.items()))
     checkpoint = source()
-    assert isinstance(checkpoint.spec, ResNetSpec)  # checked by _source
     images = _images(arguments, checkpoint, CLOSER)
     with _progress(what) as say:
         say("torch in float64, layer by layer")
-        model = torch_model(checkpoint.spec, checkpoint, "float64")
+        model = torch_module(checkpoint.spec, checkpoint, "float64")
         tracer = tracer_of(model, "float64")
         trace = tracer.trace(images)
         noise = {dtype: torch_noise(model, images, dtype) for dtype in DTYPES}
@@ -178,7 +176,6 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
     what, source = next(iter(sources.items()))
     checkpoint, dump, reports = source(), read_dump(arguments.against), []
     powers: list[Power] = []
-    assert isinstance(checkpoint.spec, ResNetSpec)  # checked by _source
     for dtype in _dtypes(arguments):
         with ExitStack() as stack, _progress(what) as say:
             say(f"against {arguments.against}, {dtype}")
@@ -215,8 +212,7 @@ def _images(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int | N
     from parity_tests.judge.photographs import OWN, photographs
 
     spec = checkpoint.spec
-    assert isinstance(spec, ResNetSpec)  # checked by _source
-    if size is not None and spec.stem == "3x3":
+    if size is not None and spec.image_size < CLOSER:
         size = None
     most = None if arguments.images else _OWN_PHOTOGRAPHS
     return photographs(arguments.images or OWN, spec, arguments.size or size, most)

@@ -19,10 +19,10 @@ import numpy as np
 
 from parity_tests.compare.power.result import Power
 from parity_tests.judge import numpy_reference, tolerances
-from parity_tests.watch.build import RUNNERS, SUFFIXES, Points, same_bits
+from parity_tests.watch.build import RUNNERS, SUFFIXES, Points, same_bits, torch_module
 from weights_convert import Checkpoint, convert, load, save
 from weights_convert.examine import diff
-from weights_convert.spec import ResNetSpec, count_parameters
+from weights_convert.spec import Spec, count_parameters
 
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
 
@@ -130,10 +130,9 @@ def prove(
     started, say = time.perf_counter(), say or (lambda _: None)
     spec = checkpoint.spec
     torch_runs: dict[str, Points] = {}
-    assert isinstance(spec, ResNetSpec)
     result = Result(name, count_parameters(spec), images.shape)
     say("the NumPy judge, float64")
-    reference = numpy_reference.resnet(images, checkpoint, spec)
+    reference = numpy_reference.network(images, checkpoint, spec)
     result.rows = [
         Row(point, array.shape, {}, {}, tolerances.is_comparable(array)) for point, array in reference.items()
     ]
@@ -191,19 +190,18 @@ def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str,
     return files
 
 
-def _power(spec: ResNetSpec, checkpoint: Checkpoint, images: np.ndarray, rows: Sequence[Row]) -> Power:
-    """The smallest change of each setting that the stages notice; tensors were compared bit for bit."""
-    from parity_tests.compare.investigate import torch_model
+def _power(spec: Spec, checkpoint: Checkpoint, images: np.ndarray, rows: Sequence[Row]) -> Power:
+    """What the stages would have noticed of each setting; every tensor was compared bit for bit."""
     from parity_tests.compare.power.measure import measure_stage_power
 
     limits = {row.point: min(row.limits.values()) for row in rows if row.errors}
-    model = torch_model(spec, checkpoint, "float64")
-    # one image: it notices as much as several and takes a fraction of the time
-    return measure_stage_power(model, images[:1], limits, bit_for_bit=[*checkpoint])
+    model = torch_module(spec, checkpoint, "float64")
+    # one image: what several notice, one does, and most of the time is saved
+    return measure_stage_power(model, images[:1], limits, spec.stages(), bit_for_bit=[*checkpoint])
 
 
 def _noise(
-    spec: ResNetSpec, checkpoint: Checkpoint, images: np.ndarray, runs: dict[str, Points]
+    spec: Spec, checkpoint: Checkpoint, images: np.ndarray, runs: dict[str, Points]
 ) -> dict[str, float]:
     """The rounding noise at each point: torch's float32 against torch's float64 with the same weights."""
     for dtype in ("float32", "float64"):

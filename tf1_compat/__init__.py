@@ -6,6 +6,7 @@ from .blocks import basic_block, bottleneck
 from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
 from .resnet import resnet
+from .vgg import vgg
 
 __all__ = [
     "basic_block",
@@ -17,5 +18,6 @@ __all__ = [
     "resnet",
     "spatial_attention",
     "squeeze_excitation",
+    "vgg",
 ]
 __all__ += [name for name in vars(models) if not name.startswith("_")]

@@ -88,3 +88,18 @@ def max_pool(x: tf.Tensor, rule: str) -> tf.Tensor:
 def average_pool(x: tf.Tensor) -> tf.Tensor:
     """Means of 2x2 squares; an odd edge averages only the existing values."""
     return tf.nn.avg_pool2d(x, 2, 2, "SAME")
+
+
+def adaptive_average_pool(x: tf.Tensor, size: int) -> tf.Tensor:
+    """Means of size x size windows that cover any (N, H, W, C), as (N, C, size, size), PyTorch's order."""
+    shape = tf.shape(x)
+    rows, columns = (_windows(n, size, x.dtype) for n in (shape[1], shape[2]))
+    x = tf.transpose(x, [0, 3, 1, 2])  # (N, C, H, W)
+    return tf.linalg.matmul(rows, tf.linalg.matmul(x, columns, transpose_b=True))
+
+
+def _windows(n: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:
+    """(size, n): in row i 1 / length, from i n // size up to the ceiling of (i + 1) n / size."""
+    place, i = tf.range(n), tf.range(size)[:, None]
+    inside = (place >= i * n // size) & (place < ((i + 1) * n + size - 1) // size)
+    return tf.cast(inside, dtype) / tf.cast(tf.reduce_sum(tf.cast(inside, tf.int32), 1, keepdims=True), dtype)

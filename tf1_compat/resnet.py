@@ -119,7 +119,7 @@ def resnet(
         for name, value in locals().items()
         if name not in ("images", "is_training", "scope", "reuse")
     }
-    c = check_keywords(c)
+    c = check_keywords(c, "resnet")
     names = ("depths", "stem", "stem_width", "stem_pool", "norm")
     depths, stem, stem_width, stem_pool, norm = (c[name] for name in names)
     check_is_training(is_training)

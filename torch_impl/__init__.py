@@ -6,10 +6,12 @@ from .blocks import BasicBlock, Bottleneck
 from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
 from .resnet import ResNet
+from .vgg import VGG
 
 __all__ = [
     "CBAM",
     "ECA",
+    "VGG",
     "BasicBlock",
     "Bottleneck",
     "ChannelAttention",

@@ -1,7 +1,7 @@
 """Valid values of a network's keywords.
 
-`torch_impl`, `keras_impl` and `tf1_compat` have the same file, and `weights_convert/checks.py` repeats its
-text: all refuse the same values in the same words. A test compares them.
+This file is the same in `torch_impl`, `keras_impl` and `tf1_compat`, and `weights_convert/spec/checks.py`
+has its text too: a value that one refuses, all refuse in the same words. A test compares them.
 """
 
 from __future__ import annotations
@@ -33,12 +33,15 @@ _SIZES = (
     "reduce_first",
     "stem_width",
     "reduction",
+    "head_width",
+    "pool_size",
     "num_classes",
     "in_channels",
 )
 _FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
 MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
-_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # the only values for block="basic"
+_OR_NONE = {"eca_kernel_sizes": ", or None"}
+_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # all that block="basic" can have
 
 
 def check_dropout(name: str, value: Any) -> float:
@@ -71,6 +74,11 @@ def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
     return None if value is None else check_per_stage(name, value, check_odd)
 
 
+def check_widths(name: str, value: Any) -> tuple[int, ...]:
+    """The channels of each stage."""
+    return check_per_stage(name, value, check_int)
+
+
 CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **{name: partial(check_choice, choices=choices) for name, choices in CHOICES.items()},
     **dict.fromkeys(_BOOLS, check_bool),
@@ -78,27 +86,29 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(_FLOATS, check_float),
     "dropout": check_dropout,
     "depths": check_depths,
+    "widths": check_widths,
     "cbam_kernel_size": check_odd,
     "eca_kernel_sizes": check_odd_or_none,
 }
 
 
-def check_keywords(keywords: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a network's keywords as plain Python values.
-
-    Raises:
-        ValueError: a value is invalid, alone or together with another keyword's.
-    """
-    checked = {name: CHECKS[name](name, value) for name, value in keywords.items()}
-    check_together(checked)
-    return checked
+def check_stages(c: Mapping[str, Any], name: str) -> None:
+    """Raise `ValueError` for a keyword that has not one number per stage."""
+    stages = len(c["depths"])
+    if c[name] is not None and len(c[name]) != stages:
+        raise ValueError(f"{name}={c[name]!r}: expected {stages}, one per stage{_OR_NONE.get(name, '')}")
 
 
-def check_together(c: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for keywords that are valid alone but invalid together."""
-    stages, sizes = len(c["depths"]), c["eca_kernel_sizes"]
-    if sizes is not None and len(sizes) != stages:
-        raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {stages}, one per stage, or None")
+def check_vgg(c: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for keywords that are valid one by one and make no VGG together."""
+    check_stages(c, "widths")
+    check_stages(c, "eca_kernel_sizes")
+
+
+def check_resnet(c: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for keywords that are valid one by one and make no residual network together."""
+    check_stages(c, "eca_kernel_sizes")
+    stages = len(c["depths"])
     if c["stem"] == "deep_tiered" and c["stem_width"] < 4:
         raise ValueError(
             f"stem_width={c['stem_width']}: expected at least 4 with stem='deep_tiered', "
@@ -116,3 +126,21 @@ def check_together(c: Mapping[str, Any]) -> None:
                 f"reduce_first={reduce_first}: the 3x3 convolutions of layer{stage + 1} would have "
                 f"{first} input channels, expected a multiple of {groups} above 0"
             )
+
+
+TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {"resnet": check_resnet, "vgg": check_vgg}
+
+
+def check_keywords(keywords: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """The keywords of a network as plain Python values, NumPy's too.
+
+    Args:
+        keywords: as they are given.
+        kind: of network, a key of `TOGETHER`.
+
+    Raises:
+        ValueError: a value is invalid, or does not go with another keyword's.
+    """
+    checked = {name: CHECKS[name](name, value) for name, value in keywords.items()}
+    TOGETHER[kind](checked)
+    return checked

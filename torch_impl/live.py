@@ -1,22 +1,25 @@
 """The current keywords of a network, read from its modules, so that changes after construction count.
 
-A state dict holds no stride and no epsilon. `ResNet.state_dict()` therefore carries the keywords in its
-metadata, which `torch.save` keeps, and these keywords must describe the current modules.
+A state dict holds no stride and no epsilon. That of a network therefore carries the keywords in its
+metadata, where `torch.save` keeps them, and they have to be those of the modules as they are.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Any
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, ClassVar
 
 from torch import nn
 
 from .keywords import check_keywords
 
-_SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a module and attribute
-    "in_channels": r"conv1\.in_channels",
-    "num_classes": r"fc\.out_features",
-    "dropout": r"dropout\.p",
+_SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a module and an attribute
+    "in_channels": r"(conv1|features\.0)\.in_channels",
+    "num_classes": r"(fc|classifier\.6)\.out_features",
+    "dropout": r"(dropout|classifier\.[25])\.p",
     "bn_epsilon": r".*\.eps",
     "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
     "cbam_bn_momentum": r".*\.cbam\.spatial\.bn\.momentum",
@@ -52,6 +55,47 @@ def below(module: nn.Module, path: str) -> dict[str, Any]:
     return kind | {f"{path}.{name}": value for name, value in settings(module).items()}
 
 
+class Network(nn.Module):
+    """What every network has: its keywords, as they are now, and a state dict that carries them.
+
+    Attributes:
+        kind: the name of this kind of network in the metadata.
+        stem_pools: what `stem_pool` may be -> the module.
+        config: the keywords that it was made with.
+    """
+
+    kind: ClassVar[str]
+    stem_pools: ClassVar[Mapping[str, Callable[[], nn.Module]]] = {}
+
+    def __init__(self, keywords: Mapping[str, Any]):
+        super().__init__()
+        self.config = check_keywords(keywords, self.kind)
+        self._made: dict[str, Any] = {}
+
+    def live_keywords(self) -> dict[str, Any]:
+        """The keywords that the network has now, with what was changed in its modules since it was made.
+
+        Raises:
+            ValueError: no keywords describe the modules as they are.
+        """
+        now = settings(self)
+        if now == self._made:
+            return dict(self.config)
+        pools = {rule: below(make(), "maxpool") for rule, make in self.stem_pools.items()}
+        return check_keywords(live_keywords(self._made, now, self.config, pools), self.kind)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """As in every module; and the keywords go into the state dict's metadata, which `torch.save` keeps.
+
+        A network that no keywords describe is saved without them.
+        """
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        with suppress(ValueError):
+            said = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
+            if hasattr(destination, "_metadata"):
+                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(said)
+
+
 def live_keywords(
     made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any], pools: dict[str, dict[str, Any]]
 ) -> dict[str, Any]:
@@ -85,4 +129,4 @@ def live_keywords(
             f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
             "create the network with the keywords you need"
         )
-    return check_keywords(found)
+    return found

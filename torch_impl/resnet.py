@@ -10,18 +10,14 @@ Parameter names are torchvision's. Read it beside the same file in `keras_impl` 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Bottleneck, conv2d, make_norm, make_stage
-from .keywords import check_keywords
-from .live import below, live_keywords, settings
+from .live import Network, settings
 
 
 class MaxPoolSame(nn.Module):
@@ -40,7 +36,7 @@ _STEM_POOLS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(Network):
     """A residual network with SE, CBAM, ECA or no attention. Input (N, C, H, W) float, output logits.
 
     Args:
@@ -76,6 +72,9 @@ class ResNet(nn.Module):
         >>> list(features), tuple(features["layer3"].shape)
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], (1, 64, 8, 8))
     """
+
+    kind = "resnet"
+    stem_pools = _STEM_POOLS
 
     def __init__(
         self,
@@ -113,8 +112,8 @@ class ResNet(nn.Module):
         in_channels: int = 3,
     ):
         c = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        super().__init__()
-        self.config = c = check_keywords(c)
+        super().__init__(c)
+        c = self.config
         names = ("block", "depths", "width", "stem", "stem_width", "stem_pool", "norm")
         block, depths, width, stem, stem_width, stem_pool, norm = (c[name] for name in names)
         bn, bias = make_norm(c), norm != "bn"
@@ -137,29 +136,6 @@ class ResNet(nn.Module):
         self.fc = nn.Linear(channels, c["num_classes"])
         self._made = settings(self)
 
-    def live_keywords(self) -> dict[str, Any]:
-        """The current keywords of the network, including changes of its modules after construction.
-
-        Raises:
-            ValueError: no keywords describe the current modules.
-        """
-        now = settings(self)
-        if now == self._made:
-            return dict(self.config)
-        pools = {rule: below(make(), "maxpool") for rule, make in _STEM_POOLS.items()}
-        return live_keywords(self._made, now, self.config, pools)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """Also write the keywords to the state dict's metadata, which `torch.save` keeps.
-
-        If no keywords describe the network, it is saved without them.
-        """
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        with suppress(ValueError):
-            metadata = {"mapping_version": 1, "kind": "resnet", "spec": self.live_keywords()}
-            if hasattr(destination, "_metadata"):
-                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(metadata)
-
     def forward_stem(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         if self.deep_stem:
@@ -167,20 +143,25 @@ class ResNet(nn.Module):
             x = F.relu(self.bn3(self.conv3(x)), inplace=True)
         return self.maxpool(x)
 
+    def stages(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        """Each stage by name; each is given the output of the one before."""
+        yield "stem", self.forward_stem
+        for name in self.stage_names:
+            yield name, self.get_submodule(name)
+        yield "pooled", lambda x: x.mean((2, 3))
+        yield "logits", lambda x: self.fc(self.dropout(x))
+
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
         """Every stage's output: `stem`, `layer1` ..., `pooled` (N, C) and `logits` (N, num_classes)."""
-        features = {"stem": (x := self.forward_stem(x))}
-        for name in self.stage_names:
-            features[name] = x = self.get_submodule(name)(x)
-        features["pooled"] = x = x.mean((2, 3))
-        features["logits"] = self.fc(self.dropout(x))
+        features = {}
+        for name, stage in self.stages():
+            features[name] = x = stage(x)
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.forward_stem(x)  # forward_features would keep every stage's output in memory
-        for name in self.stage_names:
-            x = self.get_submodule(name)(x)
-        return self.fc(self.dropout(x.mean((2, 3))))
+        for _, stage in self.stages():  # not by forward_features, which keeps every stage's output in memory
+            x = stage(x)
+        return x
 
 
 network = ResNet  # the name in `models.py`, the same in the three folders

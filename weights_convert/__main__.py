@@ -101,9 +101,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _check_json(target: str | None, *files: str) -> None:
     """`check_target` for checkpoints, whose prefix may mean several files."""
     if target is not None:
-        from weights_convert.source import files_of
+        from weights_convert.formats.given import Given
 
-        check_target(target, *files, *(str(part) for file in files for part in files_of(Path(file))))
+        check_target(target, *files, *(str(part) for file in files for part in Given(file).files()))
 
 
 def run_convert(arguments: argparse.Namespace) -> int:
@@ -279,10 +279,11 @@ def run_table(arguments: argparse.Namespace) -> int:
 
     spec = model_spec(arguments.model)
     rows = []
-    for name, shape, _ in parameters(spec):
-        renamed = [LAYOUTS[family].rename(name, spec) or "-" for family in ("torch", "keras", "tf1")]
-        rows.append([*renamed, str(shape), str(LAYOUTS["tf1"].shape_in_file(name, shape))])
-    _print_table(_output(None), ("torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"), rows)
+    for parameter in parameters(spec):
+        renamed = [layout.rename(parameter, spec) or "-" for layout in LAYOUTS.values()]
+        in_tensorflow = LAYOUTS["tf1"].stored(parameter).shape(parameter.shape)
+        rows.append([*renamed, str(parameter.shape), str(in_tensorflow)])
+    _print_table(_output(None), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
     return 0
 
 

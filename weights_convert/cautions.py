@@ -10,8 +10,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from weights_convert.errors import printable
-from weights_convert.recognise import spec_values
-from weights_convert.spec import TRAINING_ONLY
+from weights_convert.spec import TRAINING_ONLY, spec_values
 
 if TYPE_CHECKING:
     from weights_convert.checkpoint import Checkpoint

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from weights_convert.checkpoint import Checkpoint, Tensor, changed
+from weights_convert.checkpoint import Checkpoint, Tensor
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import Family
 from weights_convert.formats.base import TensorInfo
-from weights_convert.spec import TRAINING_ONLY, ResNetSpec, parameters
+from weights_convert.spec import TRAINING_ONLY, changed, parameters
 
 _LETTERS_PER_CLASS = 100  # most characters per line of a permutation file
 _BN = ("weight", "bias", "running_mean", "running_var")
@@ -69,7 +69,7 @@ def reorder_classes(source: Checkpoint, order: Sequence[int], origin: str) -> Ch
     """The same network with its classes in another order: class i becomes the source's class order[i]."""
     index = np.asarray(order)
     tensors = dict(source.tensors)
-    for name in ("fc.weight", "fc.bias"):
+    for name in (f"{source.spec.head}.weight", f"{source.spec.head}.bias"):
         if name not in tensors:
             raise MismatchError(f"{source.describe()} has no classes to reorder: there is no {name}")
         tensors[name] = tensors[name]._replace(read=partial(_taken, tensors[name], index))
@@ -83,13 +83,9 @@ def reorder_classes(source: Checkpoint, order: Sequence[int], origin: str) -> Ch
 
 def _pairs(source: Checkpoint) -> list[tuple[str, str]]:
     """(convolution, batch norm) of a network, and of CBAM's spatial gates."""
-    pairs = []
-    for name in source:
-        if name.endswith(".running_var"):
-            bn = name.removesuffix(".running_var")
-            conv = bn.removesuffix("1") + "0" if bn.endswith("downsample.1") else bn.replace("bn", "conv")
-            pairs.append((conv, bn))
-    return pairs
+    convolutions = [p.name.rpartition(".")[0] for p in parameters(source.spec) if p.role == "conv2d"]
+    pairs = [(conv, source.spec.norm_after(conv)) for conv in convolutions]
+    return [(conv, bn) for conv, bn in pairs if f"{bn}.running_var" in source]
 
 
 def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
@@ -124,7 +120,7 @@ def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
         shape = kernel.info.shape
         tensors[f"{conv}.weight"] = Tensor(TensorInfo(shape, target), kernel.name, folded_kernel)
         tensors[f"{conv}.bias"] = Tensor(TensorInfo(shape[:1], target), f"{conv}.bias (folded)", folded_bias)
-    keywords: dict[str, Any] = {"norm": "bias"} if isinstance(source.spec, ResNetSpec) else {}
+    keywords: dict[str, Any] = {"norm": "bias"} if hasattr(source.spec, "norm") else {}
     if source.spec.attention == "cbam" and source.spec.cbam_bn:
         keywords |= {"cbam_bn": False, "cbam_spatial_bias": True}
     return _derived(source, tensors, keywords, f"{len(pairs)} batch norms folded into their convolutions")
@@ -162,7 +158,7 @@ def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:
     if family.own is not None:
         return source
     spec = source.spec
-    if spec.attention not in family.attentions or isinstance(spec, ResNetSpec) == bool(family.block):
+    if spec.attention not in family.attentions or spec.kind not in family.kinds:
         raise MismatchError(f"{family.name} has no place for {source.describe()}")
     if why := family.refuses(spec):
         raise MismatchError(f"{family.name} has no place for {source.describe()}: {why}")

@@ -3,30 +3,21 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from weights_convert.errors import MismatchError, SourceError, nearest
+from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import Preprocessing
 from weights_convert.formats.base import Reader, TensorInfo
-from weights_convert.layouts import LAYOUTS, Layout
-from weights_convert.recognise import infer
+from weights_convert.identify.candidates import infer
+from weights_convert.identify.misfits import do_not_fit, misfits, title
 from weights_convert.source import Source
-from weights_convert.spec import (
-    AttentionSpec,
-    Spec,
-    make_spec,
-    model_name,
-    parameters,
-    variant_of,
-)
+from weights_convert.spec import Spec, changed, model_name, network_spec, variant_of
 
-MAPPING_VERSION = 1  # of names and axes; recorded in every output file
-_MOST_HINTED, _MOST_LINES = 50, 5_000  # extra tensors with a hint, lines below a message
+MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
 
 
 class Tensor(NamedTuple):
@@ -96,11 +87,14 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """A checkpoint of arrays in memory; missing keywords of its spec are inferred."""
         keywords = dict(keywords or {})
         arrays = {name: _native(array) for name, array in arrays.items()}
-        found = infer({name: array.shape for name, array in arrays.items()})
-        if found is None:
-            raise MismatchError("the arrays' names match neither a network nor an attention block")
-        assumed = tuple(name for name in found.assumed if name not in keywords)
-        spec = changed(found.spec, keywords)
+        spec: Any = network_spec(keywords)
+        assumed: tuple[str, ...] = ()
+        if spec is None:
+            found = infer({name: array.shape for name, array in arrays.items()})
+            if found is None:
+                raise MismatchError("the arrays' names are not those of a network or an attention block")
+            assumed = tuple(name for name in found.assumed if name not in keywords)
+            spec = changed(found.spec, keywords)
         tensors = {name: in_memory(array, name) for name, array in arrays.items()}
         infos = {name: tensor.info for name, tensor in tensors.items()}
         if lines := misfits(spec, infos):
@@ -149,12 +143,12 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return model_name(self.spec)
 
     def describe(self) -> str:
-        """Text for messages: `se_resnet50` with its differences from the named model, or `one se block`."""
-        if isinstance(self.spec, AttentionSpec):
+        """`se_resnet50`, with what differs from the named model, or `one se block`: for messages."""
+        if not self.spec.network:
             return f"one {self.spec.attention} block"
         name, other = variant_of(self.spec)
         if name is None:
-            return "an unnamed resnet"
+            return f"an unnamed {self.spec.kind}"
         return f"{name} with {', '.join(f'{k}={v!r}' for k, v in other.items())}" if other else name
 
 
@@ -162,73 +156,3 @@ def _native(array: np.ndarray) -> np.ndarray:
     """The array in this machine's byte order, without a copy if possible."""
     array = np.asarray(array)
     return array.astype(array.dtype.newbyteorder("="), copy=False)
-
-
-def changed(spec: Spec, keywords: Mapping[str, Any]) -> Any:
-    """`spec` with other values for some keywords."""
-    values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
-    if keywords.get("stem", values.get("stem")) != values.get("stem"):
-        values.pop("stem_pool")  # its default depends on the stem
-    return make_spec(type(spec), values | dict(keywords))
-
-
-def misfits(
-    spec: Spec,
-    infos: Mapping[str, TensorInfo],
-    extra: Mapping[str, tuple[int, ...]] | None = None,
-    layout: Layout = LAYOUTS["torch"],
-    prefix: str = "",
-    names: Mapping[str, tuple[str, ...]] | None = None,
-    hints: bool = True,
-) -> list[str]:
-    """Every missing, extra and misshapen tensor and every wrong dtype: one line each, by name in the file.
-
-    Args:
-        spec: the expected network.
-        infos: canonical name -> shape in the file, and dtype.
-        extra: name in the file -> shape, for tensors without a canonical name.
-        layout, prefix: naming and layout of the file's tensors.
-        names: canonical name -> names in this file, of the existing tensors.
-        hints: whether to suggest the nearest missing name for an extra one, which takes time.
-    """
-
-    def in_file(name: str) -> str:
-        there = (names or {}).get(name, ())
-        return there[0] if len(there) == 1 else prefix + layout.in_file(name, spec)
-
-    wanted = {p.name: (layout.shape_in_file(p.name, p.shape), p.role) for p in parameters(spec)}
-    missing = [name for name, (_, role) in wanted.items() if name not in infos and role != "count"]
-    extras = {in_file(name): infos[name].shape for name in infos if name not in wanted} | dict(extra or {})
-    missing_names = [in_file(name) for name in missing]
-    details = [f"missing: {in_file(name)} {wanted[name][0]}" for name in missing]
-    for number, (name, shape) in enumerate(extras.items()):
-        hint = nearest(name, missing_names) if hints and number < _MOST_HINTED else ""
-        details.append(f"extra: {name} {shape}{hint}")
-    for name, (expected, role) in wanted.items():
-        if name not in infos:
-            continue
-        shape, dtype = infos[name]
-        if shape != expected:
-            details.append(f"misshapen: {in_file(name)} {shape}, expected {expected}")
-        elif not _fits(dtype, role):
-            kind = "an integer" if role == "count" else "a float"
-            details.append(f"wrong dtype: {in_file(name)} is {dtype}, expected {kind} dtype")
-    return details
-
-
-def do_not_fit(what: str, whose: str, lines: list[str]) -> MismatchError:
-    """The error for tensors that do not match a network."""
-    message = f"{what} do not match {whose}; mismatches: {len(lines)}"
-    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
-    return MismatchError(message, lines[:_MOST_LINES] + more)
-
-
-def title(spec: Spec) -> str:
-    """The name of a network in messages: `se_resnet50`, `resnet`, `the se block`."""
-    if isinstance(spec, AttentionSpec):
-        return f"the {spec.attention} block"
-    return variant_of(spec)[0] or "resnet"
-
-
-def _fits(dtype: np.dtype, role: str) -> bool:
-    return dtype.kind in "iu" if role == "count" else dtype.kind == "f" or dtype.name == "bfloat16"

@@ -21,7 +21,6 @@ from weights_convert.limits import Limits
 from weights_convert.loading import opened
 from weights_convert.memory import not_finite, sha256
 from weights_convert.plan import DTYPES, Move, Plan, make_plan
-from weights_convert.spec import ResNetSpec
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -115,9 +114,10 @@ def save(
 
 
 def _reordered(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
-    if not isinstance(checkpoint.spec, ResNetSpec):
+    classes = getattr(checkpoint.spec, "num_classes", None)
+    if classes is None:
         raise MismatchError(f"{checkpoint.path}: {checkpoint.describe()} has no classes to reorder")
-    order = changes.read_permutation(path, checkpoint.spec.num_classes)
+    order = changes.read_permutation(path, classes)
     return changes.reorder_classes(checkpoint, order, str(path))
 
 
@@ -232,7 +232,7 @@ def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
                 f"{move.target.dtype.name}; use --dtype {wider}"
             )
         array = cast
-    return plan.layout.to_file(move.canonical, array)
+    return move.stored.to_file(array)
 
 
 def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.families import FAMILIES
-from weights_convert.families.base import concerns
 from weights_convert.memory import not_finite
 from weights_convert.spec import count_parameters, variant_of
 
@@ -29,9 +28,7 @@ def facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": name,
         "variant": variant,
         "attention": checkpoint.spec.attention,
-        "spec": {
-            k: v for k, v in dataclasses.asdict(checkpoint.spec).items() if concerns(k, checkpoint.spec)
-        },
+        "spec": {k: v for k, v in dataclasses.asdict(checkpoint.spec).items() if checkpoint.spec.concerns(k)},
         "assumed": list(checkpoint.assumed),
         "parameters": count_parameters(checkpoint.spec),
         "tensors": len(checkpoint),

@@ -1,26 +1,29 @@
-"""Roles: the name and the axes of each kind of tensor; and this project's three layouts.
+"""Roles, and this project's three layouts: how each tensor is called and laid out in a file.
 
-A layout maps a canonical name to the name in a file and back. The role decides the axes, never the rank:
-ECA's three-dimensional kernel would break a rule based on the rank.
+A layout maps a parameter of a spec to its name in a file, and such names back to canonical ones. The role
+of the parameter decides its axes.
 
     >>> spec = model_spec("eca_resnet50")
-    >>> LAYOUTS["keras"].rename("layer1.2.eca.conv.weight", spec)
+    >>> LAYOUTS["keras"].names(spec)["layer1.2.eca.conv.weight"]
     'layer1/bottleneck_2/eca/conv/vars/0'
-    >>> LAYOUTS["tf1"].parse("layer1_2/eca/conv/kernel"), role_of("layer1.2.eca.conv.weight")
-    ('layer1.2.eca.conv.weight', 'conv1d')
+    >>> LAYOUTS["tf1"].parse("layer1_2/eca/conv/kernel")
+    'layer1.2.eca.conv.weight'
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from weights_convert.memory import transposed
-from weights_convert.spec import ResNetSpec, Spec, model_spec  # noqa: F401  (model_spec: in the example)
+from weights_convert.spec import KINDS, Parameter, Spec, model_spec, parameters  # noqa: F401  (in the example)
+from weights_convert.spec.resnet import BLOCK_CLASSES
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -35,13 +38,15 @@ class Role(NamedTuple):
 
     @property
     def to_torch(self) -> tuple[int, ...] | None:
-        return None if self.to_tf is None else tuple(int(axis) for axis in np.argsort(self.to_tf))
+        return _inverse(self.to_tf)
 
 
+_DENSE = Role("weight", "kernel", 0, (1, 0))
 ROLES = {
     "conv2d": Role("weight", "kernel", 0, (2, 3, 1, 0)),  # O I H W -> H W I O; grouped: I is I / groups
     "conv1d": Role("weight", "kernel", 0, (2, 1, 0)),
-    "dense": Role("weight", "kernel", 0, (1, 0)),
+    "dense": _DENSE,
+    **dict.fromkeys(("se_dense", "cbam_dense"), _DENSE),  # of an attention in a network: 1x1 in some files
     "bias": Role("bias", "bias", 1),
     "scale": Role("weight", "gamma", 0),
     "offset": Role("bias", "beta", 1),
@@ -50,50 +55,90 @@ ROLES = {
     "count": Role("num_batches_tracked", None, None),
 }
 
-_BN_ROLES = {ROLES[role].torch: role for role in ("scale", "offset", "mean", "variance", "count")}
-_MODULE_ROLES = (  # the module's canonical name -> the role of its `weight`
-    (re.compile(r"(.*\.)?(bn\d?|downsample\.1)"), "batch_norm"),
-    (re.compile(r"(.*\.eca\.)?conv"), "conv1d"),
-    (re.compile(r"(.*\.)?(conv\d|spatial\.conv|downsample\.0)"), "conv2d"),
-    (re.compile(r"(.*\.)?fc\d?"), "dense"),
-)
+_TF_LEAVES = {role.tf: role.torch for role in ROLES.values() if role.tf}  # kernel -> weight, gamma -> weight
+_KERAS_LEAVES = ("weight", "bias", "running_mean", "running_var")  # by their number in a Keras file
 
 
-def role_of(name: str) -> str | None:
-    """The role of the tensor with this canonical name, or None for an unknown name.
+@lru_cache(maxsize=65536)
+def skeleton(name: str) -> str:
+    """A name with its numbers taken out.
 
-    >>> role_of("layer1.0.downsample.1.weight"), role_of("layer1.0.cbam.spatial.conv.weight"), role_of("x.y")
-    ('scale', 'conv2d', None)
+    >>> skeleton("layer1.0.conv2.weight")
+    'layer#.#.conv#.weight'
     """
-    module, _, leaf = name.rpartition(".")
-    for pattern, role in _MODULE_ROLES:
-        if pattern.fullmatch(module):
-            if role == "batch_norm":
-                return _BN_ROLES.get(leaf)
-            return {"weight": role, "bias": "bias"}.get(leaf)
-    return None
+    return re.sub(r"\d+", "#", name)
 
 
-_MLP = re.compile(r".+\.(se|cbam)\.(?:channel\.)?fc[12]\.weight")  # the weights of an attention's MLP
+@lru_cache(maxsize=65536)
+def like(name: str) -> Parameter | None:
+    """The parameter that a tensor of this canonical name is, in whichever network; None for other names.
+
+    >>> like("layer9.9.downsample.1.weight").role, like("layer1.0.conv1.kernel")
+    ('scale', None)
+    """
+    return next((found for kind in KINDS.values() if (found := kind.like(name))), None)
 
 
-@dataclass(frozen=True, kw_only=True)
+def from_tensorflow(module: str, leaf: str) -> str | None:
+    """The canonical name of a variable with TensorFlow's leaf name in a canonical module, or None."""
+    canonical = f"{module}.{_TF_LEAVES.get(leaf)}"
+    parameter = like(canonical)
+    return canonical if parameter and ROLES[parameter.role].tf == leaf else None
+
+
+class Stored(NamedTuple):
+    """How a file keeps one tensor.
+
+    Attributes:
+        axes: the transposition from PyTorch's axes to the file's; None for none.
+        is_1x1: whether a dense kernel is kept as a 1x1 convolution.
+    """
+
+    axes: tuple[int, ...] | None
+    is_1x1: bool
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape in the file."""
+        return permuted((*shape, 1, 1) if self.is_1x1 else shape, self.axes)
+
+    def canonical_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The inverse of `shape`; an impossible shape comes back odd and is refused later."""
+        shape = permuted(shape, _inverse(self.axes))
+        return shape[:2] if self.is_1x1 and len(shape) == 4 and shape[2:] == (1, 1) else shape
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """The array as the file keeps it; C-contiguous, unless it is large (`memory.transposed`)."""
+        array = array[:, :, None, None] if self.is_1x1 else array
+        return array if self.axes is None else transposed(array, self.axes)
+
+    def to_canonical(self, array: np.ndarray) -> np.ndarray:
+        """The inverse of `to_file`."""
+        axes = _inverse(self.axes)
+        array = array if axes is None else transposed(array, axes)
+        return array.reshape(array.shape[:2]) if self.is_1x1 else array
+
+
+def _inverse(axes: tuple[int, ...] | None) -> tuple[int, ...] | None:
+    return None if axes is None else tuple(axes.index(axis) for axis in range(len(axes)))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Layout:
     """One way to name and lay out the tensors of a model: one of this project's own, or of a family.
 
     Attributes:
-        rename: (canonical name, spec) -> the name in a file, None if the file cannot hold the tensor.
-        parse: name in a file -> canonical name, None for an unknown name.
-        tensorflow_axes: whether kernels have TensorFlow's axes.
-        mlp_1x1: the attentions whose MLP is stored as 1x1 convolutions.
-        bookkeeping: patterns of names that are not weights, with descriptions.
-        scoped: whether names may begin with a variable scope; otherwise only with a wrapper's `module.`.
-        part: name in a file -> number of the part of a tensor, for groups stored separately.
-        marks: ends of names that show a network and its scope in a file.
+        rename: (parameter, spec) -> the name in a file, None where it has no place.
+        parse: name in a file -> canonical name, None for a name that is not of this layout.
+        tensorflow_axes: whether kernels are laid out as TensorFlow does it.
+        mlp_1x1: the attentions whose MLP is kept as 1x1 convolutions.
+        bookkeeping: names that are known not to be weights, and what they are.
+        scoped: whether a variable scope may stand before every name; else only a wrapper's `module.` may.
+        part: name in a file -> which part of a tensor it is, where groups are kept one by one.
+        marks: ends of names by which a network, and so its scope, is found in a file.
     """
 
     name: str
-    rename: Callable[[str, Spec], str | None]
+    rename: Callable[[Parameter, Spec], str | None]
     parse: Callable[[str], str | None]
     tensorflow_axes: bool = False
     mlp_1x1: tuple[str, ...] = ()
@@ -115,45 +160,20 @@ class Layout:
                 found.setdefault(canonical, {}).setdefault(self.part(name), name)
         return {canonical: tuple(parts[n] for n in sorted(parts)) for canonical, parts in found.items()}
 
+    @lru_cache(maxsize=256)  # noqa: B019  (there are few layouts, and they live as long as the process)
+    def names(self, spec: Spec) -> dict[str, str | None]:
+        """Canonical name -> the name in a file, of every tensor of a network; None where it has no place."""
+        return {parameter.name: self.rename(parameter, spec) for parameter in parameters(spec)}
+
     def in_file(self, canonical: str, spec: Spec) -> str:
-        """The name in a file, for messages; the canonical name if the file cannot hold the tensor."""
-        return self.rename(canonical, spec) or canonical
+        """The name in a file, for messages; a tensor without a place there keeps its own."""
+        return self.names(spec).get(canonical) or canonical
 
-    def _stored(self, canonical: str) -> tuple[bool, Role | None]:
-        """Whether a tensor is stored as a 1x1 convolution, and the role that decides its axes."""
-        role = role_of(canonical)
-        mlp = _MLP.fullmatch(canonical)
-        if mlp and mlp[1] in self.mlp_1x1:
-            return True, ROLES["conv2d"]
-        return False, ROLES[role] if role else None
-
-    def axes_from_canonical(self, canonical: str) -> tuple[int, ...] | None:
-        """The transposition from PyTorch's axes to the file's, or None."""
-        _, role = self._stored(canonical)
-        return role.to_tf if role and self.tensorflow_axes else None
-
-    def shape_in_file(self, canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        expanded, _ = self._stored(canonical)
-        return permuted((*shape, 1, 1) if expanded else shape, self.axes_from_canonical(canonical))
-
-    def canonical_shape(self, canonical: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The inverse of `shape_in_file`; an invalid shape gives an odd result, which is refused later."""
-        expanded, role = self._stored(canonical)
-        shape = permuted(shape, role.to_torch if role and self.tensorflow_axes else None)
-        return shape[:2] if expanded and len(shape) == 4 and shape[2:] == (1, 1) else shape
-
-    def to_file(self, canonical: str, array: np.ndarray) -> np.ndarray:
-        """The array in the file's layout; C-contiguous unless it is large (`memory.transposed`)."""
-        expanded, _ = self._stored(canonical)
-        array, axes = array[:, :, None, None] if expanded else array, self.axes_from_canonical(canonical)
-        return array if axes is None else transposed(array, axes)
-
-    def to_canonical(self, canonical: str, array: np.ndarray) -> np.ndarray:
-        """The inverse of `to_file`."""
-        expanded, role = self._stored(canonical)
-        axes = role.to_torch if role and self.tensorflow_axes else None
-        array = array if axes is None else transposed(array, axes)
-        return array.reshape(array.shape[:2]) if expanded else array
+    def stored(self, parameter: Parameter) -> Stored:
+        """How a file keeps a tensor of this role."""
+        is_1x1 = parameter.role in [f"{attention}_dense" for attention in self.mlp_1x1]
+        role = ROLES["conv2d" if is_1x1 else parameter.role]
+        return Stored(role.to_tf if self.tensorflow_axes else None, is_1x1)
 
 
 def permuted(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -165,74 +185,107 @@ def permuted(shape: tuple[int, ...], axes: tuple[int, ...] | None) -> tuple[int,
 # torch: layer1.0.conv1.weight, the canonical names themselves
 
 
-def _torch_rename(name: str, spec: Spec) -> str:  # noqa: ARG001
-    return name
+def _torch_rename(parameter: Parameter, spec: Spec) -> str:  # noqa: ARG001
+    return parameter.name
 
 
 def _torch_parse(name: str) -> str | None:
-    return name if role_of(name) else None
+    return name if like(name) else None
 
 
 # --------------------------------------------------------------------------------------------------
 # tf1: layer1_0/conv1/kernel, a number is joined to the preceding name
 
-TF_LEAVES = {ROLES[role].tf: ROLES[role].torch for role in ROLES if ROLES[role].tf}
 
-
-def _tf1_rename(name: str, spec: Spec) -> str | None:  # noqa: ARG001
-    leaf = ROLES[role_of(name) or "count"].tf
+def _tf1_rename(parameter: Parameter, spec: Spec) -> str | None:  # noqa: ARG001
+    leaf = ROLES[parameter.role].tf
     if leaf is None:
         return None
-    module = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", name.rpartition(".")[0])
+    module = re.sub(r"\.(\d+)(?=\.|$)", r"_\1", parameter.name.rpartition(".")[0])
     return f"{module.replace('.', '/')}/{leaf}"
 
 
+@cache
+def _numbered() -> re.Pattern[str]:
+    """The lists of networks with a member's number: `layer1_0`, `features_3`."""
+    names = (p.name for kind in KINDS.values() for spec in kind.widest() for p in parameters(spec))
+    lists = {name for of in names for name in re.findall(r"(\w+)\.\d+\.", of)}
+    patterns = {re.sub(r"\d+", r"\\d+", name) for name in lists}
+    return re.compile(rf"\b({'|'.join(sorted(patterns))})_(\d+)\b")
+
+
+def tf1_module(scope: str) -> str:
+    """The canonical path of a TF1 variable scope.
+
+    >>> tf1_module("layer1_0/downsample_1"), tf1_module("conv2d_7")
+    ('layer1.0.downsample.1', 'conv2d_7')
+    """
+    return _numbered().sub(r"\1.\2", scope).replace("/", ".")
+
+
 def _tf1_parse(name: str) -> str | None:
-    *path, leaf = name.split("/")
-    module = re.sub(r"\b(layer\d+|downsample)_(\d+)\b", r"\1.\2", ".".join(path))
-    canonical = f"{module}.{TF_LEAVES.get(leaf)}"
-    role = role_of(canonical)
-    return canonical if role and ROLES[role].tf == leaf else None
+    scope, _, leaf = name.rpartition("/")
+    return from_tensorflow(tf1_module(scope), leaf)
 
 
 # --------------------------------------------------------------------------------------------------
 # keras: layer1/bottleneck_1/conv1/vars/0, members of a list are numbered per class
 
-_BLOCK_CLASSES = {"basic": "basic_block", "bottleneck": "bottleneck"}
-_DOWNSAMPLE = {"downsample.0": "downsample/conv2d", "downsample.1": "downsample/batch_normalization"}
+_LAYER_CLASSES = {"conv2d": "conv2d", "conv1d": "conv1d", "dense": "dense"}  # else a batch norm
 
 
-def _keras_rename(name: str, spec: Spec) -> str | None:
-    index = ROLES[role_of(name) or "count"].keras_index
+def _keras_rename(parameter: Parameter, spec: Spec) -> str | None:
+    index = ROLES[parameter.role].keras_index
     if index is None:
         return None
-    module = name.rpartition(".")[0]
-    for number, member in _DOWNSAMPLE.items():
-        module = module.replace(number, member)
-    if isinstance(spec, ResNetSpec):
-        block = _BLOCK_CLASSES[spec.block]
-        module = re.sub(r"^(layer\d+)\.0\.", rf"\1/{block}/", module)
-        module = re.sub(r"^(layer\d+)\.(\d+)\.", rf"\1/{block}_\2/", module)
-    return f"{module.replace('.', '/')}/vars/{index}"
+    return f"{_keras_modules(spec)[parameter.name.rpartition('.')[0]]}/vars/{index}"
 
 
-_KERAS_BLOCK = re.compile(rf"^(layer\d+)/(?:{'|'.join(_BLOCK_CLASSES.values())})(?:_(\d+))?/")
+@lru_cache(maxsize=256)
+def _keras_modules(spec: Spec) -> dict[str, str]:
+    """Canonical path of a layer -> its path in a Keras file."""
+    layers: dict[str, str] = {}  # path -> class
+    for parameter in parameters(spec):
+        layers.setdefault(parameter.name.rpartition(".")[0], "")
+        if parameter.role != "bias":
+            of_class = _LAYER_CLASSES.get(parameter.role, "batch_normalization")
+            layers[parameter.name.rpartition(".")[0]] = of_class
+    members: dict[str, str] = {}  # path of a list's member -> its name in the file
+    counts: Counter[tuple[str, str]] = Counter()
+    found = {}
+    for path, of_class in layers.items():
+        steps, parts = path.split("."), []
+        for number, step in enumerate(steps):
+            if not step.isdigit():
+                parts.append(step)
+                continue
+            member, above = ".".join(steps[: number + 1]), ".".join(steps[:number])
+            if member not in members:
+                name = of_class if member == path else spec.member_class(member)
+                count = counts[above, name]
+                counts[above, name] += 1
+                members[member] = f"{name}_{count}" if count else name
+            parts.append(members[member])
+        found[path] = "/".join(parts)
+    return found
+
+
+_KERAS_BLOCK = re.compile(rf"^(layer\d+)/(?:{'|'.join(BLOCK_CLASSES.values())})(?:_(\d+))?/")
 _KERAS_NAME = re.compile(r"(.+)/vars/(\d{1,9})")
+_DOWNSAMPLE = {"downsample/conv2d": "downsample.0", "downsample/batch_normalization": "downsample.1"}
 
 
 def _keras_parse(name: str) -> str | None:
+    """For the networks whose depths only a file shows."""
     match = _KERAS_NAME.fullmatch(name)
-    if match is None:
+    if match is None or int(match[2]) >= len(_KERAS_LEAVES):
         return None
     module = _KERAS_BLOCK.sub(lambda found: f"{found[1]}.{found[2] or 0}.", match[1])
-    for number, member in _DOWNSAMPLE.items():
+    for member, number in _DOWNSAMPLE.items():
         module = module.replace(member, number)
-    module = module.replace("/", ".")
-    for leaf in ("weight", "bias", "running_mean", "running_var"):
-        role = role_of(f"{module}.{leaf}")
-        if role and ROLES[role].keras_index == int(match[2]):
-            return f"{module}.{leaf}"
-    return None
+    canonical = f"{module.replace('/', '.')}.{_KERAS_LEAVES[int(match[2])]}"
+    parameter = like(canonical)
+    return canonical if parameter and ROLES[parameter.role].keras_index == int(match[2]) else None
 
 
 TORCH_BOOKKEEPING = ((re.compile(r"n_averaged"), "count of torch.optim.swa_utils.AveragedModel"),)
@@ -247,6 +300,12 @@ TF1_BOOKKEEPING = (
     (re.compile(r"(.*/)?(global_step|beta[12]_power(_1)?)"), "step count"),
 )
 
+# the first variable of each kind of network, and of each attention block
+_FIRST = tuple(
+    dict.fromkeys(
+        str(_tf1_rename(parameters(spec)[0], spec)) for kind in KINDS.values() for spec in kind.widest()
+    )
+)
 LAYOUTS = {
     "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse, bookkeeping=TORCH_BOOKKEEPING),
     "keras": Layout(
@@ -263,6 +322,6 @@ LAYOUTS = {
         tensorflow_axes=True,
         bookkeeping=TF1_BOOKKEEPING,
         scoped=True,
-        marks=("conv1/kernel", "channel/fc1/kernel", "fc1/kernel", "conv/kernel"),
+        marks=_FIRST,
     ),
 }

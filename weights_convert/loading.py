@@ -19,20 +19,18 @@ from weights_convert.checkpoint import (
     MAPPING_VERSION,
     Checkpoint,
     Tensor,
-    do_not_fit,
     in_memory,
-    title,
 )
-from weights_convert.detect import Candidate, Reading, declared, detect
 from weights_convert.errors import SourceError, SpecError
 from weights_convert.formats import open_reader
-from weights_convert.formats.base import Reader
+from weights_convert.formats.base import Reader, TensorInfo
+from weights_convert.formats.given import Given
+from weights_convert.identify.candidates import Candidate, declared, identify
+from weights_convert.identify.misfits import do_not_fit, title
+from weights_convert.identify.reading import Reading
 from weights_convert.limits import Limits
-from weights_convert.recognise import matters_unseen, spec_values
 from weights_convert.source import Source
-from weights_convert.spec import COUNTS, AttentionSpec, ResNetSpec, Spec, make_spec, parameters
-
-_KINDS: dict[str, type[ResNetSpec] | type[AttentionSpec]] = {"resnet": ResNetSpec, "attention": AttentionSpec}
+from weights_convert.spec import COUNTS, KINDS, Parameter, Spec, make_spec, parameters, spec_values
 
 
 def load(
@@ -86,9 +84,10 @@ def opened(
     scope: str | None = None,
     limits: Limits | None = None,
 ) -> Checkpoint:
-    """`load` without its warnings, for callers that report them in another way."""
-    source = Source(path)
-    reader = open_reader(path, key, limits)
+    """As `load`, without its warnings: for those who give them in another way."""
+    given = Given(path, limits)
+    source = Source(given)  # as it is before it is read
+    reader = open_reader(given, key)
     try:
         return _load(reader, source, model, dict(settings or {}), family, scope)
     except BaseException:
@@ -120,11 +119,11 @@ def _load(
         spec, assumed = _saved_spec(reader, saved, settings)
         found = declared(reader, spec, assumed, family, scope)
     else:
-        found = detect(reader, model=model, settings=settings, family=family, scope=scope)
+        found = identify(reader, model=model, settings=settings, family=family, scope=scope)
 
     reading = found.reading
-    tensors = {canonical: _tensor(reader, reading, canonical) for canonical in reading.names}
-    known = {parameter.name for parameter in parameters(found.spec)}
+    known = {parameter.name: parameter for parameter in parameters(found.spec)}
+    tensors = {canonical: _tensor(reader, reading, known[canonical]) for canonical in reading.names}
     for name, count in _saved_counts(reader).items():
         if name not in known:
             raise do_not_fit(f"{reader.path}: its metadata", title(found.spec), [f"extra: {name} ()"])
@@ -171,23 +170,24 @@ def _notes(found: Candidate) -> list[str]:
     return notes
 
 
-def _tensor(reader: Reader, reading: Reading, canonical: str) -> Tensor:
-    names = reading.names[canonical]
+def _tensor(reader: Reader, reading: Reading, parameter: Parameter) -> Tensor:
+    names, stored = reading.names[parameter.name], reading.layout.stored(parameter)
+    shape, dtype = reading.info(reader, parameter.name)
 
     def read() -> np.ndarray:
         parts = [reader.read(name) for name in names]
         array = parts[0] if len(parts) == 1 else np.concatenate(parts, -1)
-        return reading.layout.to_canonical(canonical, array)
+        return stored.to_canonical(array)
 
     label = names[0] if len(names) == 1 else f"{names[0]} ... {names[-1]}"
-    return Tensor(reading.info(reader, canonical), label, read)
+    return Tensor(TensorInfo(stored.canonical_shape(shape), dtype), label, read)
 
 
 def _saved_spec(
     reader: Reader, saved: dict[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Spec, tuple[str, ...]]:
-    """The spec in a file's metadata, and its keywords that were assumed when the file was written."""
-    kind = _KINDS.get(str(reader.metadata.get("kind")))
+    """The spec in a file's metadata, and what of it was only assumed when the file was written."""
+    kind = KINDS.get(str(reader.metadata.get("kind")))
     if kind is None:
         raise SourceError(f"{reader.path}: its metadata has kind {reader.metadata.get('kind')!r}")
     known = {field.name for field in dataclasses.fields(kind)} - set(settings)
@@ -197,9 +197,7 @@ def _saved_spec(
         raise SourceError(f"{reader.path}: its metadata: {error.message}") from None
     spec: Spec = make_spec(kind, saved | dict(settings))
     recorded = [str(name) for name in reader.said("assumed", list) or ()]
-    unsaid = [
-        name for name in known if name not in saved and matters_unseen(name, spec)
-    ]  # of an older version
+    unsaid = [name for name in known if name not in saved and spec.matters_unseen(name)]  # an older version's
     return spec, tuple(name for name in (*recorded, *sorted(unsaid)) if name in known)
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from weights_convert.checkpoint import Checkpoint
-from weights_convert.detect import find_family
 from weights_convert.errors import SourceError
+from weights_convert.identify.candidates import find_family
 from weights_convert.memory import sha256
-from weights_convert.spec import is_count
+from weights_convert.spec import is_count, parameters
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
@@ -61,13 +61,14 @@ def check(manifest: dict[str, Any], checkpoint: Checkpoint) -> list[dict[str, An
         if recorded != value and keyword not in unsaid:
             what = f"{recorded!r} in the manifest, {value!r} in the file"
             found.append({"tensor": f"({keyword})", "what": what})
+    of = {parameter.name: parameter for parameter in parameters(checkpoint.spec)}
     recorded_names = {line["canonical"] for line in manifest["tensors"]}
     for line in manifest["tensors"]:
         name = line["canonical"]
         if name not in checkpoint:
             found.append({"tensor": name, "what": "only in the manifest"})
             continue
-        array = layout.to_file(name, checkpoint[name])
+        array = layout.stored(of[name]).to_file(checkpoint[name])
         if (list(array.shape), array.dtype.name) != (line["shape"], line["dtype"]):
             what = f"{line['dtype']} {line['shape']} in the manifest, {array.dtype.name} {list(array.shape)}"
             found.append({"tensor": name, "what": what})

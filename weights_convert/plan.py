@@ -12,14 +12,14 @@ import numpy as np
 
 from weights_convert.changes import as_in_family
 from weights_convert.checkpoint import MAPPING_VERSION, Checkpoint
-from weights_convert.detect import find_family
 from weights_convert.errors import DestinationError, MismatchError, SpecError, nearest
 from weights_convert.families import FAMILIES
 from weights_convert.families.base import Family
 from weights_convert.formats import format_for_writing
 from weights_convert.formats.base import Format, TensorInfo
-from weights_convert.layouts import Layout, role_of
-from weights_convert.spec import COUNTS, ResNetSpec
+from weights_convert.identify.candidates import find_family
+from weights_convert.layouts import Stored
+from weights_convert.spec import COUNTS, parameters
 
 DTYPES = {
     "float16": np.dtype(np.float16),
@@ -27,12 +27,11 @@ DTYPES = {
     "float32": np.dtype(np.float32),
     "float64": np.dtype(np.float64),
 }
-_ANY_LAYOUT = ("npz", "safetensors")  # containers that may hold any layout
 
 
 def _takes(container: Format) -> list[str]:
-    """The families that a container may hold; a PyTorch file holds all that PyTorch can load."""
-    if container.name in _ANY_LAYOUT:
+    """The families that may stand in a container: in PyTorch's, all that PyTorch loads."""
+    if container.any_layout:
         return [name for name, family in FAMILIES.items() if family.written]
     return [
         name
@@ -56,10 +55,15 @@ class Move:
     canonical: str
     source_name: str
     target_name: str
-    axes: tuple[int, ...] | None  # from canonical to target
+    stored: Stored  # how the target keeps it
     source: TensorInfo  # canonical shape
     target: TensorInfo
     sha256: str | None = None
+
+    @property
+    def axes(self) -> tuple[int, ...] | None:
+        """The transposition from canonical axes to the target's; None for none."""
+        return self.stored.axes
 
 
 @dataclass
@@ -70,7 +74,6 @@ class Plan:
     destination: Path
     container: Format
     family: str
-    layout: Layout
     scope: str | None
     checkpoint: Checkpoint
     moves: list[Move]
@@ -148,7 +151,6 @@ def make_plan(
         destination,
         container,
         family,
-        target_family.layout_of(checkpoint.spec),
         scope,
         checkpoint,
         moves,
@@ -179,9 +181,11 @@ def _moves(
 ) -> tuple[list[Move], dict[str, int]]:
     """The conversion of every tensor, and the step counts that the target cannot hold as tensors."""
     layout, moves, counts = family.layout_of(checkpoint.spec), [], {}
-    for canonical, tensor in checkpoint.tensors.items():
-        name, role = layout.rename(canonical, checkpoint.spec), role_of(canonical)
-        assert role is not None  # a checkpoint holds the parameters of its spec
+    names = layout.names(checkpoint.spec)
+    for parameter in parameters(checkpoint.spec):
+        if (tensor := checkpoint.tensors.get(canonical := parameter.name)) is None:
+            continue
+        name, role = names[canonical], parameter.role
         if name is None and role == "count":
             counts[canonical] = count = int(checkpoint[canonical])
             if not 0 <= count < 2**63:
@@ -189,10 +193,10 @@ def _moves(
             continue
         if name is None:
             raise MismatchError(f"{family.name} has no place for {canonical}")
-        axes = layout.axes_from_canonical(canonical)
+        stored = layout.stored(parameter)
         wanted = DTYPES[dtype] if dtype and role != "count" else tensor.info.dtype
-        target = TensorInfo(layout.shape_in_file(canonical, tensor.info.shape), wanted)
-        moves.append(Move(canonical, tensor.name, prefix + name, axes, tensor.info, target))
+        target = TensorInfo(stored.shape(tensor.info.shape), wanted)
+        moves.append(Move(canonical, tensor.name, prefix + name, stored, tensor.info, target))
     return moves, counts
 
 
@@ -203,7 +207,7 @@ def _metadata(
     metadata = {
         "mapping_version": MAPPING_VERSION,
         "family": family,
-        "kind": "resnet" if isinstance(checkpoint.spec, ResNetSpec) else "attention",
+        "kind": checkpoint.spec.kind,
         "spec": dataclasses.asdict(checkpoint.spec),
         "assumed": list(checkpoint.assumed),
     }

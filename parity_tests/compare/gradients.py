@@ -20,9 +20,9 @@ from parity_tests.compare import networks
 from parity_tests.compare.networks import Arrays
 from parity_tests.compare.report import Point
 from parity_tests.judge import tolerances
+from parity_tests.watch.build import keras_model, tf1_graph, torch_module
 from weights_convert import Checkpoint, load_into
-from weights_convert.layouts import role_of
-from weights_convert.spec import ResNetSpec
+from weights_convert.spec import parameters
 
 
 def gradients(
@@ -62,8 +62,9 @@ def gradients(
     noise: Arrays = {}
     if dtype == "float32":
         noise = RUNNERS[networks.REFERENCE](checkpoint, images, labels, dtype, train)
-    names = (*(name for name in reference if role_of(name) is None), *networks.trainable(checkpoint))
-    # a single tensor may have no noise by chance: use the largest noise of the network
+    known = {parameter.name for parameter in parameters(spec)}
+    names = (*(name for name in reference if name not in known), *networks.trainable(checkpoint))
+    # one tensor of one run may look exact by luck: the largest noise of all is the net's
     floor = max((networks.error(name, noise, reference) for name in names), default=0.0) if noise else None
     points = []
     for name in names:
@@ -72,8 +73,8 @@ def gradients(
     return points
 
 
-def limit(name: str, spec: ResNetSpec, noise: float | None) -> float:
-    """The limit at a point, for float32 if `noise` is given; `tolerances` gives the reasons."""
+def limit(name: str, spec: Any, noise: float | None) -> float:
+    """What an error may be at a point, in float32 where there is a noise: the reasons are in `tolerances`."""
     if noise is not None:
         shallow = max(tolerances.FLOAT32_SHALLOW_GRADIENT, tolerances.float32_limit(noise))
         return shallow if networks.is_shallow(spec) else math.inf
@@ -104,10 +105,7 @@ def notes(checkpoint: Checkpoint, dtype: str) -> list[str]:
 def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype: str, train: bool) -> Arrays:
     import torch
 
-    import torch_impl
-
-    model = torch_impl.ResNet(**networks.keywords_of(checkpoint)).to(getattr(torch, dtype)).train(train)
-    load_into(model, checkpoint)
+    model = torch_module(checkpoint.spec, checkpoint, dtype).train(train)
     x = torch.from_numpy(images.astype(dtype)).requires_grad_()
     points = {"input": x, **model.forward_features(x)}
     loss = torch.nn.functional.cross_entropy(points["logits"], torch.from_numpy(labels))
@@ -119,36 +117,33 @@ def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype
 def _keras(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype: str, train: bool) -> Arrays:
     import tensorflow as tf
 
-    import keras_impl
-
-    model = keras_impl.ResNet(**networks.keywords_of(checkpoint), dtype=dtype)
-    load_into(model, checkpoint)
-    x, variables = tf.constant(networks.channels_last(images, dtype)), networks.keras_variables(model)
+    model = keras_model(checkpoint.spec, checkpoint, dtype)
+    x = tf.constant(networks.channels_last(images, dtype))
+    canonical = networks.to_canonical(checkpoint.spec)
+    variables = networks.keras_variables(checkpoint.spec, model)
     with tf.GradientTape() as tape:
         tape.watch(x)
         points = {"input": x, **model.forward_features(x, training=train)}
         loss = networks.keras_loss(points["logits"], labels)
     wanted = points | {name: variables[name].value for name in networks.trainable(checkpoint)}
     found = tape.gradient(loss, wanted)
-    return {name: networks.canonical(name, gradient.numpy()) for name, gradient in found.items()}
+    return {name: canonical(name, gradient.numpy()) for name, gradient in found.items()}
 
 
 def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype: str, train: bool) -> Arrays:
     import tensorflow.compat.v1 as tf
 
-    import tf1_compat
-
-    with tf.Graph().as_default() as graph, tf.Session() as session:
-        x = tf.placeholder(dtype, (None, None, None, images.shape[1]))
-        logits, end_points = tf1_compat.resnet(x, train, **networks.keywords_of(checkpoint))
-        variables = networks.tf1_variables(graph)
+    graph, x, logits, end_points = tf1_graph(checkpoint.spec, dtype, train=train)
+    with graph.as_default(), tf.Session() as session:
+        canonical = networks.to_canonical(checkpoint.spec)
+        variables = networks.tf1_variables(checkpoint.spec, graph)
         wanted = {"input": x, **end_points} | {
             name: variables[name] for name in networks.trainable(checkpoint)
         }
         found = tf.gradients(networks.tf1_loss(logits, labels), list(wanted.values()))
         load_into(session, checkpoint)
         values = session.run(found, {x: networks.channels_last(images, dtype)})
-    return {name: networks.canonical(name, value) for name, value in zip(wanted, values, strict=True)}
+    return {name: canonical(name, value) for name, value in zip(wanted, values, strict=True)}
 
 
 Runner = Callable[[Any, np.ndarray, np.ndarray, str, bool], Arrays]

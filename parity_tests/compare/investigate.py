@@ -10,23 +10,13 @@ import numpy as np
 
 from parity_tests.compare.layers import compare_tracers, torch_noise
 from parity_tests.compare.report import Report
-from parity_tests.watch.build import same_bits
+from parity_tests.watch.build import keras_model, same_bits, tf1_graph, torch_module
 from parity_tests.watch.open import tracer_of
 from parity_tests.watch.trace import TF1Model, Tracer
 from weights_convert import Checkpoint, load_into, state_of
-from weights_convert.spec import ResNetSpec
+from weights_convert.spec import Spec
 
 Say = Callable[[str], None]
-
-
-def torch_model(spec: ResNetSpec, checkpoint: Checkpoint, dtype: str) -> Any:
-    import torch
-
-    import torch_impl
-
-    model = torch_impl.ResNet(**spec.model_kwargs()).to(getattr(torch, dtype))
-    load_into(model, checkpoint)
-    return model
 
 
 class Live(NamedTuple):
@@ -38,28 +28,20 @@ class Live(NamedTuple):
 
 @contextmanager
 def live(
-    framework: str, spec: ResNetSpec, checkpoint: Checkpoint, dtype: str, *, train: bool = False
+    framework: str, spec: Spec, checkpoint: Checkpoint, dtype: str, *, train: bool = False
 ) -> Iterator[Live]:
     """Build a network with a checkpoint's weights and a tracer; `train` selects the TF1 graph's mode."""
     if framework == "torch":
-        module = torch_model(spec, checkpoint, dtype)
+        module = torch_module(spec, checkpoint, dtype)
         yield Live(tracer_of(module, dtype), module)
     elif framework == "keras":
-        import keras_impl
-
-        model = keras_impl.ResNet(**spec.model_kwargs(), dtype=dtype)
-        load_into(model, checkpoint)
+        model = keras_model(spec, checkpoint, dtype)
         yield Live(tracer_of(model, dtype), model)
     else:
         import tensorflow.compat.v1 as tf
 
-        import tf1_compat
-
-        with tf.Graph().as_default() as graph:  # default graph only while building: Keras must not see it
-            images = tf.placeholder(dtype, (None, None, None, spec.in_channels))
-            logits, _ = tf1_compat.resnet(images, train, **spec.model_kwargs())
-        session = tf.Session(graph=graph)  # `with session` would make the graph the default
-        with closing(session):
+        graph, images, logits, _ = tf1_graph(spec, dtype, train=train)
+        with closing(tf.Session(graph=graph)) as session:  # entering it would make the graph the default
             load_into(session, checkpoint)
             yield Live(tracer_of(TF1Model(session, images, logits), dtype), session)
 
@@ -87,10 +69,9 @@ def investigate(
         train_steps: number of training steps to compare; 0 for none.
         say: called with the current step.
     """
-    spec = checkpoint.spec
-    assert isinstance(spec, ResNetSpec)
+    spec: Any = checkpoint.spec
     say("torch in float64, layer by layer")
-    model = torch_model(spec, checkpoint, "float64")
+    model = torch_module(spec, checkpoint, "float64")
     noise = torch_noise(model, images, dtype)
     reference = tracer_of(model, "float64")
     with ExitStack() as stack:

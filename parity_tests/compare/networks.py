@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -16,16 +16,16 @@ from weights_convert import (
     parameters,
 )
 from weights_convert.errors import nearest
-from weights_convert.layouts import LAYOUTS, role_of
-from weights_convert.spec import ResNetSpec
+from weights_convert.layouts import LAYOUTS
+from weights_convert.spec import Spec
 
 REFERENCE = "torch"
 FRAMEWORKS = ("torch", "keras", "tf1")
 Arrays = dict[str, np.ndarray]
 
 
-def check(checkpoint: Checkpoint, frameworks: Iterable[str], dtype: str) -> tuple[ResNetSpec, Checkpoint]:
-    """Return the spec without dropout and a checkpoint with this spec; raise `SpecError` for bad input."""
+def check(checkpoint: Checkpoint, frameworks: Iterable[str], dtype: str) -> tuple[Any, Checkpoint]:
+    """The network's spec without dropout and a checkpoint that has it; `SpecError` for what cannot be."""
     spec = spec_of(checkpoint)
     if spec.num_classes < 2:
         raise SpecError("received a network of one class, whose loss is always 0; expected 2 classes or more")
@@ -43,8 +43,8 @@ def check(checkpoint: Checkpoint, frameworks: Iterable[str], dtype: str) -> tupl
     return spec, checkpoint
 
 
-def spec_of(checkpoint: Checkpoint) -> ResNetSpec:
-    if not isinstance(checkpoint.spec, ResNetSpec):
+def spec_of(checkpoint: Checkpoint) -> Any:
+    if not checkpoint.spec.network:
         raise SpecError(f"the checkpoint is {checkpoint.describe()}, expected a whole network")
     return checkpoint.spec
 
@@ -59,7 +59,7 @@ def check_labels(labels: np.ndarray, images: np.ndarray, classes: int) -> None:
         raise SpecError(f"labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
 
 
-def is_shallow(spec: ResNetSpec) -> bool:
+def is_shallow(spec: Any) -> bool:
     return sum(spec.depths) <= tolerances.SHALLOW_BLOCKS
 
 
@@ -69,10 +69,6 @@ def candidates_of(frameworks: Iterable[str]) -> list[str]:
 
 def seeded_labels(number: int, classes: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, 3]).integers(classes, size=number)
-
-
-def keywords_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    return spec_of(checkpoint).model_kwargs()
 
 
 def trainable(checkpoint: Checkpoint) -> list[str]:
@@ -102,17 +98,22 @@ def channels_last(images: np.ndarray, dtype: str) -> np.ndarray:
     return images.astype(dtype).transpose(0, 2, 3, 1)
 
 
-def canonical(name: str, array: np.ndarray) -> np.ndarray:
-    """Convert an array of Keras or TF1 to PyTorch's axes, by the role of its parameter, not by its rank."""
-    if role_of(name) is None:
+def to_canonical(spec: Spec) -> Callable[[str, np.ndarray], np.ndarray]:
+    """A function of name and array of Keras or TF1: an end point or a parameter in PyTorch's axes."""
+    stored = {parameter.name: LAYOUTS["tf1"].stored(parameter) for parameter in parameters(spec)}
+
+    def canonical(name: str, array: np.ndarray) -> np.ndarray:
+        if name in stored:  # by role, not by rank
+            return stored[name].to_canonical(array)
         return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
-    return LAYOUTS["tf1"].to_canonical(name, array)
+
+    return canonical
 
 
-def keras_variables(model: Any) -> dict[str, Any]:
-    """Canonical name -> variable of a Keras network; after the model's name, its paths are TF1's names."""
-    parse = LAYOUTS["tf1"].parse
-    return {str(parse(v.path.partition("/")[2])): v for v in model.weights if "seed_generator" not in v.path}
+def keras_variables(spec: Spec, model: Any) -> dict[str, Any]:
+    """Canonical name -> variable of a network: below the model's name, paths are TF1's."""
+    variables = {variable.path.partition("/")[2]: variable for variable in model.weights}
+    return {name: variables[path] for name, path in LAYOUTS["tf1"].names(spec).items() if path}
 
 
 def keras_loss(logits: Any, labels: np.ndarray) -> Any:
@@ -123,10 +124,10 @@ def keras_loss(logits: Any, labels: np.ndarray) -> Any:
     return keras.ops.mean(losses)
 
 
-def tf1_variables(graph: Any) -> dict[str, Any]:
-    """Canonical name -> variable of the only network in a graph, without slots and counters."""
-    variables = {LAYOUTS["tf1"].parse(v.op.name): v for v in graph.get_collection("variables")}
-    return {name: variable for name, variable in variables.items() if name is not None}
+def tf1_variables(spec: Spec, graph: Any) -> dict[str, Any]:
+    """Canonical name -> variable of the one network in a graph; slots and counters are passed over."""
+    variables = {variable.op.name: variable for variable in graph.get_collection("variables")}
+    return {name: variables[path] for name, path in LAYOUTS["tf1"].names(spec).items() if path}
 
 
 def tf1_loss(logits: Any, labels: np.ndarray) -> Any:

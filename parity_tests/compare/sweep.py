@@ -19,7 +19,6 @@ import numpy as np
 
 from parity_tests.judge import numpy_reference, tolerances
 from weights_convert import Checkpoint, load, load_model, save
-from weights_convert.spec import ResNetSpec
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,7 @@ def sweep(
 ) -> list[Cost]:
     """Run a network under every switch of these frameworks, in float32 and float64."""
     spec = checkpoint.spec
-    assert isinstance(spec, ResNetSpec)
-    reference = numpy_reference.resnet(images, checkpoint, spec)["logits"]
+    reference = numpy_reference.network(images, checkpoint, spec)["logits"]
     chosen = {name: s for name, s in SWITCHES.items() if s.framework in frameworks}
     costs = []
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
@@ -181,7 +179,7 @@ def _child(name: str, switch: Switch, folder: Path, dtype: str) -> tuple[np.ndar
 def _main(name: str, checkpoint: str, images: str, out: str) -> None:
     switch = SWITCHES[name]
     with load(checkpoint, assume=True) as source:  # refuse bad input before a framework is imported
-        assert isinstance(source.spec, ResNetSpec)
+        assert source.spec.network
     model = load_model(checkpoint, switch.framework, assume=True)
     np.save(out, switch.run(model, np.load(images)))
 

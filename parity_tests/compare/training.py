@@ -30,9 +30,10 @@ from parity_tests.compare import networks
 from parity_tests.compare.networks import REFERENCE, Arrays
 from parity_tests.compare.report import Training
 from parity_tests.judge import tolerances
+from parity_tests.watch.build import keras_model, tf1_graph, torch_module
 from weights_convert import Checkpoint, SpecError, load_into
 from weights_convert.checkpoint import in_memory
-from weights_convert.layouts import role_of
+from weights_convert.spec import is_count
 
 
 class Step(NamedTuple):
@@ -145,7 +146,7 @@ def check_exact(recipe: Recipe) -> None:
 
 def moved(checkpoint: Checkpoint, dtype: str) -> Checkpoint:
     """The checkpoint with the largest weight of the first convolution one ulp of `dtype` further from 0."""
-    name = "conv1.weight"
+    name = next(iter(checkpoint))
     array = checkpoint[name].astype(dtype)
     largest = np.unravel_index(np.abs(array).argmax(), array.shape)
     array[largest] = np.nextafter(array[largest], np.copysign(np.inf, array[largest]), dtype=array.dtype)
@@ -174,17 +175,15 @@ def compared(step: Step, reference: Step, highest: float) -> dict[str, tuple[flo
 
 def split(arrays: Arrays) -> tuple[Arrays, Arrays]:
     """Parameters and running statistics."""
-    statistics = {name: a for name, a in arrays.items() if role_of(name) in ("mean", "variance")}
+    kinds = ("running_mean", "running_var")
+    statistics = {name: a for name, a in arrays.items() if name.rpartition(".")[2] in kinds}
     return {name: a for name, a in arrays.items() if name not in statistics}, statistics
 
 
 def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Iterator[Step]:
     import torch
 
-    import torch_impl
-
-    model = torch_impl.ResNet(**networks.keywords_of(checkpoint)).to(getattr(torch, recipe.dtype)).train()
-    load_into(model, checkpoint)
+    model = torch_module(checkpoint.spec, checkpoint, recipe.dtype).train()
     x, y = torch.from_numpy(images.astype(recipe.dtype)), torch.from_numpy(labels.astype(np.int64))
     optimizer = torch.optim.SGD(
         model.parameters(), lr=0.0, momentum=recipe.momentum, weight_decay=recipe.weight_decay
@@ -195,7 +194,7 @@ def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recip
         loss = torch.nn.functional.cross_entropy(model(x), y)
         loss.backward()
         optimizer.step()
-        arrays = {n: v.numpy() for n, v in model.state_dict().items() if role_of(n) != "count"}
+        arrays = {n: v.numpy() for n, v in model.state_dict().items() if not is_count(n)}
         buffers = {n: optimizer.state[p].get("momentum_buffer") for n, p in model.named_parameters()}
         momentum = {name: buffer.numpy() for name, buffer in buffers.items() if buffer is not None}
         yield Step(loss.item(), *split(arrays), momentum)
@@ -216,12 +215,10 @@ def _keras(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recip
     import keras
     import tensorflow as tf
 
-    import keras_impl
-
-    model = keras_impl.ResNet(**networks.keywords_of(checkpoint), dtype=recipe.dtype)
-    load_into(model, checkpoint)
+    model = keras_model(checkpoint.spec, checkpoint, recipe.dtype)
     x, previous = networks.channels_last(images, recipe.dtype), recipe.learning_rates[0]
-    known, names = networks.keras_variables(model), networks.trainable(checkpoint)
+    spec, names = checkpoint.spec, networks.trainable(checkpoint)
+    canonical, known = networks.to_canonical(spec), networks.keras_variables(spec, model)
     variables = [known[name] for name in names]
     optimizer = keras.optimizers.SGD(previous, momentum=float(recipe.momentum))
     optimizer.build(variables)
@@ -233,22 +230,21 @@ def _keras(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recip
             loss = networks.keras_loss(model(x, training=True), labels)
         values = [variable.value for variable in variables]
         optimizer.apply(with_decay(tape.gradient(loss, values), values, recipe.weight_decay), variables)
-        arrays = {name: networks.canonical(name, variable.numpy()) for name, variable in known.items()}
+        arrays = {name: canonical(name, variable.numpy()) for name, variable in known.items()}
         slots = zip(names, optimizer.momentums, strict=bool(recipe.momentum))
-        momentum = {name: networks.canonical(name, slot.numpy()) / -rate for name, slot in slots}
+        momentum = {name: canonical(name, slot.numpy()) / -rate for name, slot in slots}
         yield Step(float(loss), *split(arrays), momentum)
 
 
 def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe: Recipe) -> Iterator[Step]:
     import tensorflow.compat.v1 as tf
 
-    import tf1_compat
-
-    # default graph only while building: other frameworks run between the steps
-    with tf.Graph().as_default() as graph:
-        x, rate = tf.constant(networks.channels_last(images, recipe.dtype)), tf.placeholder(recipe.dtype, ())
-        logits, _ = tf1_compat.resnet(x, is_training=True, **networks.keywords_of(checkpoint))
-        known, loss = networks.tf1_variables(graph), networks.tf1_loss(logits, labels)
+    canonical, x = networks.to_canonical(checkpoint.spec), networks.channels_last(images, recipe.dtype)
+    graph, _, logits, _ = tf1_graph(checkpoint.spec, recipe.dtype, train=True, images=x)
+    # the default graph only while it is built: between the steps other frameworks run
+    with graph.as_default():
+        rate = tf.placeholder(recipe.dtype, ())
+        known, loss = networks.tf1_variables(checkpoint.spec, graph), networks.tf1_loss(logits, labels)
         variables = [known[name] for name in networks.trainable(checkpoint)]
         optimizer = tf.train.MomentumOptimizer(rate, recipe.momentum)
         gradients = with_decay(tf.gradients(loss, variables), variables, recipe.weight_decay)
@@ -263,8 +259,8 @@ def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe:
         for learning_rate in recipe.learning_rates:
             value, _ = session.run([loss, step], {rate: learning_rate})
             arrays, buffers = session.run([known, slots])
-            arrays = {name: networks.canonical(name, array) for name, array in arrays.items()}
-            momentum = {name: networks.canonical(name, array) for name, array in buffers.items()}
+            arrays = {name: canonical(name, array) for name, array in arrays.items()}
+            momentum = {name: canonical(name, array) for name, array in buffers.items()}
             yield Step(float(value), *split(arrays), momentum)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from weights_convert.errors import SourceError
-from weights_convert.spec import ResNetSpec
+from weights_convert.spec import Spec
 
 OWN = Path(__file__).parent / "images"
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
@@ -15,10 +15,8 @@ _MEAN = np.array([0.485, 0.456, 0.406])  # of ImageNet, RGB in [0, 1]
 _STD = np.array([0.229, 0.224, 0.225])
 
 
-def photographs(
-    folder: Path, spec: ResNetSpec, size: int | None = None, most: int | None = None
-) -> np.ndarray:
-    """The pictures of a folder, sorted by name, all or the first `most`: (N, C, size, size) float32.
+def photographs(folder: Path, spec: Spec, size: int | None = None, most: int | None = None) -> np.ndarray:
+    """The pictures of a folder, in name order, all or the first `most`: (N, C, size, size) float32.
 
     The shorter side is scaled to size * 256 / 224 and the middle cropped. The default size is 224, or 32 for
     networks with the "3x3" stem. Networks with one input channel get grey pictures, with more than three the
@@ -33,8 +31,8 @@ def photographs(
     if not paths:
         raise SourceError(f"{folder}: holds no images, expected {', '.join(sorted(_SUFFIXES))}")
     paths = paths[:most]
-    size = size or (32 if spec.stem == "3x3" else 224)
-    return np.stack([_photograph(path, size, spec.in_channels) for path in paths])
+    size = size or (spec.image_size)
+    return np.stack([_photograph(path, size, spec.input_channels) for path in paths])
 
 
 def _photograph(path: Path, size: int, channels: int) -> np.ndarray:

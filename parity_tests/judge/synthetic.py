@@ -23,11 +23,11 @@ DAMPING = 0.25
 def weights(spec: Spec, seed: int = 0) -> Checkpoint:
     """Random float32 weights with random BN statistics: mean 0 and variance 1 would hide mistakes."""
     random = np.random.default_rng([seed, 1])
-    last = "conv" if isinstance(spec, ResNetSpec) and spec.norm == "bias" else "bn"
-    last += "2" if isinstance(spec, ResNetSpec) and spec.block == "basic" else "3"
+    last = "conv" if getattr(spec, "norm", "bn") == "bias" else "bn"
+    last += "2" if getattr(spec, "block", "") == "basic" else "3"
     arrays = {}
     for name, shape, role in parameters(spec):
-        if role in ("conv2d", "conv1d", "dense"):
+        if role.startswith("conv") or role.endswith("dense"):
             array = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
         elif role in ("scale", "variance"):
             array = random.uniform(0.5, 1.5, shape)

@@ -38,9 +38,9 @@ def without_counts(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def in_tensorflow(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """The expected variables in TensorFlow: name under the network's scope -> array."""
-    rename, arrays = LAYOUTS["tf1"].rename, without_counts(checkpoint)
-    return {str(rename(n, checkpoint.spec)): a.transpose(TO_TENSORFLOW[a.ndim]) for n, a in arrays.items()}
+    """What TensorFlow must hold: name under the network's scope -> array."""
+    names, arrays = LAYOUTS["tf1"].names(checkpoint.spec), without_counts(checkpoint)
+    return {str(names[n]): a.transpose(TO_TENSORFLOW[a.ndim]) for n, a in arrays.items()}
 
 
 def assert_same(actual: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]) -> None:

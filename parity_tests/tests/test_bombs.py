@@ -26,7 +26,6 @@ from weights_convert import (
     Limits,
     SourceError,
     WeightsConvertError,
-    detect,
     load,
 )
 from weights_convert.errors import nearest
@@ -37,8 +36,9 @@ from weights_convert.formats.keras_hdf5_writer import write_keras
 from weights_convert.formats.leveldb_table import varint
 from weights_convert.formats.npz_file import write_npz
 from weights_convert.formats.safetensors_file import write_safetensors
+from weights_convert.identify.candidates import infer
+from weights_convert.identify.reading import Listing
 from weights_convert.layouts import LAYOUTS
-from weights_convert.recognise import infer
 
 SECONDS, MEMORY = 10, 2**28
 
@@ -430,8 +430,8 @@ def test_names_and_shapes_that_take_long(tmp_path, case):
 def test_scopes_are_not_compared_with_one_another(tmp_path):
     with open_reader(named(tmp_path / "x", {f"a{i}/conv1/kernel": () for i in range(18_000)})) as reader:
         start = time.process_time()
-        assert len(detect._prefix(reader, LAYOUTS["tf1"], None)[1]) == 18_000
-        assert time.process_time() - start < 4  # 30 s for comparing all pairs
+        assert len(Listing(reader, None).prefix(LAYOUTS["tf1"])[1]) == 18_000
+        assert time.process_time() - start < 4  # 30 s if each is held against each
 
 
 def test_stages_are_counted_before_they_are_looked_at():

@@ -9,6 +9,7 @@ import pytest
 
 from parity_tests.harness import prove
 from parity_tests.judge import numpy_reference
+from parity_tests.judge.numpy_reference.attention import attention_block
 from parity_tests.judge.synthetic import images, position_coded, tiny, weights
 from parity_tests.judge.tolerances import FLOAT64, relative_error
 from weights_convert import Checkpoint, MismatchError, SourceError, convert, load, save
@@ -33,7 +34,7 @@ def float64(checkpoint: Checkpoint) -> Checkpoint:
 
 def logits(checkpoint: Checkpoint) -> np.ndarray:
     assert isinstance(checkpoint.spec, ResNetSpec)
-    return numpy_reference.resnet(images((33, 40)), checkpoint, checkpoint.spec)["logits"]
+    return numpy_reference.network(images((33, 40)), checkpoint, checkpoint.spec)["logits"]
 
 
 @pytest.mark.quick
@@ -77,8 +78,8 @@ def test_a_lone_block_folds_its_own():
     folded = fold_bn(original)
     x = images((9, 7), channels=16)
     assert isinstance(folded.spec, AttentionSpec)
-    first = numpy_reference.attention_block(x, original, spec)
-    assert relative_error(numpy_reference.attention_block(x, folded, folded.spec), first) < FLOAT64
+    first = attention_block(x, original, spec)
+    assert relative_error(attention_block(x, folded, folded.spec), first) < FLOAT64
 
 
 @pytest.mark.quick

@@ -18,28 +18,39 @@ import tf1_compat
 import torch_impl
 from parity_tests.judge.synthetic import tiny
 from weights_convert.errors import SpecError
-from weights_convert.spec import AttentionSpec, ResNetSpec
+from weights_convert.spec import AttentionSpec, ResNetSpec, VGGSpec
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
 
 
 def torch_network(**keywords: Any) -> None:
+    network = torch_impl.VGG if "widths" in keywords else torch_impl.ResNet
     with torch.device("meta"):
-        torch_impl.ResNet(**keywords)
+        network(**keywords)
+
+
+def keras_network(**keywords: Any) -> None:
+    network = keras_impl.VGG if "widths" in keywords else keras_impl.ResNet
+    network(**keywords)
 
 
 def tf1_network(**keywords: Any) -> None:
     channels = keywords["in_channels"]
     with tf.Graph().as_default():
         channels = channels if isinstance(channels, (int, np.integer)) and 0 < channels < 9 else 3
-        tf1_compat.resnet(tf.zeros((1, 8, 8, channels)), **keywords)
+        network = tf1_compat.vgg if "widths" in keywords else tf1_compat.resnet
+        network(tf.zeros((1, 8, 8, channels)), **keywords)
+
+
+def spec(**keywords: Any) -> None:
+    (VGGSpec if "widths" in keywords else ResNetSpec)(**keywords)
 
 
 BUILD: dict[str, Callable[..., Any]] = {
-    "spec": ResNetSpec,
+    "spec": spec,
     "torch": torch_network,
-    "keras": keras_impl.ResNet,
+    "keras": keras_network,
     "tf1": tf1_network,
 }
 
@@ -55,6 +66,8 @@ def verdict(build: Callable[..., Any], keywords: dict[str, Any]) -> str:
 
 BASE = tiny(depths=(1,), attention="cbam").model_kwargs()
 NAMES = list(BASE)
+VGG = VGGSpec(depths=(1,), widths=(8,), pool_size=1, head_width=4, attention="cbam").model_kwargs()
+OF_VGG = [name for name in VGG if name not in BASE] + ["depths", "eca_kernel_sizes"]
 POOL = [
     *(None, True, False, 0, 1, 2, 3, 4, 5, -1, 2**31 - 1, 2**31, 10**400, 0.0, 0.5, 1.0, 1.5, -0.5),
     *(
@@ -76,25 +89,28 @@ POOL = [
 ]
 # valid, but too large for this computer: implementations are not built with it
 SIZES = ("width", "groups", "width_per_group", "stem_width", "reduction", "num_classes", "in_channels")
+SIZES += ("head_width", "pool_size")
 TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
 
 
 @pytest.mark.parametrize("built", [1, pytest.param(len(POOL) + 1, marks=pytest.mark.exhaustive)])
-@pytest.mark.parametrize("name", NAMES)
-def test_any_value_of_a_keyword_has_one_verdict(name, built):
-    """`built` networks of Keras and TF1 are built; for other valid values only their checks run."""
+@pytest.mark.parametrize(
+    ("base", "name"), [(BASE, name) for name in NAMES] + [(VGG, name) for name in OF_VGG]
+)
+def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
+    """As many networks of Keras and TF1 are `built`; of the other valid values their checks are asked."""
     seen, valid = set(), 0
-    for value in [BASE[name], *POOL]:
+    for value in [base[name], *POOL]:
         if isinstance(value, int) and (name, value) in TOO_LARGE:
             continue
-        keywords = BASE | {name: value}
-        verdicts = {room: verdict(checked(room), keywords) for room in ROOMS}
-        verdicts |= {who: verdict(BUILD[who], keywords) for who in ("spec", "torch")}
-        valid += verdicts["spec"] == ""
-        if verdicts["spec"] or valid <= built:
-            verdicts |= {who: verdict(BUILD[who], keywords) for who in ("keras", "tf1")}
-        assert len(set(verdicts.values())) == 1, (value, verdicts)
-        seen.add(verdicts["spec"] == "")
+        keywords = base | {name: value}
+        said = {room: verdict(checked(room), keywords) for room in ROOMS}
+        said |= {who: verdict(BUILD[who], keywords) for who in ("spec", "torch")}
+        valid += said["spec"] == ""
+        if said["spec"] or valid <= built:
+            said |= {who: verdict(BUILD[who], keywords) for who in ("keras", "tf1")}
+        assert len(set(said.values())) == 1, (value, said)
+        seen.add(said["spec"] == "")
     assert seen == {True, False}  # some are refused, and some are not
 
 
@@ -138,7 +154,7 @@ def checked(room: str) -> Callable[..., Any]:
     """`check_keywords` of a room, which each of its networks calls first."""
     module = {"torch_impl": torch_impl, "keras_impl": keras_impl, "tf1_compat": tf1_compat}[room]
     check = module.keywords.check_keywords
-    return lambda **keywords: check(keywords)
+    return lambda **keywords: check(keywords, "vgg" if "widths" in keywords else "resnet")
 
 
 @pytest.mark.quick
@@ -204,7 +220,7 @@ def parts(path: Path) -> dict[str, str]:
 def test_the_checks_are_one_text():
     files = [(ROOT / room / "keywords.py").read_text(encoding="utf-8") for room in ROOMS]
     assert files == files[:1] * 3
-    ours = parts(ROOT / "weights_convert" / "checks.py")
+    ours = parts(ROOT / "weights_convert" / "spec" / "checks.py")
     table = parts(ROOT / "torch_impl" / "keywords.py")
     scalars = {name for name in ours if name not in table}
     assert scalars == {"_MOST", "check_choice", "check_bool", "check_int", "check_odd", "check_float"}

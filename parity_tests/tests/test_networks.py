@@ -94,7 +94,7 @@ def judged(spec: ResNetSpec, sizes: tuple[tuple[int, int], ...], batch: int):
     """Weights, and for each size the images and the judge's outputs."""
     weights = synthetic.weights(spec)
     images = [synthetic.images(size, batch, spec.in_channels, seed) for seed, size in enumerate(sizes)]
-    return weights, [(x, numpy_reference.resnet(x, weights, spec)) for x in images]
+    return weights, [(x, numpy_reference.network(x, weights, spec)) for x in images]
 
 
 def check_float64(

@@ -14,7 +14,7 @@ import pytest
 from parity_tests.judge import synthetic
 from parity_tests.judge.synthetic import ATTENTION_SPECS, position_coded, tiny
 from weights_convert import Checkpoint, DestinationError, convert, load, save
-from weights_convert.layouts import ROLES, role_of
+from weights_convert.layouts import ROLES
 from weights_convert.spec import Spec, parameters
 
 PLACES = {  # every container with its possible layouts
@@ -246,7 +246,7 @@ def assert_axes(path: Path) -> None:
 @pytest.mark.quick
 def test_square_kernels_are_transposed_rightly(tmp_path):
     wanted = position_coded(SQUARE)
-    assert {wanted[name].shape for name in wanted if role_of(name) == "conv2d"} == {(3, 3, 3, 3)}
+    assert {p.shape for p in parameters(SQUARE) if p.role == "conv2d"} == {(3, 3, 3, 3)}
     path = put(wanted, "npz, tf1", tmp_path)
     assert_axes(path)
 

@@ -208,7 +208,7 @@ HOSTILE = {
     "no JSON": (("{",), "its 'samenet' metadata is not JSON"),
     "no object": (("[]",), "its 'samenet' metadata is list, expected an object"),
     "too deep": (("[" * 5000 + "]" * 5000,), "metadata"),
-    "another kind": ((text_of("vgg"),), "its metadata has kind 'vgg'"),
+    "another kind": ((text_of("unet"),), "its metadata has kind 'unet'"),
     "an unknown keyword": ((text_of(colour=1),), "there is no keyword 'colour'"),
     "an invalid value": ((text_of(stride_in="conv9"),), "its metadata: stride_in='conv9': expected one of"),
     "an infinite value": ((text_of(bn_epsilon=float("inf")),), "bn_epsilon=inf: expected a finite float"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import partial
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow.compat.v1 as tf
 import torch
@@ -17,7 +19,7 @@ from parity_tests.judge.synthetic import tiny
 from weights_convert import frameworks, state_of
 from weights_convert.errors import SpecError
 from weights_convert.layouts import LAYOUTS
-from weights_convert.spec import MODELS, ResNetSpec, count_parameters, model_spec, parameters
+from weights_convert.spec import MODELS, ResNetSpec, Spec, count_parameters, model_spec, parameters
 
 IMPLEMENTATIONS = [torch_impl, keras_impl, tf1_compat]
 COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFAR sizes 10
@@ -58,6 +60,8 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "eca_resnet20": 272_501,
     "eca_resnet32": 466_951,
     "eca_resnet56": 855_851,
+    "vgg16_bn": 138_365_992,
+    "se_vgg16_bn": 138_596_784,
 }
 VARIANT_COUNTS = [
     ("se_resnet50", {"se_bias": False}, 28_071_976),
@@ -73,6 +77,10 @@ VARIANT_COUNTS = [
     ("resnet50", {"stem": "deep", "stem_width": 32}, 25_576_264),
     ("resnet50", {"stem": "deep_tiered", "stem_width": 32}, 25_573_728),
     ("se_resnet18", {"hidden_rule": "absolute"}, 11_753_000),
+    ("vgg16_bn", {"norm": "bn"}, 138_361_768),
+    ("se_vgg16_bn", {"se_bias": False}, 138_592_296),
+    ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
+    ("vgg16_bn", {"num_classes": 10}, 138_365_992 - 990 * 4097),
 ]
 # `test_constructors_are_the_spec_rows` covers all rows; an ordinary run builds one of each kind of block
 BUILT = [
@@ -84,24 +92,25 @@ BUILT = [
 EVERY = BUILT + [pytest.param(n, marks=pytest.mark.exhaustive) for n in MODELS if n not in BUILT]
 
 
-def torch_tensors(**keywords: object) -> dict[str, tuple[int, ...]]:
+def torch_tensors(spec: Spec) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
-        model = torch_impl.ResNet(**keywords)
+        model = getattr(torch_impl, spec.network)(**spec.model_kwargs())
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
-def tf1_tensors(**keywords: object) -> dict[str, tuple[int, ...]]:
+def tf1_tensors(spec: Spec) -> dict[str, tuple[int, ...]]:
     with tf.Graph().as_default():
-        tf1_compat.resnet(tf.placeholder(tf.float32, (None, None, None, keywords["in_channels"])), **keywords)
+        images = tf.placeholder(tf.float32, (None, None, None, spec.input_channels))
+        getattr(tf1_compat, spec.network.lower())(images, **spec.model_kwargs())
         return {variable.op.name: tuple(variable.shape.as_list()) for variable in tf.global_variables()}
 
 
-def expected(spec: ResNetSpec, family: str) -> dict[str, tuple[int, ...]]:
+def expected(spec: Spec, family: str) -> dict[str, tuple[int, ...]]:
     """Every tensor's name and shape in a framework, from the spec."""
     layout, found = LAYOUTS[family], {}
-    for name, shape, _ in parameters(spec):
-        if renamed := layout.rename(name, spec):
-            found[renamed] = layout.shape_in_file(name, shape)
+    for parameter in parameters(spec):
+        if renamed := layout.rename(parameter, spec):
+            found[renamed] = layout.stored(parameter).shape(parameter.shape)
     return found
 
 
@@ -132,8 +141,8 @@ def test_constructors_are_the_spec_rows(implementation, name):
     """Names a missing constructor, or one whose defaults differ from the spec's row."""
     constructor = getattr(implementation, name)
     assert name in implementation.__all__
-    assert model_spec(name) == ResNetSpec(**constructor.defaults)
-    shown = inspect.signature(constructor).parameters  # shown by editors and `help()`
+    assert model_spec(name) == MODELS[name].kind(**constructor.defaults)
+    shown = inspect.signature(constructor).parameters  # what an editor and `help()` show
     for keyword, value in model_spec(name).model_kwargs().items():
         assert shown[keyword].default == value or shown[keyword].default is None, keyword
     assert str(shown["num_classes"]).startswith("num_classes: int = 1")
@@ -149,15 +158,15 @@ def test_the_table_of_models_is_one_text(file):
 @pytest.mark.quick
 @pytest.mark.parametrize("name", MODELS)
 def test_torch_tensors(name):
-    """Names, shapes and the order of the state dict equal those of `parameters`."""
-    tensors = torch_tensors(**model_spec(name).model_kwargs())
+    """Names, shapes and even the order of the state dict are those of `parameters`."""
+    tensors = torch_tensors(model_spec(name))
     assert list(tensors.items()) == [(p.name, p.shape) for p in parameters(model_spec(name))]
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_tf1_tensors(name):
     spec = model_spec(name)
-    assert tf1_tensors(**spec.model_kwargs()) == expected(spec, "tf1")
+    assert tf1_tensors(spec) == expected(spec, "tf1")
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -165,15 +174,13 @@ def test_keras_tensors(name):
     check_keras(model_spec(name))
 
 
-def check_keras(spec: ResNetSpec) -> keras_impl.ResNet:
-    model = keras_impl.ResNet(**spec.model_kwargs())
+def check_keras(spec: Spec) -> keras.Model:
+    model = getattr(keras_impl, spec.network)(**spec.model_kwargs())
     assert model.count_params() - count_statistics(spec) == count_parameters(spec)
-    variables = frameworks._module("keras")._variables(model)
-    shapes = {name: tuple(variable.shape) for name, variable in variables.items()}
+    variables = frameworks.adapter("keras")._variables(model)
+    shapes = {name: tuple(variable.shape) for name, (variable, _) in variables.items()}
     layout = LAYOUTS["keras"]
-    assert shapes == {
-        p.name: layout.shape_in_file(p.name, p.shape) for p in parameters(spec) if p.role != "count"
-    }
+    assert shapes == {p.name: layout.stored(p).shape(p.shape) for p in parameters(spec) if p.role != "count"}
     return model
 
 
@@ -198,9 +205,8 @@ VARIANTS = [
 @pytest.mark.parametrize("keywords", [pytest.param(VARIANTS[0], marks=pytest.mark.quick), *VARIANTS[1:]])
 def test_variants_have_the_same_tensors_everywhere(keywords):
     spec = tiny(**({"depths": (1, 1)} | keywords))
-    kwargs = spec.model_kwargs()
-    assert torch_tensors(**kwargs) == {p.name: p.shape for p in parameters(spec)}
-    assert tf1_tensors(**kwargs) == expected(spec, "tf1")
+    assert torch_tensors(spec) == {p.name: p.shape for p in parameters(spec)}
+    assert tf1_tensors(spec) == expected(spec, "tf1")
     state = state_of(check_keras(spec))
     assert {name: state[name].shape for name in state} == {
         p.name: p.shape for p in parameters(spec) if p.role != "count"
@@ -247,6 +253,6 @@ def test_unknown_names_offer_the_nearest():
     [{"stem": "x"}, {"norm": "gn"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}],
 )
 def test_every_framework_refuses_a_wrong_value(keywords):
-    for build in (torch_tensors, keras_impl.ResNet, tf1_tensors):
+    for build in (torch_impl.ResNet, keras_impl.ResNet, partial(tf1_compat.resnet, tf.zeros((1, 8, 8, 3)))):
         with pytest.raises(ValueError, match="expected one of"):
             build(**(tiny().model_kwargs() | keywords))

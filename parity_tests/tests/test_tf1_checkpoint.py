@@ -18,7 +18,8 @@ from weights_convert.formats import leveldb_table, tf1_checkpoint, tf1_proto
 from weights_convert.formats.base import METADATA_NAME, TensorInfo
 from weights_convert.formats.crc32c import crc32c, masked
 from weights_convert.formats.leveldb_table import read_table, varint, write_table
-from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, tf1_files, write_tf1
+from weights_convert.formats.tf1_checkpoint import open_tf1, tf1_files, write_tf1
+from weights_convert.formats.tf1_find import find_tf1_prefix
 
 FUZZ = settings(
     derandomize=True,

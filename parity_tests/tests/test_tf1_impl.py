@@ -166,7 +166,7 @@ def test_frozen_graph_runs_elsewhere(kind, images, tmp_path, onednn):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    reference = numpy_reference.resnet(images.transpose(0, 3, 1, 2), synthetic.weights(spec), spec)["logits"]
+    reference = numpy_reference.network(images.transpose(0, 3, 1, 2), synthetic.weights(spec), spec)["logits"]
     assert tolerances.relative_error(np.load(paths[2]), reference) <= tolerances.float32_limit(0)
 
 

@@ -700,8 +700,8 @@ def test_refuses_other_files(tmp_path):
     assert "a zip without <name>/data.pkl" in error_of(tmp_path / "zip")
     assert "expected one written by torch.save" in error_of(tmp_path / "pickle")
     assert "an empty file" in error_of(tmp_path / "empty")
-    assert "Is a directory" in error_of(tmp_path / "folder")
-    assert "No such file" in error_of(tmp_path / "missing")
+    assert "a directory without a TF1 checkpoint in it" in error_of(tmp_path / "folder")
+    assert "there is no such file" in error_of(tmp_path / "missing")
 
 
 def test_recognition(tmp_path):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +19,8 @@ from weights_convert import (
     load_into,
     state_of,
 )
-from weights_convert.spec import ResNetSpec, is_count
+from weights_convert.frameworks import adapter
+from weights_convert.spec import Spec, is_count
 
 Points = dict[str, np.ndarray]  # stem, layer1 ..., pooled, logits
 
@@ -38,19 +39,54 @@ class Outcome(NamedTuple):
     state: Checkpoint
 
 
-@contextmanager
-def torch_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
+def torch_module(spec: Spec, source: Path | Checkpoint, dtype: str) -> Any:
+    """A torch network in eval mode with weights from its own file or a checkpoint."""
     import torch
 
-    import torch_impl
-
-    with torch.device("meta"):
-        model = torch_impl.ResNet(**spec.model_kwargs())
-    model = model.to(getattr(torch, dtype)).to_empty(device="cpu").eval()
+    module = adapter("torch").build(spec, dtype)
     if isinstance(source, Path):
-        model.load_state_dict(torch.load(source, weights_only=True))
+        module.load_state_dict(torch.load(source, weights_only=True))
+    else:
+        load_into(module, source)
+    return module
+
+
+def keras_model(spec: Spec, source: Path | Checkpoint, dtype: str) -> Any:
+    """A Keras network with weights from its own file or a checkpoint."""
+    model = adapter("keras").build(spec, dtype)
+    if isinstance(source, Path):
+        model.load_weights(source)
     else:
         load_into(model, source)
+    return model
+
+
+class TF1Graph(NamedTuple):
+    """A network in a graph of its own."""
+
+    graph: Any
+    images: Any
+    logits: Any
+    end_points: dict[str, Any]
+
+
+def tf1_graph(spec: Spec, dtype: str, *, train: bool = False, images: np.ndarray | None = None) -> TF1Graph:
+    """A TF1 network without values; `images` (N, H, W, C) are a constant of the graph, else a placeholder."""
+    import tensorflow.compat.v1 as tf
+
+    with tf.Graph().as_default() as graph:  # the default for the building only: Keras must not see it
+        if images is None:
+            x = tf.placeholder(dtype, (None, None, None, spec.input_channels))
+        else:
+            x = tf.constant(images)
+        return TF1Graph(graph, x, *adapter("tf1").build(x, spec, train))
+
+
+@contextmanager
+def torch_network(spec: Spec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
+    import torch
+
+    model = torch_module(spec, source, dtype)
 
     def points(images: np.ndarray) -> Points:
         with torch.inference_mode():
@@ -61,16 +97,10 @@ def torch_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> It
 
 
 @contextmanager
-def keras_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
+def keras_network(spec: Spec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
     import keras
 
-    import keras_impl
-
-    model = keras_impl.ResNet(**spec.model_kwargs(), dtype=dtype)
-    if isinstance(source, Path):
-        model.load_weights(source)
-    else:
-        load_into(model, source)
+    model = keras_model(spec, source, dtype)
 
     def points(images: np.ndarray) -> Points:
         features = model.forward_features(images.astype(dtype).transpose(0, 2, 3, 1), training=False)
@@ -80,19 +110,14 @@ def keras_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> It
 
 
 @contextmanager
-def tf1_network(spec: ResNetSpec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
+def tf1_network(spec: Spec, source: Path | Checkpoint, dtype: str) -> Iterator[Network]:
     import tensorflow.compat.v1 as tf
 
-    import tf1_compat
-
-    with tf.Graph().as_default() as graph:  # default graph only while building: Keras must not see it
-        placeholder = tf.placeholder(dtype, (None, None, None, spec.in_channels))
-        _, end_points = tf1_compat.resnet(placeholder, **spec.model_kwargs())
-        saver = tf.train.Saver()
+    graph, placeholder, _, end_points = tf1_graph(spec, dtype)
     with closing(tf.Session(graph=graph)) as session:
         if isinstance(source, Path):
             with graph.as_default():
-                saver.restore(session, str(source))
+                tf.train.Saver().restore(session, str(source))
         else:
             load_into(session, source)
 
@@ -107,18 +132,16 @@ def _channels_first(array: np.ndarray) -> np.ndarray:
     return array.transpose(0, 3, 1, 2) if array.ndim == 4 else array
 
 
-Opened = Callable[[ResNetSpec, Path | Checkpoint, str], AbstractContextManager[Network]]
+Opened = Callable[[Spec, Path | Checkpoint, str], AbstractContextManager[Network]]
 NETWORKS: dict[str, Opened] = {"torch": torch_network, "keras": keras_network, "tf1": tf1_network}
 
 
-def _run(
-    framework: str, spec: ResNetSpec, source: Path | Checkpoint, images: np.ndarray, dtype: str
-) -> Outcome:
+def _run(framework: str, spec: Spec, source: Path | Checkpoint, images: np.ndarray, dtype: str) -> Outcome:
     with NETWORKS[framework](spec, source, dtype) as network:
         return Outcome(network.points(images), network.state())
 
 
-RUNNERS: dict[str, Callable[[ResNetSpec, Path | Checkpoint, np.ndarray, str], Outcome]] = {
+RUNNERS: dict[str, Callable[[Spec, Path | Checkpoint, np.ndarray, str], Outcome]] = {
     framework: partial(_run, framework) for framework in NETWORKS
 }
 SUFFIXES = {"torch": ".pth", "keras": ".weights.h5", "tf1": ".ckpt"}  # each framework's own file

@@ -16,6 +16,7 @@ import tensorflow.compat.v1 as tf
 from parity_tests.watch.structure import leaves
 from parity_tests.watch.trace import Call, TF1Model, Trace, Weights, channels_first, channels_last, numbered
 from weights_convert.errors import SpecError
+from weights_convert.layouts import tf1_module
 
 
 class _Boundary(NamedTuple):
@@ -241,4 +242,4 @@ class TF1Tracer:
 
 def _canonical(path: str) -> str:
     """`layer1_0/downsample_1` -> `layer1.0.downsample.1`."""
-    return re.sub(r"\b(layer\d+|downsample)_(\d+)\b", r"\1.\2", path).replace("/", ".")
+    return tf1_module(path)

@@ -8,7 +8,7 @@ in several:
     >>> rules = Names({"features.stage{s}.unit{b+1}.body.conv{n}.conv": "layer{s}.{b}.conv{n}"}, ".")
     >>> rules.parse("features.stage2.unit1.body.conv3.conv.weight")
     'layer2.0.conv3.weight'
-    >>> rules.rename("layer2.0.conv3.weight")
+    >>> rules.rename(Parameter("layer2.0.conv3.weight", (64, 64, 1, 1), "conv2d"))
     'features.stage2.unit1.body.conv3.conv.weight'
 
 Equal names do not mean equal numbers: `implies` and `cases` hold the keywords of the family's networks.
@@ -20,12 +20,12 @@ import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 from weights_convert.families.counted import CountedLayers
-from weights_convert.layouts import ROLES, TF_LEAVES, TORCH_BOOKKEEPING, Layout, role_of
-from weights_convert.spec import ResNetSpec, Spec
+from weights_convert.layouts import ROLES, TORCH_BOOKKEEPING, Layout, from_tensorflow, like, skeleton
+from weights_convert.spec import Parameter, Spec
 
 Pattern = tuple[re.Pattern[str], str]  # a name that is not a weight, and its description
 
@@ -115,7 +115,7 @@ TORCHVISION: dict[str, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
     """One project's checkpoints, as data.
 
@@ -131,10 +131,10 @@ class Family:
         cases: implied values of some of its networks.
         alternatives: networks that only the user can distinguish, with `--model FAMILY:NAME` or `--set`.
         creation_order: for names that only count layers (`conv2d_7`): the order within a block.
-        models: architectures of `spec.MODELS` with such names.
-        feeds: input preprocessing of its networks; None if the project does not specify it.
-        labels: rules that turn names of `spec.MODELS` into the family's names.
-        block: whether the files hold single attention blocks; None for either.
+        models: the architectures of `spec.MODELS` that such names may be of.
+        feeds: what its networks were trained to be fed; None where the project does not say.
+        labels: how the names of `spec.MODELS` are changed into the family's own.
+        kinds: of spec, that its files hold.
         marks, bookkeeping: as in `Layout`.
         refused: spec values of known networks that this project cannot compute, and the reason.
         caution: properties that names and shapes cannot show, for the user.
@@ -155,7 +155,7 @@ class Family:
     models: tuple[str, ...] = ()
     feeds: Preprocessing | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
-    block: bool | None = False
+    kinds: tuple[str, ...] = ("resnet",)
     marks: tuple[str, ...] = ()
     bookkeeping: tuple[Pattern, ...] = ()
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
@@ -172,7 +172,7 @@ class Family:
         for case in (*self.cases, *([alternative] if alternative else [])):
             if case.fits(spec):
                 values |= case.implies
-        return {keyword: value for keyword, value in values.items() if concerns(keyword, spec)}
+        return {keyword: value for keyword, value in values.items() if spec.concerns(keyword)}
 
     def choices(self, spec: Spec) -> list[Case | None]:
         """The alternatives for the user to choose from; [None] if there is no choice."""
@@ -193,45 +193,51 @@ class Family:
         return name + (alternative.suffix if alternative else "")
 
     def layouts(self, modules: Collection[str]) -> list[tuple[Mapping[str, Any], Layout]]:
-        """The possible layouts of a file with these module paths, each with its spec values."""
-        if self.own is not None:
-            return [({}, self.own)]
-        if self.creation_order:
-            return [
-                (
-                    {},
-                    CountedLayers(
-                        name=self.name,
-                        order=self.creation_order,
-                        models=self.models,
-                        bookkeeping=self.bookkeeping,
-                    ),
-                )
-            ]
+        """The layouts by which a file with these module paths may be read, and the spec values each means."""
+        if self.own is not None or self.creation_order:
+            return [({}, self._layout(()))]
         seen = [variant for variant in self.variants if self._seen(variant, modules)]
         combinations = itertools.product(*[(False, True)] * len(seen))
-        return [self._layout(list(itertools.compress(seen, on))) for on in combinations]
+        chosen = [tuple(self.variants.index(v) for v in itertools.compress(seen, on)) for on in combinations]
+        return [(self._values(numbers), self._layout(numbers)) for numbers in chosen]
 
     def _seen(self, variant: Variant, modules: Collection[str]) -> bool:
-        """Whether a file has paths that only this variant has."""
-        own = Names({f: c for f, c in variant.names.items() if f not in self.names}, self.separator)
+        """Whether a file has any of the paths that only this variant has."""
+        own = self._names_of(self.variants.index(variant))
         return any(own.knows(module) for module in modules)
 
-    def layout_of(self, spec: Spec) -> Layout:
-        """The layout of a network's files."""
-        if self.own is not None or self.creation_order:
-            return self.layouts(())[0][1]
-        return self._layout([variant for variant in self.variants if _has(spec, variant.when)])[1]
+    @cache  # noqa: B019  (families are module constants)
+    def _names_of(self, number: int) -> Names:
+        """The names that only one of the variants has."""
+        names = self.variants[number].names
+        return Names({f: c for f, c in names.items() if f not in self.names}, self.separator)
 
-    def _layout(self, on: list[Variant]) -> tuple[Mapping[str, Any], Layout]:
-        names, values = dict(self.names), dict[str, Any]()
-        for variant in on:
+    def layout_of(self, spec: Spec) -> Layout:
+        """The layout of the files of a network."""
+        return self._layout(tuple(i for i, variant in enumerate(self.variants) if _has(spec, variant.when)))
+
+    def _values(self, numbers: tuple[int, ...]) -> dict[str, Any]:
+        """The spec values that these variants of the names mean."""
+        when = [item for number in numbers for item in self.variants[number].when.items()]
+        return {keyword: value for keyword, value in when if not isinstance(value, tuple)}
+
+    @cache  # noqa: B019  (families are module constants)
+    def _layout(self, numbers: tuple[int, ...]) -> Layout:
+        """The layout with these variants of the names."""
+        if self.own is not None:
+            return self.own
+        if self.creation_order:
+            return CountedLayers(
+                name=self.name, order=self.creation_order, models=self.models, bookkeeping=self.bookkeeping
+            )
+        names = dict(self.names)
+        for number in numbers:
+            variant = self.variants[number]
             replaced = set(variant.names.values())
             names = {f: c for f, c in names.items() if c not in replaced} | dict(variant.names)
-            values |= {k: v for k, v in variant.when.items() if not isinstance(v, tuple)}
         rules = Names(names, self.separator)
         tensorflow = self.separator == "/"
-        return values, Layout(
+        return Layout(
             name=self.name,
             rename=rules.rename,
             parse=rules.parse,
@@ -244,33 +250,11 @@ class Family:
         )
 
 
-def concerns(keyword: str, spec: Spec) -> bool:
-    """Whether a keyword applies to this kind of network, as `cbam_order` applies to networks with CBAM."""
-    attention = keyword.partition("_")[0]
-    if attention in ("se", "cbam", "eca"):
-        return spec.attention == attention
-    if keyword in ("reduction", "hidden_rule"):
-        return spec.attention in ("se", "cbam")
-    if keyword == "relu_before_attention":
-        return spec.attention != "none"
-    if keyword == "stem_pool":  # networks for small images have no pool
-        return isinstance(spec, ResNetSpec) and spec.stem != "3x3"
-    if keyword == "stride_in":
-        return isinstance(spec, ResNetSpec) and spec.block == "bottleneck"
-    return hasattr(spec, keyword)
-
-
 # --------------------------------------------------------------------------------------------------
 # Names
 
 
 _PLACE = re.compile(r"\{(\w+)(?:\+1)?\}")  # {b}, or {b+1}: one more in the file
-
-
-@lru_cache(maxsize=65536)
-def skeleton(name: str) -> str:
-    """A name without its numbers, the key of its rules."""
-    return re.sub(r"\d+", "#", name)
 
 
 class Names:
@@ -280,36 +264,40 @@ class Names:
         self.separator = separator
         self._from_file = _index((file, canonical) for file, canonical in names.items())
         self._to_file = _index((c, f) for f, c in names.items() if "{part}" not in f)
+        self._in_parts = any("{part}" in file for file in names)
+        # a module has up to five tensors
+        self._module = lru_cache(maxsize=4096)(partial(_translate, self._from_file))
 
     def knows(self, module: str) -> bool:
-        """Whether the names include a module path of a file."""
-        return _translate(self._from_file, module) is not None
+        """Whether a module path of a file is among the names."""
+        return self._module(module) is not None
 
     def parse(self, name: str) -> str | None:
         """The canonical name of a tensor in a file, or None."""
         path, _, leaf = name.removesuffix(":0").rpartition(self.separator)
-        module = _translate(self._from_file, path)
-        if self.separator == ".":
-            canonical = f"{module}.{leaf}"
-            return canonical if role_of(canonical) else None
-        canonical = f"{module}.{TF_LEAVES.get(leaf)}"
-        role = role_of(canonical)
-        return canonical if role and ROLES[role].tf == leaf else None
+        module = self._module(path)
+        if module is None:
+            return None
+        if self.separator == "/":
+            return from_tensorflow(module, leaf)
+        return f"{module}.{leaf}" if like(f"{module}.{leaf}") else None
 
     def part(self, name: str) -> int:
-        """The number of the part that a name in a file holds; 0 for a whole tensor."""
+        """Which part of a tensor a name in a file is; 0 where it is the whole."""
+        if not self._in_parts:
+            return 0
         path = name.removesuffix(":0").rpartition(self.separator)[0]
         for pattern, _, _ in self._from_file.get(skeleton(path), ()):
             if match := re.fullmatch(pattern, path):
                 return int(match.groupdict().get("part", 0))
         return 0
 
-    def rename(self, canonical: str, spec: Spec | None = None) -> str | None:  # noqa: ARG002
+    def rename(self, parameter: Parameter, spec: Spec | None = None) -> str | None:  # noqa: ARG002
         """The inverse of `parse`."""
-        module, _, leaf = canonical.rpartition(".")
+        module, _, leaf = parameter.name.rpartition(".")
         file = _translate(self._to_file, module)
         if self.separator == "/":
-            leaf = ROLES[role_of(canonical) or "count"].tf or ""
+            leaf = ROLES[parameter.role].tf or ""
         return f"{file}{self.separator}{leaf}" if file and leaf else None
 
 

@@ -11,18 +11,19 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from weights_convert.layouts import ROLES, Layout, Shapes, role_of
-from weights_convert.spec import ResNetSpec, Spec, model_spec, parameters
+from weights_convert.layouts import ROLES, Layout, Shapes, from_tensorflow
+from weights_convert.spec import Parameter, ResNetSpec, Spec, model_spec, parameters
 
 _LAYER = re.compile(r"((conv2d|batch_normalization|dense)(?:_(\d{1,9}))?)/(\w+)(?::0)?")
 _KINDS = {"conv2d": "conv2d", "scale": "batch_normalization", "dense": "dense"}  # by the role of `weight`
+_LEAVES = [leaf for leaf in dict.fromkeys(role.tf for role in ROLES.values()) if leaf]
 
 
-def _nowhere(canonical: str, spec: Spec) -> None:
-    """Counted layers have no name before the whole network is known."""
+def _nowhere(parameter: Parameter, spec: Spec) -> None:
+    """Layers that are counted have no name before they are made."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class CountedLayers(Layout):
     """The layout of files whose names count layers.
 
@@ -33,7 +34,7 @@ class CountedLayers(Layout):
 
     order: tuple[str, ...]
     models: tuple[str, ...]
-    rename: Callable[[str, Spec], str | None] = _nowhere
+    rename: Callable[[Parameter, Spec], str | None] = _nowhere
     parse: Callable[[str], str | None] = lambda name: None  # noqa: ARG005
     tensorflow_axes: bool = True
     mlp_1x1: tuple[str, ...] = ("se",)
@@ -56,22 +57,20 @@ class CountedLayers(Layout):
             for rank, (number, layer) in enumerate(layers):
                 place = rank if first is None else number - first
                 if place < len(modules):
-                    for leaf in ("weight", "bias", "running_mean", "running_var"):
-                        canonical = f"{modules[place]}.{leaf}"
-                        role = role_of(canonical)
-                        name = f"{layer}/{ROLES[role].tf if role else None}"
-                        if name in names:
-                            found.setdefault(canonical, []).append(names[name])
+                    for leaf in _LEAVES:
+                        canonical = from_tensorflow(modules[place], leaf)
+                        if canonical and f"{layer}/{leaf}" in names:
+                            found.setdefault(canonical, []).append(names[f"{layer}/{leaf}"])
         return {canonical: tuple(names) for canonical, names in found.items()}
 
     def _layers(self, spec: ResNetSpec) -> dict[str, list[str]]:
         """Kind of layer -> modules in order of creation; a grouped convolution appears once per group."""
         modules: dict[str, list[str]] = {kind: [] for kind in _KINDS.values()}
-        weights = {p.name.rpartition(".")[0]: p.role for p in parameters(spec) if p.name.endswith(".weight")}
+        weights = {p.name.rpartition(".")[0]: p for p in parameters(spec) if p.name.endswith(".weight")}
         for module in sorted(weights, key=self._when_made):
-            role = "conv2d" if module.rpartition(".")[0].endswith(".se") else weights[module]
+            kind = _KINDS["conv2d" if self.stored(weights[module]).is_1x1 else weights[module].role]
             parts = spec.groups if re.fullmatch(r"layer\d+\.\d+\.conv2", module) else 1
-            modules[_KINDS[role]] += [module] * parts
+            modules[kind] += [module] * parts
         return modules
 
     def _when_made(self, module: str) -> tuple[int, ...]:

@@ -25,7 +25,7 @@ FAMILY = Family(
         "cbam_spatial_input": "refined",
         "se_bias": True,
     },
-    block=True,
+    kinds=("attention",),
     marks=("ch_at/mlp_0/kernel", "bottleneck_fc/kernel"),
     bookkeeping=TF1_BOOKKEEPING,
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weights_convert.families.base import Family
 from weights_convert.layouts import LAYOUTS
+from weights_convert.spec import KINDS
 
 _ABOUT = {
     "torch": "this project in PyTorch: the state dict of `torch_impl`",
@@ -13,6 +14,6 @@ _ABOUT = {
 _ALL = ("none", "se", "cbam", "eca")
 
 FAMILIES = tuple(
-    Family(name=name, about=_ABOUT[name], attentions=_ALL, own=layout, block=None, written=True)
+    Family(name=name, about=_ABOUT[name], attentions=_ALL, own=layout, kinds=tuple(KINDS), written=True)
     for name, layout in LAYOUTS.items()
 )

@@ -13,7 +13,7 @@ FAMILY = Family(
     names={"mlp_1": "channel.fc1", "mlp_2": "channel.fc2", "conv2d": "spatial.conv"},
     attentions=("cbam",),
     implies=CBAM | {"cbam_bn": False, "cbam_spatial_bias": True, "cbam_spatial_input": "input"},
-    block=True,
+    kinds=("attention",),
     marks=("mlp_1/kernel",),
     bookkeeping=TF1_BOOKKEEPING,
 )

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weights_convert.errors import DestinationError, SourceError, nearest
-from weights_convert.formats.archive import open_zip
+from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import Format, Reader, TensorInfo
-from weights_convert.formats.keras_hdf5 import open_keras
-from weights_convert.formats.npz_file import NpzReader, write_npz
-from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
-from weights_convert.formats.tf1_checkpoint import find_tf1_prefix, open_tf1, write_tf1
-from weights_convert.formats.tf1_place import orphans_of_tf1, place_tf1, tf1_files
-from weights_convert.formats.torch_file import (
-    looks_like_torch_stream,
-    open_torch,
-    write_torch,
+from weights_convert.formats.given import Given
+from weights_convert.formats.keras_hdf5 import open_keras, recognises_keras
+from weights_convert.formats.npz_file import NpzReader, recognises_npz, write_npz
+from weights_convert.formats.safetensors_file import (
+    SafetensorsReader,
+    recognises_safetensors,
+    write_safetensors,
 )
-from weights_convert.limits import DEFAULT, Limits
+from weights_convert.formats.tf1_checkpoint import open_tf1, recognises_tf1, write_tf1
+from weights_convert.formats.tf1_place import orphans_of_tf1, place_tf1, tf1_files
+from weights_convert.formats.torch_file import open_torch, recognises_torch, write_torch
+from weights_convert.limits import Limits
 
 
 def _write_keras(
@@ -36,50 +35,89 @@ def _write_keras(
     write_keras(path, tensors, read, metadata)
 
 
-_OF_TF1 = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})$")
-
 FORMATS = {
-    "torch": Format("torch", (".pth", ".pt"), "PyTorch zip or stream", "torch", open_torch, write_torch),
-    "safetensors": Format(
-        "safetensors", (".safetensors",), "safetensors", "torch", SafetensorsReader, write_safetensors
-    ),
-    "npz": Format("npz", (".npz",), "NumPy archive", "torch", NpzReader, write_npz),
-    "keras": Format(
-        "keras", (".weights.h5",), "Keras 3 HDF5, .keras read", "keras", open_keras, _write_keras
-    ),
-    "tf1": Format(
-        "tf1",
-        (".ckpt",),
-        "TensorFlow 1 checkpoint",
-        "tf1",
-        open_tf1,
-        write_tf1,
-        tf1_files,
-        place_tf1,
-        orphans_of_tf1,
-    ),
+    container.name: container
+    for container in (
+        Format(
+            "torch",
+            (".pth", ".pt"),
+            "PyTorch zip or stream",
+            "torch",
+            recognises_torch,
+            open_torch,
+            write_torch,
+            keyed=True,
+        ),
+        Format(
+            "safetensors",
+            (".safetensors",),
+            "safetensors",
+            "torch",
+            recognises_safetensors,
+            SafetensorsReader,
+            write_safetensors,
+            any_layout=True,
+        ),
+        Format(
+            "npz",
+            (".npz",),
+            "NumPy archive",
+            "torch",
+            recognises_npz,
+            NpzReader,
+            write_npz,
+            any_layout=True,
+        ),
+        Format(
+            "keras",
+            (".weights.h5",),
+            "Keras 3 HDF5, .keras read",
+            "keras",
+            recognises_keras,
+            open_keras,
+            _write_keras,
+        ),
+        Format(
+            "tf1",
+            (".ckpt",),
+            "TensorFlow 1 checkpoint",
+            "tf1",
+            recognises_tf1,
+            open_tf1,
+            write_tf1,
+            tf1_files,
+            place_tf1,
+            orphans=orphans_of_tf1,
+        ),
+    )
 }
 
 
-def open_reader(path: str | Path, key: str | None = None, limits: Limits | None = None) -> Reader:
-    """Open a checkpoint by its content.
+def open_reader(source: str | Path | Given, key: str | None = None, limits: Limits | None = None) -> Reader:
+    """Open a checkpoint by its content; closing the reader closes the file.
 
     Args:
-        path: a file, a TF1 checkpoint's prefix, or the directory of one.
-        key: the entry of a PyTorch file that holds the weights, if there are several.
-        limits: limits for untrusted files.
+        source: a file, a TF1 checkpoint's prefix, or the directory of one.
+        key: the entry of a PyTorch file that holds the weights, where there are several.
+        limits: for untrusted files.
 
     Raises:
-        SourceError: the file is missing, cannot be read, or is not a checkpoint.
-        LimitError: the file exceeds a limit.
+        SourceError: it is missing, cannot be read, or is not a checkpoint.
+        LimitError: it exceeds a limit.
     """
-    path, limits = Path(path), limits or DEFAULT
-    name = _format_of(path, limits)
-    if name == "torch":
-        return open_torch(path, key, limits)
-    if key is not None:
-        raise SourceError(f"{path}: --key selects an entry of a PyTorch file, but this is {name}")
-    return FORMATS[name].open(path, limits)
+    given = Given.of(source, limits)
+    try:
+        container = _container_of(given)
+        if container.keyed:
+            return container.open(given, key)
+        if key is not None:
+            raise SourceError(
+                f"{given.path}: --key chooses an entry of a PyTorch file, and this is {container.name}"
+            )
+        return container.open(given)
+    except BaseException:
+        given.close()
+        raise
 
 
 def format_for_writing(path: Path) -> Format:
@@ -91,56 +129,16 @@ def format_for_writing(path: Path) -> Format:
     raise DestinationError(f"{path}: unknown suffix, expected one of {known}")
 
 
-def _format_of(path: Path, limits: Limits) -> str:
-    """The name of the container at `path`, from its first bytes."""
-    if find_tf1_prefix(path) is not None:
-        return "tf1"
-    try:
-        if path.is_dir():
-            raise SourceError(
-                f"{path}: a directory without a TF1 checkpoint in it, expected a checkpoint file"
-            )
-        if path.exists() and not path.is_file():
-            raise SourceError(f"{path}: is a device or a pipe, expected a file")
-        with path.open("rb") as file:
-            head = file.read(64)
-    except FileNotFoundError:
-        raise SourceError(f"{path}: there is no such file{_neighbour(path)}") from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise SourceError(f"{path}: cannot be read ({getattr(error, 'strerror', error)})") from None
-    if head.startswith(b"PK"):
-        return _zip_format(path, limits)
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "keras"
-    if looks_like_torch_stream(head):
-        return "torch"
-    if len(head) > 8 and head[8:9] == b"{":
-        return "safetensors"
-    if not head:
-        raise SourceError(f"{path}: the file is empty")
+def _container_of(given: Given) -> Format:
+    """The container that a source is; another zip is taken for PyTorch's, whose error describes it."""
+    for container in FORMATS.values():
+        if container.recognises(given):
+            return container
+    if given.archive is not None:
+        return FORMATS["torch"]
+    if not given.head:
+        raise SourceError(f"{given.path}: the file is empty")
     raise SourceError(
-        f"{path}: not a known checkpoint format (it begins with {head[:8]!r}); "
+        f"{given.path}: not a checkpoint that can be read here (it begins with {given.head[:8]!r}); "
         f"expected one of {', '.join(container.description for container in FORMATS.values())}"
     )
-
-
-def _zip_format(path: Path, limits: Limits) -> str:
-    """The name of a zip container, from its entries."""
-    with path.open("rb") as file:
-        names = open_zip(path, file, limits).namelist()
-    if "model.weights.h5" in names:
-        return "keras"
-    if names and all(name.endswith(".npy") for name in names):
-        return "npz"
-    return "torch"
-
-
-def _neighbour(path: Path) -> str:
-    """A hint at a file with a similar name in the same folder, for a TF1 checkpoint at its prefix."""
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return ""
-    prefixes = [name.removesuffix(".index") for name in names if name.endswith(".index")]
-    others = [name for name in names if not _OF_TF1.search(name)]
-    return nearest(path.name, sorted(prefixes + others), likeness=0.8)

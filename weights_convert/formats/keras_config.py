@@ -12,9 +12,11 @@ from typing import Any
 from weights_convert.errors import SourceError
 from weights_convert.formats.base import parse_metadata
 from weights_convert.limits import Limits
+from weights_convert.spec import KINDS
 
-_OURS = "samenet>ResNet"  # its name by `register_keras_serializable("samenet")`
-_KERAS_OWN = ("name", "trainable", "dtype")  # keywords of every layer's config
+# as `register_keras_serializable("samenet")` names the classes -> kind of network
+_OURS = {f"samenet>{kind.network}": kind.kind for kind in KINDS.values() if kind.network}
+_KERAS_OWN = ("name", "trainable", "dtype")  # what every layer's config has besides
 
 
 def keywords_in_config(text: str | bytes, path: Path, limits: Limits) -> dict[str, Any]:
@@ -24,12 +26,13 @@ def keywords_in_config(text: str | bytes, path: Path, limits: Limits) -> dict[st
         SourceError: the config is not a JSON object, or (`LimitError`) too long or too deep.
     """
     config = parse_metadata(text, path, limits, "config")
-    if _OURS not in (config.get("registered_name"), config.get("class_name")):
+    names = [str(config.get(key)) for key in ("registered_name", "class_name")]
+    if (ours := next((name for name in names if name in _OURS), None)) is None:
         return {}
     keywords = config.get("config")
     if not isinstance(keywords, dict):
-        raise SourceError(f"{path}: its config of {_OURS} has no keywords, expected an object of them")
-    return {"kind": "resnet", "spec": {k: v for k, v in keywords.items() if k not in _KERAS_OWN}}
+        raise SourceError(f"{path}: its config of {ours} has no keywords, expected an object of them")
+    return {"kind": _OURS[ours], "spec": {k: v for k, v in keywords.items() if k not in _KERAS_OWN}}
 
 
 def agreeing(path: Path, first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
 from weights_convert.errors import SourceError, WeightsConvertError
-from weights_convert.formats.archive import open_zip, stored, unpacked
+from weights_convert.formats.archive import stored, unpacked
 from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, one_line, parse_metadata
+from weights_convert.formats.given import Given
 from weights_convert.formats.hdf5_plain import Dataset, PlainFile, Unusual
 from weights_convert.formats.keras_config import agreeing, keywords_in_config
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
@@ -27,36 +27,46 @@ from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
 if TYPE_CHECKING:
     from weights_convert.formats.hdf5_library import LibraryFile
 
+_MAGIC = b"\x89HDF\r\n\x1a\n"
 _INNER, _CONFIG = "model.weights.h5", "config.json"
 _SAID = f"vars/{METADATA_NAME}"  # written by `keras_impl.ResNet`: the bytes of a text
 
 
-def open_keras(path: Path, limits: Limits = DEFAULT) -> Reader:
-    """A reader of `.weights.h5`, `.keras` or `.h5`; it uses another process if HDF5's library is needed."""
+def recognises_keras(given: Given) -> bool:
+    return given.head.startswith(_MAGIC) or _INNER in given.entries
+
+
+def open_keras(source: Path | Given, limits: Limits = DEFAULT) -> Reader:
+    """A reader of `.weights.h5`, `.keras` or `.h5`; in another process where HDF5's library is needed."""
+    given = Given.of(source, limits)
     try:
-        return KerasReader(path, limits)
+        return KerasReader(given)
     except Unusual as unusual:
         from weights_convert.formats.hdf5_process import ProcessReader
 
-        return ProcessReader(path, limits, str(unusual))
+        return ProcessReader(given.path, given.limits, str(unusual))
 
 
 class KerasReader(Reader):
     """A `.weights.h5` file or the one inside a `.keras` file; names are HDF5 paths (`conv1/vars/0`).
 
     Args:
-        path: the file.
-        limits: limits for untrusted files.
-        kind: the HDF5 reader. `PlainFile` raises `Unusual` for HDF5 that Keras does not write.
+        source: the file.
+        limits: what it is believed.
+        kind: who reads HDF5. `PlainFile` raises `Unusual` for what Keras does not write.
     """
 
     format = "keras"
 
     def __init__(
-        self, path: Path, limits: Limits = DEFAULT, kind: type[PlainFile] | type[LibraryFile] = PlainFile
+        self,
+        source: Path | Given,
+        limits: Limits = DEFAULT,
+        kind: type[PlainFile] | type[LibraryFile] = PlainFile,
     ):
+        self._given = Given.of(source, limits)
+        path, limits = self._given.path, self._given.limits
         super().__init__(path, limits)
-        self._opened = ExitStack()
         self._datasets: dict[str, Dataset] = {}
         self._config: str | bytes | None = None
         try:
@@ -75,14 +85,12 @@ class KerasReader(Reader):
             ) from None
 
     def _inner(self) -> tuple[BinaryIO, int, int]:
-        """File, position and length of the HDF5 data; also keeps the config of a `.keras`."""
-        file = self._opened.enter_context(self.path.open("rb"))
-        size = file.seek(0, 2)
-        self.has(size)
-        file.seek(0)
-        if file.read(2) != b"PK":
-            return file, 0, size
-        archive = open_zip(self.path, file, self.limits)
+        """The HDF5 file: in which file, from which byte on, how long. The config of a `.keras` is kept."""
+        given = self._given
+        file, archive = given.file, given.archive
+        self.has(given.size)
+        if archive is None:
+            return file, 0, given.size
         if _CONFIG in archive.namelist():
             self._config = self._text(archive, archive.getinfo(_CONFIG))
         info = archive.getinfo(_INNER)
@@ -135,7 +143,7 @@ class KerasReader(Reader):
 
     def close(self) -> None:
         super().close()
-        self._opened.close()
+        self._given.close()
 
 
 def _short_names(paths: Iterable[str]) -> dict[str, str]:

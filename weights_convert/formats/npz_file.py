@@ -16,7 +16,7 @@ from typing import IO, Any
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.archive import DAMAGE, open_zip
+from weights_convert.formats.archive import DAMAGE
 from weights_convert.formats.base import (
     MAX_NDIM,
     METADATA_NAME,
@@ -28,6 +28,7 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.formats.given import Given
 from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import write
 
@@ -39,20 +40,25 @@ _HEADERS = {  # version -> size of the length field, and a function that reads b
 _LONGEST_HEADER = 10_000  # bytes, as in NumPy, which checks only after reading
 
 
+def recognises_npz(given: Given) -> bool:
+    return bool(given.entries) and all(name.endswith(_SUFFIX) for name in given.entries)
+
+
 class NpzReader(Reader):
     """An .npz archive. Object arrays (pickles) are never loaded; they are listed in `left_out`."""
 
     format = "npz"
 
-    def __init__(self, path: Path, limits: Limits = DEFAULT):
-        super().__init__(path, limits)
+    def __init__(self, source: Path | Given, limits: Limits = DEFAULT):
+        given = Given.of(source, limits)
+        super().__init__(given.path, given.limits)
+        self._file = given.file
+        self._headers: dict[bytes, tuple[Any, ...]] = {}
         try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
-        try:
-            self.has(self._file.seek(0, 2))
-            self._zip = open_zip(path, self._file, limits)
+            self.has(given.size)
+            if given.archive is None:
+                raise SourceError(f"{given.path}: not a zip archive, expected an .npz file")
+            self._zip = given.archive
             for entry in self._zip.infolist():
                 self._list(entry)
         except BaseException:
@@ -87,7 +93,10 @@ class NpzReader(Reader):
                 length = int.from_bytes(size, "little")
                 if length > _LONGEST_HEADER:
                     raise ValueError(f"a header of {length} bytes")
-                shape, _, dtype = parse(io.BytesIO(size + file.read(length)))
+                header = size + file.read(length)
+                if header not in self._headers:  # a network has few shapes
+                    self._headers[header] = parse(io.BytesIO(header))
+                shape, _, dtype = self._headers[header]
                 if len(shape) > MAX_NDIM or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
                     raise ValueError(f"an impossible shape, {shape}")
                 info = TensorInfo(shape, dtype.newbyteorder("="))

@@ -30,6 +30,7 @@ from weights_convert.formats.base import (
     one_line,
     parse_metadata,
 )
+from weights_convert.formats.given import Given
 from weights_convert.limits import DEFAULT, Limits, too_many
 from weights_convert.memory import write
 
@@ -88,17 +89,20 @@ class _Entry:
         self.dtype, self.shape, self.start, self.end = dtype, tuple(shape), start, end
 
 
+def recognises_safetensors(given: Given) -> bool:
+    return given.head[8:9] == b"{"
+
+
 class SafetensorsReader(Reader):
     """A safetensors file. The header is valid only if its offsets cover the rest of the file exactly."""
 
     format = "safetensors"
 
-    def __init__(self, path: Path, limits: Limits = DEFAULT):
-        super().__init__(path, limits)
-        try:
-            self._file = path.open("rb", buffering=0)
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be read ({error.strerror})") from error
+    def __init__(self, source: Path | Given, limits: Limits = DEFAULT):
+        given = Given.of(source, limits)
+        path = given.path
+        super().__init__(path, given.limits)
+        self._file = given.file
         try:
             self._read_header()
         except (OSError, ValueError, EOFError, RecursionError) as error:

@@ -7,7 +7,6 @@ Format: https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/uti
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -27,7 +26,9 @@ from weights_convert.formats.base import (
     parse_metadata,
 )
 from weights_convert.formats.crc32c import crc32c, masked
-from weights_convert.formats.leveldb_table import WireError, read_table, write_table
+from weights_convert.formats.given import Given
+from weights_convert.formats.leveldb_table import WireError, write_table
+from weights_convert.formats.tf1_find import STATE, is_file
 from weights_convert.formats.tf1_meta import meta_path, networks_in_meta
 from weights_convert.formats.tf1_place import data_path, index_path, tf1_files
 from weights_convert.formats.tf1_proto import (
@@ -41,39 +42,22 @@ from weights_convert.formats.tf1_proto import (
 from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import pieces
 
-_FILE_OF_PREFIX = re.compile(r"(?P<prefix>.+)\.(index|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
-_STATE = "checkpoint"  # a CheckpointState as protobuf text; its first line names the newest checkpoint
-_STATE_LINE = re.compile(
-    rb"""^[ \t]*model_checkpoint_path[ \t]*:[ \t]*(["'])((?:\\.|(?!\1)[^\\\n])+)\1""", re.MULTILINE
-)
-_STATE_ESCAPE = re.compile(rb"\\([0-7]{1,3}|.)")
-_MAX_STATE_BYTES = 1 << 16
 _ADVICE = "copy the checkpoint again, or save it again with tf.train.Saver"
 
 
-def open_tf1(path: Path, limits: Limits = DEFAULT) -> TF1Reader:
+def recognises_tf1(given: Given) -> bool:
+    return given.prefix is not None
+
+
+def open_tf1(source: Path | Given, limits: Limits = DEFAULT) -> TF1Reader:
     """Open a checkpoint by its prefix, one of its files, or a directory with a file named `checkpoint`."""
-    prefix = find_tf1_prefix(path)
-    if prefix is None:
+    given = Given.of(source, limits)
+    if given.prefix is None:
         raise SourceError(
-            f"{path}: not a TF1 checkpoint; expected its prefix (model.ckpt-12345), its .index or .data file "
-            f"or a directory in which a file named {_STATE!r} names the prefix"
+            f"{given.path}: not a TF1 checkpoint; expected its prefix (model.ckpt-12345), its .index or "
+            f".data file or a directory in which a file named {STATE!r} names the prefix"
         )
-    return TF1Reader(prefix, limits)
-
-
-def find_tf1_prefix(path: Path) -> Path | None:
-    """The prefix of the checkpoint that `path` names, or None.
-
-    `open_tf1` checks whether the files of that prefix exist and are valid.
-    """
-    path = Path(path)
-    one_of_its_files = _FILE_OF_PREFIX.fullmatch(path.name)
-    if one_of_its_files and _is_file(path):
-        return path.with_name(one_of_its_files["prefix"])
-    if _is_file(path / _STATE):
-        return _prefix_in_state(path / _STATE)
-    return path if _is_file(index_path(path)) and not _is_file(path) else None
+    return TF1Reader(given)
 
 
 class TF1Reader(Reader):
@@ -81,13 +65,14 @@ class TF1Reader(Reader):
 
     format = "tf1"
 
-    def __init__(self, prefix: Path, limits: Limits = DEFAULT):
-        super().__init__(prefix, limits)
+    def __init__(self, given: Given):
+        assert given.prefix is not None  # see `open_tf1`
+        super().__init__(given.prefix, given.limits)
         self._entries: dict[str, Entry] = {}
         self._data_files: dict[int, BufferedReader] = {}
         self._open_files = ExitStack()
-        with self._open_files as files:  # closes them after an error
-            self._read_index(index_path(prefix))
+        with self._open_files as files:  # closes them if the checkpoint is refused
+            self._read_index(given)
             self._take_metadata()
             self._open_files = files.pop_all()
 
@@ -112,8 +97,8 @@ class TF1Reader(Reader):
         super().close()
         self._open_files.close()
 
-    def _read_index(self, path: Path) -> None:
-        table = read_table(path, self.limits)
+    def _read_index(self, given: Given) -> None:
+        path, table = index_path(self.path), dict(given.index)
         part = "the header"
         if b"" not in table:
             raise SourceError(f"{path}: a table, but without the header of a TF1 checkpoint; {_ADVICE}")
@@ -143,7 +128,7 @@ class TF1Reader(Reader):
     def _data_file(self, entry: Entry) -> BufferedReader:
         if entry.shard not in self._data_files:
             path = data_path(self.path, entry.shard, self._header.shards)
-            if not _is_file(path):
+            if not is_file(path):
                 raise self._data_error(entry, "no such file, but the index needs it; copy it there too")
             try:
                 file = self._data_files[entry.shard] = self._open_files.enter_context(path.open("rb"))
@@ -212,28 +197,3 @@ def _swap_bytes(array: np.ndarray) -> None:
     """Reverse the bytes of each number in place; a complex number counts as two."""
     width = array.dtype.itemsize // (2 if array.dtype.kind == "c" else 1)
     array.reshape(-1).view(f"u{width}").byteswap(inplace=True)
-
-
-def _prefix_in_state(state: Path) -> Path | None:
-    """The prefix in a file named `checkpoint`, searched in the directory of that file."""
-    try:
-        with state.open("rb") as file:
-            line = _STATE_LINE.search(file.read(_MAX_STATE_BYTES))
-        if line is None:
-            return None
-        named = Path(_STATE_ESCAPE.sub(_unescape, line[2]).decode())
-    except (OSError, UnicodeDecodeError):
-        return None
-    # the file may come from another computer or from a stranger: only files beside it are used
-    return state.parent / named.name if named.name else None
-
-
-def _unescape(escape: re.Match[bytes]) -> bytes:
-    return bytes([int(escape[1], 8) & 0xFF]) if escape[1].isdigit() else escape[1]
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # not permitted, or a name that is too long
-        return False

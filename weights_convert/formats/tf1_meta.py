@@ -16,8 +16,10 @@ from weights_convert.formats.base import parse_metadata
 from weights_convert.formats.leveldb_table import WireError, read_varint
 from weights_convert.formats.tf1_proto import BYTES, FIXED_LENGTHS, VARINT, last, parse
 from weights_convert.limits import Limits, too_many
+from weights_convert.spec import KINDS
 
-_COLLECTION = b"resnet_config"
+# collection -> kind of network, as tf1_compat notes them
+_COLLECTIONS = {f"{kind.kind}_config".encode(): kind.kind for kind in KINDS.values() if kind.network}
 _COLLECTION_DEF = 32 + BYTES  # MetaGraphDef: a map, each entry a message of a key and a value
 _KEY, _VALUE = 8 + BYTES, 16 + BYTES
 _BYTES_LIST = 16 + BYTES  # CollectionDef
@@ -46,12 +48,12 @@ def networks_in_meta(path: Path, limits: Limits) -> dict[str, dict[str, Any]]:
             f"{path}: cannot be read ({why}); save the checkpoint again, or remove it"
         ) from None
     networks = {}
-    for note in notes:
+    for kind, note in notes:
         said = parse_metadata(note, path, limits, "collection of networks")
         scope, keywords = said.get("scope"), said.get("keywords")
         if not isinstance(scope, str) or not isinstance(keywords, dict):
             raise SourceError(f"{path}: names a network without a scope and keywords; remove the file")
-        networks[scope] = {"kind": "resnet", "spec": keywords, "scope": scope}
+        networks[scope] = {"kind": kind, "spec": keywords, "scope": scope}
     return networks
 
 
@@ -86,9 +88,11 @@ def _entries(file: BinaryIO, path: Path, limits: Limits) -> Iterator[bytes]:
         at += begin + length
 
 
-def _notes(entry: bytes) -> list[bytes]:
-    """The texts in a collection, if it is the one of our networks."""
-    if not entry.startswith(bytes([_KEY, len(_COLLECTION)]) + _COLLECTION):
-        return []  # not parsed, because collections of a large graph have thousands of items
-    value = last(parse(entry), _VALUE, b"")
-    return [item for items in parse(value).get(_BYTES_LIST, []) for item in parse(items).get(_ITEM, [])]
+def _notes(entry: bytes) -> list[tuple[str, bytes]]:
+    """The kind of network and the texts in one collection, if it is one of our networks."""
+    for name, kind in _COLLECTIONS.items():
+        if entry.startswith(bytes([_KEY, len(name)]) + name):
+            value = last(parse(entry), _VALUE, b"")
+            texts = [t for items in parse(value).get(_BYTES_LIST, []) for t in parse(items).get(_ITEM, [])]
+            return [(kind, text) for text in texts]
+    return []  # not parsed: a collection of a large graph has thousands of items

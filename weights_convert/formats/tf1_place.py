@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -35,10 +35,15 @@ def tf1_files(prefix: Path) -> list[Path]:
     return [data_path(prefix, 0, 1), index_path(prefix)]
 
 
-def described_files(prefix: Path) -> list[Path]:
-    """The index and the data files that it describes; `SourceError` if the index cannot be read."""
+def described_files(prefix: Path, index: Mapping[bytes, bytes] | None = None) -> list[Path]:
+    """The index, and the data files beside it that it describes; `SourceError` if it cannot be read.
+
+    Args:
+        index: its table, where it has been read.
+    """
     try:
-        shards = parse_header(read_table(index_path(prefix)).get(b"", b"")).shards
+        table = read_table(index_path(prefix)) if index is None else index
+        shards = parse_header(table.get(b"", b"")).shards
     except WireError as error:
         raise SourceError(f"{index_path(prefix)}: cannot use the header ({error})") from error
     return [index_path(prefix), *(path for path, _, count in _data_files(prefix) if count == shards)]

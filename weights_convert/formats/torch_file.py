@@ -22,7 +22,7 @@ import numpy as np
 
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.formats import torch_pickle
-from weights_convert.formats.archive import open_zip, stored
+from weights_convert.formats.archive import stored
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
@@ -32,6 +32,7 @@ from weights_convert.formats.base import (
     fill,
     parse_metadata,
 )
+from weights_convert.formats.given import Given
 from weights_convert.formats.torch_entries import choose, describe, label, left_out, short
 from weights_convert.formats.torch_pickle import Storage, TensorRef
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
@@ -83,11 +84,11 @@ def torch_zip_stem(names: Iterable[str]) -> str | None:
 class _Zip:
     """The newer form: an object, and bytes by storage key."""
 
-    def __init__(self, path: Path, file: BinaryIO, limits: Limits):
-        self._path, self._file, self._limits = path, file, limits
-        self._length = file.seek(0, io.SEEK_END)
-        self._zip = open_zip(path, file, limits)
-        names = self._zip.namelist()
+    def __init__(self, given: Given):
+        assert given.archive is not None  # see `_open_container`
+        path, limits = given.path, given.limits
+        self._path, self._file, self._limits = path, given.file, limits
+        self._length, self._zip, names = given.size, given.archive, given.entries
         _refuse_archives_of_code(path, names)
         _refuse_a_choice(path, names)
         stem = torch_zip_stem(names)
@@ -149,10 +150,10 @@ class _Stream:
 
     byteswapped = sys.byteorder != "little"
 
-    def __init__(self, path: Path, file: BinaryIO, limits: Limits):
+    def __init__(self, given: Given):
+        path, file, limits, length = given.path, given.file, given.limits, given.size
         self._file = file
         self.metadata: dict[str, Any] = {}
-        length = file.seek(0, io.SEEK_END)
         file.seek(0)
         _magic, version, _system = (torch_pickle.load(file, limits)[0] for _ in range(3))
         if version != _STREAM_VERSION:
@@ -203,13 +204,15 @@ def _refuse_a_choice(path: Path, names: list[str]) -> None:
         raise SourceError(f"{path}: a zip with {shown}, expected one file of torch.save")
 
 
-def _open_container(path: Path, file: BinaryIO, limits: Limits) -> _Zip | _Stream:
-    head = file.read(512)
-    container = _Zip if head.startswith(b"PK") else _Stream if looks_like_torch_stream(head) else None
+def _open_container(given: Given) -> _Zip | _Stream:
+    path = given.path
+    container = (
+        _Zip if given.archive is not None else _Stream if looks_like_torch_stream(given.head) else None
+    )
     if container is None:
-        raise SourceError(f"{path}: {_other_kind(head)}")
+        raise SourceError(f"{path}: {_other_kind(given.file.read(512))}")
     try:
-        return container(path, file, limits)
+        return container(given)
     except SourceError:
         raise
     except LimitReached as limit:
@@ -236,16 +239,13 @@ class TorchReader(Reader):
 
     format = "torch"
 
-    def __init__(self, path: Path, key: str | None = None, limits: Limits = DEFAULT):
+    def __init__(self, given: Given, key: str | None = None):
+        path, limits = given.path, given.limits
         super().__init__(path, limits)
+        self._file = given.file
         try:
-            self._file = path.open("rb")
-        except OSError as error:
-            raise SourceError(f"{path}: cannot be opened ({error.strerror})") from error
-        try:
-            self.has(self._file.seek(0, io.SEEK_END))
-            self._file.seek(0)
-            self._container = _open_container(path, self._file, limits)
+            self.has(given.size)
+            self._container = _open_container(given)
             root, self.metadata = self._container.root, self._container.metadata
             chosen, self.notes = choose(path, root, key)
             self.metadata = self.metadata or _said(path, chosen.said, limits)
@@ -307,9 +307,13 @@ def _said(path: Path, said: list[Any], limits: Limits) -> dict[str, Any]:
     return parse_metadata(said[0], path, limits) if said else {}
 
 
-def open_torch(path: Path, key: str | None = None, limits: Limits = DEFAULT) -> TorchReader:
+def recognises_torch(given: Given) -> bool:
+    return looks_like_torch_stream(given.head) or any(name.endswith("/data.pkl") for name in given.entries)
+
+
+def open_torch(source: Path | Given, key: str | None = None, limits: Limits = DEFAULT) -> TorchReader:
     """Open either form. `SourceError` for any other file, and for a file without a state dict."""
-    return TorchReader(path, key, limits)
+    return TorchReader(Given.of(source, limits), key)
 
 
 def write_torch(

@@ -5,7 +5,6 @@ The model's class shows its framework, so that no framework is imported for a ch
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,7 @@ from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError, SpecError, nearest
 from weights_convert.limits import Limits
 from weights_convert.loading import load, opened
-from weights_convert.recognise import matters_unseen
-from weights_convert.spec import ResNetSpec, is_count, make_spec, parameters
+from weights_convert.spec import AttentionSpec, is_count, network_spec, parameters
 
 FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
 PACKAGES = {"torch": "torch", "keras": "keras tensorflow", "tf1": "tensorflow"}  # packages for pip
@@ -123,12 +121,12 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
     checkpoint = load(path, **keywords)
     if framework == "tf1":  # a session reads the file when it initialises the variables
         checkpoint.close_when_dropped()
-        return _module(framework).load_model(checkpoint)
+        return adapter(framework).load_model(checkpoint)
     with checkpoint:
-        return _module(framework).load_model(checkpoint)
+        return adapter(framework).load_model(checkpoint)
 
 
-def _module(framework: str) -> ModuleType:
+def adapter(framework: str) -> ModuleType:
     try:
         return importlib.import_module(f"{__name__}.{FRAMEWORKS[framework]}")
     except ModuleNotFoundError as error:
@@ -141,7 +139,7 @@ def _module(framework: str) -> ModuleType:
 def _adapter(model: Any) -> ModuleType:
     for base in type(model).__mro__:
         if framework := _BASES.get((base.__module__, base.__name__)):
-            return _module(framework)
+            return adapter(framework)
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     raise SpecError(f"{kind} is neither a torch module, a Keras layer nor a tensorflow.compat.v1 session")
 
@@ -157,12 +155,12 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     checkpoint only assumes are not compared.
     """
     spec, lines = checkpoint.spec, []
-    whole = isinstance(spec, ResNetSpec) and "depths" in config
-    same_shapes = whole and parameters(spec) == parameters(make_spec(ResNetSpec, config))
-    wanted = _complete(config) if whole else config
+    model = network_spec(config) if spec.network else None
+    same_shapes = model is not None and parameters(spec) == parameters(model)
+    wanted = config if model is None else model.model_kwargs()
     for keyword, value in wanted.items():
         ours = getattr(spec, keyword, value)
-        harmless = same_shapes and not matters_unseen(keyword, spec)  # other keywords with the same shapes
+        harmless = same_shapes and not spec.matters_unseen(keyword)  # another way to say the same shapes
         if ours != value and keyword not in checkpoint.assumed and not harmless:
             lines.append(f"{keyword}: {ours!r} in the checkpoint, {value!r} in the model")
     if lines:
@@ -170,8 +168,15 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a network with None resolved; the keywords of a single block unchanged."""
-    return dataclasses.asdict(make_spec(ResNetSpec, config)) if "depths" in config else dict(config)
+    """The keywords of a network with None resolved; those of a lone block as they are."""
+    spec = network_spec(config)
+    return dict(config) if spec is None else spec.model_kwargs()
+
+
+def possible_specs(config: Mapping[str, Any]) -> list[Any]:
+    """The spec of a network with these keywords, or the attention blocks that a lone block may be."""
+    spec = network_spec(config)
+    return AttentionSpec.widest() if spec is None else [spec]
 
 
 def config_of(model: Any) -> dict[str, Any]:
@@ -260,8 +265,8 @@ def common_dtype(checkpoint: Checkpoint) -> str:
     return names.pop() if len(names) == 1 else "float32"
 
 
-def block_config(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The keywords of an `AttentionSpec` for `blocks.make_attention`."""
-    config = dataclasses.asdict(checkpoint.spec)
+def block_config(spec: Any) -> dict[str, Any]:
+    """The keywords of an attention block as `blocks.make_attention` takes them."""
+    config = spec.model_kwargs()
     size = config.pop("eca_kernel_size")
     return config | {"eca_kernel_sizes": (size,) if size else None}

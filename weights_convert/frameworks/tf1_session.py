@@ -13,13 +13,20 @@ import tensorflow.compat.v1 as tf
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError
-from weights_convert.frameworks import block_config, cast, check_config, match, selected
-from weights_convert.layouts import LAYOUTS, ROLES, permuted, role_of
-from weights_convert.spec import TRAINING_ONLY, AttentionSpec
+from weights_convert.frameworks import (
+    block_config,
+    cast,
+    check_config,
+    match,
+    selected,
+)
+from weights_convert.layouts import LAYOUTS, Stored, like
+from weights_convert.spec import KINDS, TRAINING_ONLY, network_spec, parameters
 
 _LAYOUT = LAYOUTS["tf1"]
-# collections of tf1_compat with the scope and keywords of each network, and of each CBAM block
-_CONFIGS, _BLOCKS = "resnet_config", "cbam_config"
+# the collections in which tf1_compat notes the scope and keywords of networks, and of CBAM blocks
+_CONFIGS = [f"{kind.kind}_config" for kind in KINDS.values() if kind.network]
+_BLOCKS = "cbam_config"
 
 
 def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
@@ -29,7 +36,7 @@ def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
         MismatchError: two networks share variables but have different keywords.
     """
     found: dict[str, dict[str, Any]] = {}
-    for note in map(json.loads, graph.get_collection(_CONFIGS)):
+    for note in (json.loads(text) for name in _CONFIGS for text in graph.get_collection(name)):
         scope, keywords = note["scope"], note["keywords"]
         for name, value in found.get(scope, keywords).items():
             if name not in TRAINING_ONLY and keywords[name] != value:
@@ -58,18 +65,27 @@ def _scope(session: tf.Session, scope: str | None) -> str:
     return scopes[0] if scopes else ""
 
 
-def _variables(session: tf.Session, scope: str) -> dict[str, tf.Variable]:
-    """Canonical name -> variable, for the network or block in a scope, without slots and counters."""
+def _variables(session: tf.Session, scope: str) -> dict[str, tuple[tf.Variable, Stored]]:
+    """Canonical name -> variable and how it is laid out, for the network or block in a scope.
+
+    Slots and counters are passed over.
+    """
     prefix, found, unknown = f"{scope}/" if scope else "", {}, []
+    spec = network_spec(keywords_of(session, scope))
+    known = {} if spec is None else {_LAYOUT.rename(p, spec): p for p in parameters(spec)}
     for variable in session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
         name = variable.op.name
         if not name.startswith(prefix) or any(p.fullmatch(name) for p, _ in _LAYOUT.bookkeeping):
             continue
-        canonical = _LAYOUT.parse(name.removeprefix(prefix))
-        if canonical is None:
+        inside = name.removeprefix(prefix)
+        parameter = known.get(inside)
+        canonical = parameter.name if parameter else None
+        if spec is None and (canonical := _LAYOUT.parse(inside)):
+            parameter = like(canonical)
+        if canonical is None or parameter is None:
             unknown.append(name)
         else:
-            found[canonical] = variable
+            found[canonical] = variable, _LAYOUT.stored(parameter)
     if unknown or not found:
         raise MismatchError(
             f"the variables under {scope!r} do not form one network (choose it with scope=):", unknown
@@ -82,37 +98,49 @@ def load_into(session: tf.Session, checkpoint: Checkpoint, prefix: str, scope: s
     check_config(keywords_of(session, scope), checkpoint)
     variables = _variables(session, scope)
     wanted = {}
-    for name, variable in variables.items():
-        shape = permuted(tuple(variable.shape.as_list()), ROLES[str(role_of(name))].to_torch)
+    for name, (variable, stored) in variables.items():
+        shape = stored.canonical_shape(tuple(variable.shape.as_list()))
         wanted[name] = (shape, np.dtype(variable.dtype.base_dtype.as_numpy_dtype))
     arrays = match(wanted, checkpoint, selected(checkpoint, prefix))
     feed = {}
     for name, array in arrays.items():
-        axes = ROLES[str(role_of(name))].to_tf
-        # feeding the existing initialisers adds no operations to the graph
-        feed[variables[name].initializer.inputs[1]] = array if axes is None else array.transpose(axes)
-    session.run([variables[name].initializer for name in arrays], feed)
+        variable, stored = variables[name]
+        # feeding the initial value runs the initialiser that is there: the graph does not grow
+        feed[variable.initializer.inputs[1]] = stored.to_file(array)
+    session.run([variables[name][0].initializer for name in arrays], feed)
 
 
 def state_of(session: tf.Session, scope: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     scope = _scope(session, scope)
-    values = session.run(_variables(session, scope))
-    arrays = {}
-    for name, array in values.items():
-        axes = ROLES[str(role_of(name))].to_torch
-        arrays[name] = np.array(array if axes is None else array.transpose(axes), order="C")
+    variables = _variables(session, scope)
+    values = session.run({name: variable for name, (variable, _) in variables.items()})
+    arrays = {
+        name: np.array(variables[name][1].to_canonical(array), order="C") for name, array in values.items()
+    }
     return arrays, keywords_of(session, scope)
+
+
+def build(images: tf.Tensor, spec: Any, is_training: bool = False, scope: str | None = None) -> Any:
+    """A network's or block's output in the default graph, and its end points."""
+    import tf1_compat
+    from tf1_compat.blocks import make_attention
+
+    if spec.network:
+        network = getattr(tf1_compat, spec.network.lower())
+        return network(images, is_training, scope=scope, **spec.model_kwargs())
+    attend: Any = make_attention(0, block_config(spec), is_training)
+    assert attend is not None  # the spec of a block has an attention
+    y = attend(images, scope=scope)
+    return y, {"attention": y}
 
 
 def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
     """A function like those of `tf1_compat`, whose variables initialise from the checkpoint."""
-    from tf1_compat import resnet
-    from tf1_compat.blocks import make_attention
-
+    spec = checkpoint.spec
+    of = {_LAYOUT.rename(parameter, spec): parameter for parameter in parameters(spec)}
     reading = threading.Lock()  # a session runs its initialisers in parallel
 
-    def initial_value(canonical: str) -> Callable[..., tf.Tensor]:
-        axes = ROLES[str(role_of(canonical))].to_tf
+    def initial_value(canonical: str, stored: Stored) -> Callable[..., tf.Tensor]:
 
         def initializer(shape: Any, dtype: Any = None, partition_info: Any = None) -> tf.Tensor:
             wanted = np.dtype(tf.as_dtype(dtype).as_numpy_dtype)
@@ -120,7 +148,7 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
             def value() -> np.ndarray:
                 with reading:
                     array = cast(canonical, checkpoint[canonical], wanted)
-                return array if axes is None else array.transpose(axes)
+                return stored.to_file(array)
 
             if checkpoint.tensors[canonical].info.dtype != wanted:
                 value()  # raises now instead of in the session if the dtype would lose values
@@ -137,17 +165,12 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
         def from_file(
             getter: Callable[..., tf.Variable], name: str, *args: Any, **keywords: Any
         ) -> tf.Variable:
-            canonical = _LAYOUT.parse(re.sub(rf"^{re.escape(opened)}/", "", name))
-            if canonical in checkpoint.tensors:
-                keywords["initializer"] = initial_value(canonical)
+            parameter = of.get(re.sub(rf"^{re.escape(opened)}/", "", name))
+            if parameter is not None and parameter.name in checkpoint.tensors:
+                keywords["initializer"] = initial_value(parameter.name, _LAYOUT.stored(parameter))
             return getter(name, *args, **keywords)
 
         with tf.variable_scope(tf.get_variable_scope(), custom_getter=from_file):
-            if isinstance(checkpoint.spec, AttentionSpec):
-                attend: Any = make_attention(0, block_config(checkpoint), is_training)
-                assert attend is not None  # an AttentionSpec has an attention
-                y = attend(images, scope=scope)
-                return y, {"attention": y}
-            return resnet(images, is_training, scope=scope, **checkpoint.spec.model_kwargs())
+            return build(images, spec, is_training, scope)
 
     return network

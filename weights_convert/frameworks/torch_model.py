@@ -10,7 +10,7 @@ import torch
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.frameworks import block_config, check_config, common_dtype, config_of, match, selected
-from weights_convert.spec import AttentionSpec, is_count
+from weights_convert.spec import is_count
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
@@ -65,21 +65,26 @@ def state_of(module: torch.nn.Module, scope: str | None) -> tuple[dict[str, np.n
     return {name: _to_numpy(tensor) for name, tensor in module.state_dict().items()}, config_of(module)
 
 
-def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    from torch_impl import ResNet
+def build(spec: Any, dtype: str) -> torch.nn.Module:
+    """A network or block without values, in eval mode: no time goes into random weights."""
+    import torch_impl
     from torch_impl.blocks import make_attention
 
-    dtype = getattr(torch, common_dtype(checkpoint))
-    with torch.device("meta"):  # saves initialising random weights
-        if isinstance(checkpoint.spec, AttentionSpec):
-            made = make_attention(checkpoint.spec.channels, 0, block_config(checkpoint))
-            assert made is not None  # an AttentionSpec has an attention
-            module = made[1]
+    with torch.device("meta"):
+        if spec.network:
+            module = getattr(torch_impl, spec.network)(**spec.model_kwargs())
         else:
-            module = ResNet(**checkpoint.spec.model_kwargs())
-    module = module.to(dtype).to_empty(device="cpu")
+            made = make_attention(spec.channels, 0, block_config(spec))
+            assert made is not None  # the spec of a block has an attention
+            module = made[1]
+    module = module.to(getattr(torch, dtype)).to_empty(device="cpu").eval()
     for name, buffer in module.named_buffers():
         if is_count(name):
             buffer.zero_()
+    return module
+
+
+def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
+    module = build(checkpoint.spec, common_dtype(checkpoint))
     load_into(module, checkpoint, "", None)
-    return module.eval()
+    return module

@@ -73,6 +73,7 @@ def measure_stage_power(
     network: nn.Module,
     images: np.ndarray,
     limits: Mapping[str, float],
+    paths: Mapping[str, tuple[str, ...]],
     *,
     bit_for_bit: Collection[str] = (),
     seed: int = 0,
@@ -83,12 +84,13 @@ def measure_stage_power(
         network, bit_for_bit, seed: as above.
         images: (N, C, H, W).
         limits: stage ("stem", "layer1" ..., "logits") -> limit.
+        paths: stage -> the modules that run for it.
     """
     model, generator = wide(network, False), torch.Generator().manual_seed(seed)
     x = torch.from_numpy(np.asarray(images, np.float64, order="C"))
     items = [*tensors(model, seed), *settings(model)]
     moved = [item for item in items if item.tensor is None or item.name not in bit_for_bit]
-    return power_of(stages(model, x, limits, moved), items, bit_for_bit, generator)
+    return power_of(stages(model, x, limits, moved, paths), items, bit_for_bit, generator)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -35,7 +35,8 @@ class Model:
         modules, calls, scopes: by name; "" is the model itself.
         outermost: the scope that every item can reach, or None.
         limits: compared point -> limit.
-        batch: the number of images.
+        batch: how many images.
+        inside: module -> the name of the compared function that runs it.
     """
 
     modules: dict[str, nn.Module]
@@ -44,12 +45,13 @@ class Model:
     outermost: Scope | None
     limits: Mapping[str, float]
     batch: int
+    inside: Mapping[str, str] = field(default_factory=dict)
 
     def scope_of(self, owner: str) -> Scope | None:
-        """The nearest compared module: `owner` itself or one around it."""
-        while owner and owner not in self.scopes:
+        """The compared module nearest to one: itself, else one around it."""
+        while owner and owner not in self.scopes and owner not in self.inside:
             owner = owner.rpartition(".")[0]
-        return self.scopes.get(owner)
+        return self.scopes.get(self.inside.get(owner, owner))
 
     def around(self, owner: str) -> str | None:
         """The nearest compared module around `owner`, or None."""
@@ -78,18 +80,28 @@ def compared(model: nn.Module, images: Tensor, limits: Mapping[str, float], item
     return Model(modules, calls, scopes, scopes.get(""), limits, len(images))
 
 
-def stages(model: nn.Module, images: Tensor, limits: Mapping[str, float], items: Iterable[Item]) -> Model:
-    """A network of `torch_impl` with only its stages compared: "stem", "layer1" ..., "logits"."""
+def stages(
+    model: nn.Module,
+    images: Tensor,
+    limits: Mapping[str, float],
+    items: Iterable[Item],
+    paths: Mapping[str, tuple[str, ...]],
+) -> Model:
+    """A network of `torch_impl` of which only the stages are compared.
+
+    Args:
+        paths: stage -> the modules that run for it, as `Spec.stages` has them.
+    """
     modules = dict(model.named_modules())
-    names = [name for name in limits if name in modules]
-    calls = recorded(model, {*names, "fc"} | {o for item in items for o in item.owners} - {""}, images)
+    calls = recorded(model, {o for item in items for o in item.owners} - {""}, images)
     calls[""] = [((images,), {})]
-    scopes = {
-        name: Scope(modules[name], calls[name], [(name, limits[name])], {}, modules[name]) for name in names
-    }
-    if "logits" in limits:
-        scopes["fc"] = Scope(modules["fc"], calls["fc"], [("logits", limits["logits"])], {}, modules["fc"])
-    # the modules of the stem have no common prefix: "" is the last scope of the search
-    stem: Any = model.forward_stem
-    scopes[""] = Scope(stem, calls[""], [("stem", limits["stem"])], {}, model)
-    return Model(modules, calls, scopes, None, {}, len(images))
+    scopes: dict[str, Scope] = {}
+    network: Any = model
+    x = images
+    for name, stage in network.stages():
+        scope = Scope(stage, [((x,), {})], [(name, limits[name])], {}, model)
+        scopes[name] = scope
+        with torch.no_grad():
+            x = stage(x.clone())
+    inside = {path: name for name, modules_of in paths.items() for path in modules_of}
+    return Model(modules, calls, scopes, None, {}, len(images), inside)

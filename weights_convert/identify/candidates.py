@@ -1,4 +1,4 @@
-"""Detects the origin and the network of a checkpoint from names and shapes alone.
+"""Which network a file holds and whose naming it has: from its names and shapes alone.
 
 Every family interprets the file's names. Families whose tensors match by name and shape are candidates.
 Candidates with the same tensors and the same spec count as one. If the numbers would differ, the user has to
@@ -8,59 +8,30 @@ choose, and the error lists the choices.
 from __future__ import annotations
 
 import itertools
-import re
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weights_convert.checkpoint import changed, do_not_fit, misfits, title
 from weights_convert.errors import MismatchError, SourceError, SpecError, nearest
 from weights_convert.families import FAMILIES
-from weights_convert.families.base import Case, Family, skeleton
-from weights_convert.formats.base import Reader, TensorInfo, one_line
-from weights_convert.layouts import Layout
-from weights_convert.recognise import infer
-from weights_convert.spec import ResNetSpec, Spec, model_spec, variant_of
+from weights_convert.families.base import Case, Family
+from weights_convert.formats.base import Reader, one_line
+from weights_convert.identify import attention, resnet
+from weights_convert.identify.misfits import do_not_fit, title
+from weights_convert.identify.reading import Listing, Reading
+from weights_convert.identify.votes import Inferred, Shapes, first_axes, inferred, most
+from weights_convert.spec import KINDS, MODELS, Spec, changed, model_spec, parameters, variant_of
 
-# DataParallel, torch.compile, and the attributes under which training code keeps the network
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-_MOST_WRAPPERS = 10  # nested
+# Kinds whose sizes are free are inferred from the shapes; those of the other kinds are the rows of `MODELS`.
+INFERENCES: dict[str, Callable[[Shapes], Inferred | None]] = {
+    "resnet": resnet.infer,
+    "attention": attention.infer,
+}
 
 
-@dataclass
-class Reading:
-    """A file's names as interpreted by one layout, before the network is known."""
-
-    family: Family
-    layout: Layout
-    values: Mapping[str, Any]  # of the spec, by the variant of the names
-    prefix: str = ""
-    scopes: list[str] = field(default_factory=list)  # of several networks
-    names: dict[str, tuple[str, ...]] = field(default_factory=dict)  # canonical -> in the file
-    extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    def infos(self, reader: Reader) -> dict[str, TensorInfo]:
-        """Canonical name -> shape in the file, and dtype."""
-        return {canonical: self._info(reader, canonical) for canonical in self.names}
-
-    def info(self, reader: Reader, canonical: str) -> TensorInfo:
-        """Canonical shape, and dtype."""
-        shape, dtype = self._info(reader, canonical)
-        return TensorInfo(self.layout.canonical_shape(canonical, shape), dtype)
-
-    def _info(self, reader: Reader, canonical: str) -> TensorInfo:
-        parts = [reader.tensors[name] for name in self.names[canonical]]
-        shape = parts[0].shape
-        if len(parts) > 1:  # side by side along the last axis
-            shape = (*shape[:-1], sum(part.shape[-1] for part in parts if part.shape))
-            if any(part.shape[:-1] != shape[:-1] for part in parts):
-                shape = ()
-        return TensorInfo(shape, parts[0].dtype)
-
-    def misfits(self, reader: Reader, spec: Spec, hints: bool = True) -> list[str]:
-        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names, hints)
+def infer(shapes: Shapes) -> Inferred | None:
+    """The network or attention block of a free kind with these canonical names and shapes, or None."""
+    return next((found for of_kind in INFERENCES.values() if (found := of_kind(shapes))), None)
 
 
 @dataclass
@@ -88,7 +59,7 @@ class Candidate:
             raise do_not_fit(f"{reader.path}: its tensors", whose, self.refusal + lines)
 
 
-def detect(
+def identify(
     reader: Reader,
     *,
     model: str | None = None,
@@ -112,13 +83,15 @@ def detect(
         family, _, label = model.partition(":")
         model = None
     families = [find_family(family)] if family is not None else list(FAMILIES.values())
-    readings = [reading for f in families for reading in read(reader, f, scope)]
-    if not readings and scope is not None:
+    listing = Listing(reader, scope)
+    read = [reading for f in families for reading in listing.readings(f)]
+    if not read and scope is not None:
         raise _no_scope(reader, scope)
-    close = [r for r in readings if 2 * len(r.extra) <= len(r.extra) + len(r.names) and r.names]
-    found = [c for r in close for c in _candidates(reader, r, model, dict(settings or {}))]
+    close = [r for r in read if 2 * len(r.extra) <= len(r.extra) + len(r.names) and r.names]
+    pairs = _inferred(reader, close) or _of_rows(listing, families)
+    found = [c for r, i in pairs for c in _candidates(reader, r, i, model, dict(settings or {}))]
     if not found:
-        raise _unknown(reader, readings, family)
+        raise _unknown(reader, read, family)
     fitting = [c for c in found if not c.misfits]
     if label is not None:
         fitting = [c for c in fitting if c.label == label] or _no_such(reader, family, label, found)
@@ -136,12 +109,13 @@ def declared(
         MismatchError: the tensors do not match that network.
     """
     families = [find_family(family)] if family else list(FAMILIES.values())
-    readings = [r for f in families if (r := read_as(reader, f, f.layout_of(spec), {}, scope))]
-    best = max(readings, key=lambda r: len(r.names), default=None)
+    listing = Listing(reader, scope)
+    read = [r for f in families if spec.kind in f.kinds and (r := listing.read_for(f, spec))]
+    best = max(read, key=lambda r: len(r.names), default=None)
     if best is None and scope is not None:
         raise _no_scope(reader, scope)
     if best is None or 2 * len(best.extra) > len(reader.tensors):
-        raise _unknown(reader, readings, family)
+        raise _unknown(reader, read, family)
     _one_scope(reader, best)
     candidate = Candidate(best, spec, assumed, {}, None, best.misfits(reader, spec))
     candidate.check(reader)
@@ -154,48 +128,6 @@ def find_family(name: str) -> Family:
     return FAMILIES[name]
 
 
-def read(reader: Reader, family: Family, scope: str | None) -> list[Reading]:
-    """All interpretations of the file's names by a family."""
-    _, layout = family.layouts(())[0]
-    prefix, _ = _prefix(reader, layout, scope)
-    if prefix is None:
-        return []
-    modules = {re.sub(r"[./][^./]*$", "", name.removeprefix(prefix)) for name in reader.tensors}
-    readings = [read_as(reader, family, layout, values, scope) for values, layout in family.layouts(modules)]
-    return [reading for reading in readings if reading is not None]
-
-
-def read_as(
-    reader: Reader, family: Family, layout: Layout, values: Mapping[str, Any], scope: str | None
-) -> Reading | None:
-    """The file's names interpreted by one layout; None if it knows hardly any of them."""
-    reading = Reading(family, layout, values)
-    prefix, reading.scopes = _prefix(reader, layout, scope)
-    if prefix is None:
-        return None
-    reading.prefix = prefix
-    inside: dict[str, tuple[int, ...]] = {}
-    for name, info in reader.tensors.items():
-        known = next((what for pattern, what in layout.bookkeeping if pattern.fullmatch(name)), None)
-        if known:
-            reading.left_out[name] = f"{known} {info.shape}"
-        elif not name.startswith(prefix):
-            reading.left_out[name] = f"outside the prefix {prefix!r}"
-        else:
-            inside[name.removeprefix(prefix)] = info.shape
-    # one of several names that differ only in numbers shows whether the layout knows them
-    kinds = Counter(map(skeleton, inside))
-    examples = {skeleton(name): name for name in inside}
-    if 2 * sum(n for kind, n in kinds.items() if layout.knows(examples[kind])) < len(inside):
-        reading.extra = {prefix + name: shape for name, shape in inside.items()}
-        return reading if any(layout.knows(name) for name in examples.values()) else None
-    assigned = layout.assign(inside)
-    reading.names = {c: tuple(prefix + name for name in names) for c, names in assigned.items()}
-    used = {name for names in assigned.values() for name in names}
-    reading.extra = {prefix + name: shape for name, shape in inside.items() if name not in used}
-    return reading
-
-
 def _no_scope(reader: Reader, scope: str) -> SourceError:
     first = dict.fromkeys(name.partition("/")[0] for name in reader.tensors)
     known = one_line(", ".join(itertools.islice(first, 6)))
@@ -204,50 +136,69 @@ def _no_scope(reader: Reader, scope: str) -> SourceError:
     )
 
 
-def _prefix(reader: Reader, layout: Layout, scope: str | None) -> tuple[str | None, list[str]]:
-    """The prefix of every name (a wrapper's `module.`, or the TF1 scope), and all scopes of the file.
+# --------------------------------------------------------------------------------------------------
+# Candidates
 
-    The prefix is None if the requested scope does not exist.
-    """
-    # entries of an optimiser or an average lie outside the wrapper
-    names = [n for n in reader.tensors if not any(p.fullmatch(n) for p, _ in layout.bookkeeping)]
-    if not layout.scoped:
-        prefix = ""
-        for _ in range(_MOST_WRAPPERS if names else 0):
-            prefix += next((w for w in _WRAPPERS if all(n.startswith(prefix + w) for n in names)), "")
-        return ("" if layout.tensorflow_axes else prefix), []
-    scope = scope if scope is not None else reader.said("scope", str)
-    if scope is not None:
-        prefix = f"{scope.rstrip('/')}/" if scope else ""
-        return (prefix if any(name.startswith(prefix) for name in names) else None), []
-    for mark in layout.marks:
-        found = {match[1] for name in names if (match := re.fullmatch(rf"(|.*/){mark}", name))}
-        outer: list[str] = []
-        for scope in sorted(found):  # a scope sorts before the scopes that begin with it
-            if not outer or not scope.startswith(outer[-1]):
-                outer.append(scope)
-        if outer:
-            return outer[0], outer if len(outer) > 1 else []
-    return "", []
+
+def _inferred(reader: Reader, close: Sequence[Reading]) -> list[tuple[Reading, Inferred]]:
+    """Each reading with the network of a free kind that its shapes show."""
+    known: dict[tuple[str, frozenset[Any]], Inferred | None] = {}  # families that read alike infer alike
+    found = []
+    for reading in close:
+        for kind in reading.family.kinds:
+            if kind not in INFERENCES:
+                continue
+            shapes = reading.shapes(reader, KINDS[kind].like)
+            key = kind, frozenset(shapes.items())
+            if key not in known:
+                known[key] = INFERENCES[kind](shapes)
+            if (network := known[key]) is not None:
+                found.append((reading, network))
+                break
+    return found
+
+
+def _of_rows(listing: Listing, families: Sequence[Family]) -> list[tuple[Reading, Inferred]]:
+    """Each family's reading for the named network that it fits best, where it has most of the names."""
+    reader = listing.reader
+    found = []
+    for family in families:
+        kinds = {*family.kinds} - {*INFERENCES}
+        rows = [model_spec(name) for name, row in MODELS.items() if row.kind.kind in kinds]
+        whole = [(listing.read_for(family, spec), spec) for spec in rows]
+        read = [(r, _with_sizes(reader, r, spec)) for r, spec in whole if r is not None]
+        if read:
+            reading, spec = min(read, key=lambda pair: len(pair[0].misfits(reader, pair[1], hints=False)))
+            if 2 * len(reading.extra) <= len(reading.extra) + len(reading.names):
+                found.append((reading, inferred(spec)))
+    return found
+
+
+def _with_sizes(reader: Reader, reading: Reading, spec: Spec) -> Spec:
+    """A named network with the classes and input channels that the file shows."""
+    of = {parameter.name: parameter for parameter in parameters(spec)}
+    shapes = reading.shapes(reader, of.get)
+    sizes = {}
+    if classes := first_axes(shapes, (f"{spec.head}.bias", f"{spec.head}.weight")):
+        sizes["num_classes"] = most(classes)
+    kernel = shapes.get(next(iter(of)), ())
+    if len(kernel) == 4 and kernel[1]:
+        sizes["in_channels"] = kernel[1]
+    return changed(spec, sizes)
 
 
 def _candidates(
-    reader: Reader, reading: Reading, model: str | None, settings: dict[str, Any]
+    reader: Reader, reading: Reading, found: Inferred, model: str | None, settings: dict[str, Any]
 ) -> list[Candidate]:
     """The networks that match a reading: one, or alternatives for the user to choose."""
     family = reading.family
-    found = infer({name: reading.info(reader, name).shape for name in reading.names})
-    if found is None or found.spec.attention not in family.attentions:
-        return []
-    network = isinstance(found.spec, ResNetSpec)
-    if family.block is not None and network == family.block:
+    if found.spec.attention not in family.attentions:
         return []
     base: Any = found.spec
     if model is not None:
-        base = model_spec(
-            model, **({"num_classes": base.num_classes, "in_channels": base.in_channels} if network else {})
-        )
-    if network:
+        sizes = {k: v for k, v in base.model_kwargs().items() if k in ("num_classes", "in_channels")}
+        base = model_spec(model, **sizes)
+    if base.network:
         base = changed(base, reading.values)
     name = variant_of(base)[0]
     candidates = []

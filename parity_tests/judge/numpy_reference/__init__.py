@@ -1,0 +1,22 @@
+"""The judge: attention blocks and networks, forward, in plain NumPy float64.
+
+Written from the papers' equations, not from the three implementations, and with nothing but NumPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from parity_tests.judge.numpy_reference.layers import Weights
+from parity_tests.judge.numpy_reference.resnet import resnet
+from parity_tests.judge.numpy_reference.vgg import vgg
+
+_NETWORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {"resnet": resnet, "vgg": vgg}
+
+
+def network(images: np.ndarray, weights: Weights, spec: Any) -> dict[str, np.ndarray]:
+    """Every compared point of a network, in the order of `spec.stages()`."""
+    return _NETWORKS[spec.kind](images, weights, spec)

@@ -1,0 +1,73 @@
+"""Layers in plain NumPy float64, forward, in inference mode: written from their equations.
+
+Arrays are (N, C, H, W); `w` maps canonical names (PyTorch's) to arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+Weights = Mapping[str, np.ndarray]
+
+
+def relu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0.0)
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+def windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Every size x size window: (N, C, H, W) -> (N, C, H', W', size, size)."""
+    view = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))
+    return view[:, :, ::stride, ::stride]
+
+
+def pad(x: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], value: float = 0.0) -> np.ndarray:
+    return np.pad(x, ((0, 0), (0, 0), rows, columns), constant_values=value)
+
+
+def conv2d(x: np.ndarray, kernel: np.ndarray, stride: int = 1, groups: int = 1) -> np.ndarray:
+    """y[n,o,i,j] = sum over c,u,v of kernel[o,c,u,v] x[n,c,stride i + u - k//2, stride j + v - k//2]."""
+    n, channels = x.shape[:2]
+    outputs, inputs, size, _ = kernel.shape
+    half = size // 2
+    patches = windows(pad(x, (half, half), (half, half)), size, stride)  # (N, C, H', W', k, k)
+    height, width = patches.shape[2:4]
+    patches = patches.reshape(n, groups, channels // groups, height, width, size, size)
+    columns = patches.transpose(0, 1, 2, 5, 6, 3, 4).reshape(n, groups, inputs * size * size, height * width)
+    rows = kernel.reshape(groups, outputs // groups, inputs * size * size)
+    return (rows @ columns).reshape(n, outputs, height, width)
+
+
+def batch_norm(x: np.ndarray, w: Weights, name: str, epsilon: float) -> np.ndarray:
+    """gamma (x - mean) / sqrt(variance + epsilon) + beta, channel by channel."""
+    mean, variance = w[f"{name}.running_mean"], w[f"{name}.running_var"]
+    gamma, beta = w[f"{name}.weight"], w[f"{name}.bias"]
+    shape = (1, -1, 1, 1)
+    normalised = (x - mean.reshape(shape)) / np.sqrt(variance.reshape(shape) + epsilon)
+    return gamma.reshape(shape) * normalised + beta.reshape(shape)
+
+
+def dense(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
+    """W x + b; b is optional."""
+    y = x @ w[f"{name}.weight"].T
+    return y + w[f"{name}.bias"] if f"{name}.bias" in w else y
+
+
+def conv_norm(
+    x: np.ndarray, w: Weights, spec: Any, conv: str, bn: str, stride: int = 1, groups: int = 1
+) -> np.ndarray:
+    """A convolution and what follows it: batch normalisation, a bias, or both."""
+    y = conv2d(x, w[f"{conv}.weight"], stride, groups)
+    if spec.norm in ("bias_bn", "bias"):
+        y = y + w[f"{conv}.bias"].reshape(1, -1, 1, 1)
+    return y if spec.norm == "bias" else batch_norm(y, w, bn, spec.bn_epsilon)
+
+
+def float64(weights: Weights) -> dict[str, np.ndarray]:
+    return {name: np.asarray(array, np.float64) for name, array in weights.items()}

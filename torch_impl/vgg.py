@@ -1,0 +1,139 @@
+"""VGG with batch normalisation, and with SE, CBAM or ECA after each ReLU, in PyTorch.
+
+VGG: https://arxiv.org/abs/1409.1556   SE in plain networks: https://arxiv.org/abs/1709.01507, section 3
+
+    images (N, 3, H, W) -> stage1 ... stage5 -> average pool to 7x7 -> classifier -> logits (N, num_classes)
+
+Parameter names are torchvision's. The same file in `keras_impl` and `tf1_compat` reads alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .blocks import conv2d, make_attention, make_norm
+from .live import Network, settings
+
+
+class Rectified(nn.Module):
+    """A ReLU and the attention after it, under its name: `features.2.se`."""
+
+    def __init__(self, name: str, attention: nn.Module):
+        super().__init__()
+        self.add_module(name, attention)
+        self.attention = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.get_submodule(self.attention)(F.relu(x, inplace=True))
+
+
+class VGG(Network):
+    """VGG with batch normalisation. Input (N, C, H, W) float, output logits (N, num_classes).
+
+    Each convolution is 3x3; batch normalisation, ReLU and attention follow it. A 2x2 max-pool ends a stage.
+
+    Args:
+        depths: convolutions per stage.
+        widths: channels per stage.
+        norm: what follows each convolution: batch normalisation ("bn"), a bias and batch normalisation
+            ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        attention: "none", "se", "cbam" or "eca".
+        reduction, hidden_rule: of the attention's MLP.
+        se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
+            cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
+        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
+        pool_size: rows and columns of the average pool before the classifier.
+        head_width: of the two hidden layers of the classifier.
+        bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
+        dropout: probability after each hidden layer of the classifier, below 1.
+
+    Raises:
+        ValueError: a keyword's value is not one of those above.
+
+    Example:
+        >>> import torch
+        >>> model = VGG(depths=(1, 1), widths=(8, 16), head_width=32, num_classes=4, attention="se").eval()
+        >>> {name: tuple(x.shape) for name, x in model.forward_features(torch.zeros(1, 3, 30, 32)).items()}
+        {'stage1': (1, 8, 15, 16), 'stage2': (1, 16, 7, 8), 'pooled': (1, 784), 'logits': (1, 4)}
+    """
+
+    kind = "vgg"
+
+    def __init__(
+        self,
+        *,
+        depths: Sequence[int] = (2, 2, 3, 3, 3),
+        widths: Sequence[int] = (64, 128, 256, 512, 512),
+        norm: str = "bias_bn",
+        attention: str = "none",
+        reduction: int = 16,
+        hidden_rule: str = "floor",
+        se_bias: bool = True,
+        cbam_mlp_bias: bool = True,
+        cbam_order: str = "max_mean",
+        cbam_kernel_size: int = 7,
+        cbam_bn: bool = True,
+        cbam_bn_momentum: float = 0.01,
+        cbam_spatial_bias: bool = False,
+        cbam_spatial_input: str = "refined",
+        eca_kernel_sizes: Sequence[int] | None = None,
+        pool_size: int = 7,
+        head_width: int = 4096,
+        bn_epsilon: float = 1e-5,
+        bn_momentum: float = 0.1,
+        dropout: float = 0.5,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+    ):
+        super().__init__({k: value for k, value in locals().items() if k not in ("self", "__class__")})
+        c = self.config
+        channels, norm = c["in_channels"], c["norm"]
+        self.features, self.stage_ends = nn.Sequential(), []
+        for stage, (depth, width) in enumerate(zip(c["depths"], c["widths"], strict=True)):
+            for _ in range(depth):
+                self.features.append(conv2d(channels, width, 3, bias=norm != "bn"))
+                if norm != "bias":
+                    self.features.append(make_norm(c)(width))
+                gate = make_attention(width, stage, c)
+                self.features.append(nn.ReLU(inplace=True) if gate is None else Rectified(*gate))
+                channels = width
+            self.features.append(nn.MaxPool2d(2))
+            self.stage_ends.append(len(self.features))
+        self.pool_size = c["pool_size"]
+        self.classifier = nn.Sequential(
+            nn.Linear(channels * self.pool_size**2, c["head_width"]),
+            nn.ReLU(inplace=True),
+            nn.Dropout(c["dropout"]),
+            nn.Linear(c["head_width"], c["head_width"]),
+            nn.ReLU(inplace=True),
+            nn.Dropout(c["dropout"]),
+            nn.Linear(c["head_width"], c["num_classes"]),
+        )
+        self._made = settings(self)
+
+    def stages(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+        """Each stage by name; each is given the output of the one before."""
+        start = 0
+        for number, end in enumerate(self.stage_ends, 1):
+            yield f"stage{number}", self.features[start:end]
+            start = end
+        yield "pooled", lambda x: F.adaptive_avg_pool2d(x, self.pool_size).flatten(1)
+        yield "logits", self.classifier
+
+    def forward_features(self, x: Tensor) -> dict[str, Tensor]:
+        """Every stage's output: `stage1` ..., `pooled` (N, C * 7 * 7) and `logits` (N, num_classes)."""
+        features = {}
+        for name, stage in self.stages():
+            features[name] = x = stage(x)
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _, stage in self.stages():
+            x = stage(x)
+        return x
+
+
+network = VGG  # by the name that `models.py` has for it in the three folders

@@ -1,0 +1,1 @@
+"""Identifying a file: whose naming its tensors have, and which network they are."""

@@ -1,0 +1,74 @@
+"""What does not fit between the tensors of a file and those of a network, a line each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from weights_convert.errors import MismatchError, nearest
+from weights_convert.formats.base import TensorInfo
+from weights_convert.layouts import LAYOUTS, Layout
+from weights_convert.spec import Spec, parameters, variant_of
+
+_MOST_HINTED, _MOST_LINES = 50, 5_000  # extra tensors with a hint, lines below a message
+
+
+def misfits(
+    spec: Spec,
+    infos: Mapping[str, TensorInfo],
+    extra: Mapping[str, tuple[int, ...]] | None = None,
+    layout: Layout = LAYOUTS["torch"],
+    prefix: str = "",
+    names: Mapping[str, tuple[str, ...]] | None = None,
+    hints: bool = True,
+) -> list[str]:
+    """Every missing, extra and misshapen tensor and every wrong dtype, a line each, by its name in the file.
+
+    Args:
+        spec: the network that the tensors should be of.
+        infos: canonical name -> shape as the file keeps it, and dtype.
+        extra: name in the file -> shape, of what has no canonical name.
+        layout, prefix: how such a file calls and keeps the tensors.
+        names: canonical name -> names in this file, of the tensors that are there.
+        hints: whether the nearest missing name is offered for an extra one, which takes time.
+    """
+
+    def in_file(name: str) -> str:
+        there = (names or {}).get(name, ())
+        return there[0] if len(there) == 1 else prefix + layout.in_file(name, spec)
+
+    wanted = {p.name: (layout.stored(p).shape(p.shape), p.role) for p in parameters(spec)}
+    missing = [name for name, (_, role) in wanted.items() if name not in infos and role != "count"]
+    extras = {in_file(name): infos[name].shape for name in infos if name not in wanted} | dict(extra or {})
+    missing_names = [in_file(name) for name in missing]
+    details = [f"missing: {in_file(name)} {wanted[name][0]}" for name in missing]
+    for number, (name, shape) in enumerate(extras.items()):
+        hint = nearest(name, missing_names) if hints and number < _MOST_HINTED else ""
+        details.append(f"extra: {name} {shape}{hint}")
+    for name, (expected, role) in wanted.items():
+        if name not in infos:
+            continue
+        shape, dtype = infos[name]
+        if shape != expected:
+            details.append(f"misshapen: {in_file(name)} {shape}, expected {expected}")
+        elif not _fits(dtype, role):
+            kind = "an integer" if role == "count" else "a float"
+            details.append(f"wrong dtype: {in_file(name)} is {dtype}, expected {kind} dtype")
+    return details
+
+
+def do_not_fit(what: str, whose: str, lines: list[str]) -> MismatchError:
+    """The error for tensors that are not those of a network."""
+    message = f"{what} are not those of {whose}; {len(lines)} do not fit:"
+    more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
+    return MismatchError(message, lines[:_MOST_LINES] + more)
+
+
+def title(spec: Spec) -> str:
+    """What a message calls a network: `se_resnet50`, `resnet`, `the se block`."""
+    return (variant_of(spec)[0] or spec.kind) if spec.network else f"the {spec.attention} block"
+
+
+def _fits(dtype: np.dtype, role: str) -> bool:
+    return dtype.kind in "iu" if role == "count" else dtype.kind == "f" or dtype.name == "bfloat16"

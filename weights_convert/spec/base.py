@@ -1,0 +1,227 @@
+"""What a spec is: the keywords of a network as data, its tensors in canonical naming, and their roles.
+
+The canonical form is PyTorch's naming and layout. A role belongs to a parameter, never to a pattern of its
+name or to its rank: `features.3.weight` is a convolution in one network and a batch norm in another.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import Any, ClassVar, NamedTuple, Self
+
+from weights_convert.errors import SpecError, nearest
+
+COUNTS = "num_batches_tracked"  # the leaf of a PyTorch batch norm that other frameworks lack
+TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # keywords without effect on inference
+
+
+class Parameter(NamedTuple):
+    """One tensor: its canonical name, its shape in PyTorch's layout, and its role.
+
+    The role (a key of `layouts.ROLES`) decides a tensor's axes in each framework; its rank never does.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: str
+
+    @property
+    def trainable(self) -> bool:
+        return self.role not in ("mean", "variance", "count")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionOptions:
+    """What an attention block needs to know besides its channels; the defaults are the papers' code.
+
+    SE: arXiv 1709.01507. CBAM: 1807.06521. ECA: 1910.03151.
+    """
+
+    attention: str = "none"
+    reduction: int = 16
+    hidden_rule: str = "floor"
+    se_bias: bool = True
+    cbam_mlp_bias: bool = True
+    cbam_order: str = "max_mean"
+    cbam_kernel_size: int = 7
+    cbam_bn: bool = True
+    cbam_bn_momentum: float = 0.01
+    cbam_spatial_bias: bool = False
+    cbam_spatial_input: str = "refined"
+    bn_epsilon: float = 1e-5
+
+
+class Spec(AttentionOptions):
+    """One kind of network, or one attention block.
+
+    Attributes:
+        kind: its name in a file's metadata.
+        network: the class in `torch_impl` and `keras_impl`, in lower case the function of `tf1_compat`; ""
+            for an attention block alone.
+        head: the classifier's canonical name; "" where there is none.
+        structure: the keywords that a variant of a named network shares with it.
+        unseen: keyword that leaves no trace in names and shapes -> whether it matters in a spec.
+    """
+
+    kind: ClassVar[str]
+    network: ClassVar[str] = ""
+    head: ClassVar[str] = ""
+    structure: ClassVar[tuple[str, ...]] = ()
+    unseen: ClassVar[Mapping[str, Callable[[Any], bool]]]
+
+    def tensors(self) -> Iterator[Parameter]:
+        """Every tensor of the network, in PyTorch's order; see `parameters`."""
+        raise NotImplementedError
+
+    @classmethod
+    def widest(cls) -> list[Self]:
+        """Specs that together have every tensor that a network of this kind can have, sizes apart."""
+        raise NotImplementedError
+
+    @classmethod
+    def like(cls, name: str) -> Parameter | None:
+        """The parameter that a tensor of this name is, whatever the sizes of the network."""
+        return _by_name(cls.widest).get(name)
+
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """The compared points of a network in order, each with the modules that run for it."""
+        raise NotImplementedError
+
+    def member_class(self, path: str) -> str:
+        """Keras's name for the class of a member of a list (`layer1.0`), where it is no plain layer."""
+        raise KeyError(path)
+
+    def norm_after(self, convolution: str) -> str:
+        """The canonical name of the batch norm that follows a convolution."""
+        return convolution.replace("conv", "bn")
+
+    def concerns(self, keyword: str) -> bool:
+        """Whether a keyword applies to this network: `cbam_order` does to one with CBAM."""
+        attention = keyword.partition("_")[0]
+        if attention in ("se", "cbam", "eca"):
+            return self.attention == attention
+        if keyword in ("reduction", "hidden_rule"):
+            return self.attention in ("se", "cbam")
+        return hasattr(self, keyword)
+
+    def matters_unseen(self, keyword: str) -> bool:
+        """Whether a keyword changes the numbers without leaving a trace in names and shapes."""
+        return keyword in self.unseen and self.unseen[keyword](self)
+
+    def model_kwargs(self) -> dict[str, Any]:
+        """Every field as a keyword of the network in each framework."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @property
+    def input_channels(self) -> int:
+        """The channels of its inputs."""
+        raise NotImplementedError
+
+    @property
+    def image_size(self) -> int:
+        """Rows and columns of the images that such networks are trained on."""
+        return 224
+
+
+def has_cbam(spec: AttentionOptions) -> bool:
+    return spec.attention == "cbam"
+
+
+def has_cbam_bn(spec: AttentionOptions) -> bool:
+    return spec.attention == "cbam" and spec.cbam_bn
+
+
+@cache
+def _by_name(widest: Callable[[], list[Any]]) -> dict[str, Parameter]:
+    return {parameter.name: parameter for spec in widest() for parameter in parameters(spec)}
+
+
+@lru_cache(maxsize=256)
+def parameters(spec: Spec) -> tuple[Parameter, ...]:
+    """Every tensor of the model, in PyTorch's order; files may lack some of them (`is_count`)."""
+    return tuple(spec.tensors())
+
+
+def count_parameters(spec: Spec) -> int:
+    """The number of trainable scalars."""
+    return sum(math.prod(parameter.shape) for parameter in parameters(spec) if parameter.trainable)
+
+
+def is_count(name: str) -> bool:
+    """Whether a canonical tensor is one that a file may lack, because no output depends on it."""
+    return name.rpartition(".")[2] == COUNTS
+
+
+def make_spec(kind: type[Any], keywords: Mapping[str, Any]) -> Any:
+    """`kind(**keywords)`, where an unknown keyword is an error that offers the nearest one."""
+    names = [field.name for field in dataclasses.fields(kind)]
+    for keyword in keywords:
+        if keyword not in names:
+            raise SpecError(
+                f"there is no keyword {keyword!r}{nearest(keyword, names)}; known: {', '.join(names)}"
+            )
+    return kind(**keywords)
+
+
+def changed(spec: Spec, keywords: Mapping[str, Any]) -> Any:
+    """`spec` with other values for some keywords."""
+    values = spec.model_kwargs()
+    if keywords.get("stem", values.get("stem")) != values.get("stem"):
+        values.pop("stem_pool")  # its default depends on the stem
+    return make_spec(type(spec), values | dict(keywords))
+
+
+def spec_values(spec: Spec, keywords: tuple[str, ...]) -> str:
+    """`stem_pool='pad1', stride_in='conv2'`: how a note shows keywords."""
+    values = spec.model_kwargs()
+    return ", ".join(f"{keyword}={values[keyword]!r}" for keyword in keywords)
+
+
+@contextmanager
+def as_spec_error() -> Iterator[None]:
+    """The models' words for an invalid keyword, as this package's error."""
+    try:
+        yield
+    except ValueError as error:
+        raise SpecError(str(error)) from None
+
+
+def set_fields(spec: Spec, checked: Mapping[str, Any]) -> None:
+    """Put plain Python values in place of the given ones, which may be NumPy's."""
+    for name, value in checked.items():
+        object.__setattr__(spec, name, value)
+
+
+# --------------------------------------------------------------------------------------------------
+# Tensors that every kind of network has
+
+
+def batch_norm(prefix: str, channels: int) -> Iterator[Parameter]:
+    yield Parameter(f"{prefix}.weight", (channels,), "scale")
+    yield Parameter(f"{prefix}.bias", (channels,), "offset")
+    yield Parameter(f"{prefix}.running_mean", (channels,), "mean")
+    yield Parameter(f"{prefix}.running_var", (channels,), "variance")
+    yield Parameter(f"{prefix}.{COUNTS}", (), "count")
+
+
+def dense(
+    prefix: str, inputs: int, outputs: int, bias: bool = True, role: str = "dense"
+) -> Iterator[Parameter]:
+    yield Parameter(f"{prefix}.weight", (outputs, inputs), role)
+    if bias:
+        yield Parameter(f"{prefix}.bias", (outputs,), "bias")
+
+
+def conv_norm(
+    norm: str, conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
+) -> Iterator[Parameter]:
+    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), "conv2d")
+    if norm != "bn":
+        yield Parameter(f"{conv}.bias", (outputs,), "bias")
+    if norm != "bias":
+        yield from batch_norm(bn, outputs)
