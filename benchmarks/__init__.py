@@ -1,1 +1,1 @@
-"""What the project's speed and memory are measured with; nothing of it runs in the tests."""
+"""Measurements of the project's speed and memory; the tests do not run them."""

@@ -1,6 +1,6 @@
-"""`python -m benchmarks NAME`: measure one thing and print the figures (`--json` keeps, `--plot` draws them).
+"""`python -m benchmarks NAME`: run one benchmark and print the figures (`--json` saves, `--plot` draws them).
 
-A name is a module of this folder with `add_arguments(parser)` and `main(arguments)`, which gives the figures.
+NAME is a module of this folder with `add_arguments(parser)` and `main(arguments)`, which returns the figures.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PACKAGES = ("numpy", "h5py", "ml_dtypes", "torch", "keras", "tensorflow")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, besides the code."""
+    """The environment that the figures depend on."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():

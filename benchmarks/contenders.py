@@ -1,7 +1,7 @@
-"""Who takes part in `benchmarks models`: each builds SE-ResNeXt-50 in its own way and gives one step to time.
+"""The contenders of `benchmarks models`: each builds SE-ResNeXt-50 in its own way and returns a step to time.
 
-Run as `python -m benchmarks.contenders NAME FORWARD_OR_TRAIN BATCH DTYPE` it becomes a worker: for every line
-on its standard input it takes one step and prints its seconds.
+`python -m benchmarks.contenders NAME FORWARD_OR_TRAIN BATCH DTYPE` runs a worker: for every line on its
+standard input it takes one step and prints its seconds.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 
 MODEL = "se_resnext50_32x4d"
 SIZE = 224
-SGEMM = 3000  # rows and columns of the matrices whose product is this machine's rate
+SGEMM = 3000  # rows and columns of the matrices whose product measures the machine's rate
 
 
 class Job(NamedTuple):
-    """What a contender is to do."""
+    """The task of a contender."""
 
     train: bool
     batch: int
@@ -100,7 +100,7 @@ def torch_optimized(job: Job) -> Step:
 
 
 def _foreign(family: str, make: Callable[[], Any]) -> Any:
-    """Another project's model with our weights, converted; its output is ours."""
+    """Another project's model with our converted weights; it gives our output."""
     import torch
 
     from weights_convert import save, state_of
@@ -202,7 +202,7 @@ def tf1_optimized(job: Job) -> Step:
 
 
 # --------------------------------------------------------------------------------------------------
-# Inference engines, and what the machine can do
+# Inference engines, and the machine's rate
 
 
 def _onnx_file(folder: str, job: Job) -> Path:
@@ -228,7 +228,7 @@ def openvino_(job: Job) -> Step:
     core = openvino.Core()
     with tempfile.TemporaryDirectory() as folder:
         model = core.read_model(_onnx_file(folder, job))
-        # float32, as everyone else here: its default may be bfloat16
+        # float32, like the others: its default may be bfloat16
         compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = job.images.transpose(0, 3, 1, 2).copy()
     return lambda: compiled(images)
@@ -239,7 +239,7 @@ def sgemm(job: Job) -> Step:
     return lambda: a @ a
 
 
-KEPT = {  # glibc gives freed memory back, and every large activation is then mapped, and cleared, anew
+KEPT = {  # otherwise glibc returns freed memory, and every large activation is mapped and cleared again
     "MALLOC_MMAP_THRESHOLD_": "4000000000",
     "MALLOC_TRIM_THRESHOLD_": "4000000000",
 }
@@ -269,7 +269,7 @@ CONTENDERS: dict[str, Callable[[Job], Step]] = {
 
 def worker(name: str, mode: str, batch: str, dtype: str) -> None:
     out = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints is not an answer
+    os.dup2(2, 1)  # keeps output of libraries out of the answers
     step = CONTENDERS[name](Job(mode == "train", int(batch), dtype))
     step()
     step()

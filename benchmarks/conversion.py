@@ -1,6 +1,6 @@
 """Conversion: `weights-convert` as a whole process, against the usual way (`usual_way.py`) and `cp`.
 
-Includes start-up, reading back what was written, and hashing. Files are in the page cache when it begins.
+Includes start-up, reading back the output, and hashing. Files are in the page cache at the start.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from benchmarks.timing import measure, run
 PYTHON = sys.executable
 CONVERT = [PYTHON, "-m", "weights_convert", "convert"]
 MODEL = "se_resnext50_32x4d"
-# source and destination, and whether the usual way is measured too
+# source, destination, and whether to measure the usual way too
 WAYS = [
     (".pth", ".weights.h5", True),
     (".weights.h5", ".pth", True),
@@ -29,7 +29,7 @@ WAYS = [
     (".safetensors", ".pth", False),
     (".pth", ".npz", False),
 ]
-# Written in processes of their own: whoever measures has to stay small, see `timing`.
+# Written by separate processes, because the measuring process must stay small, see `timing`.
 MAKE = """
 import sys
 from parity_tests.judge.synthetic import weights
@@ -59,7 +59,7 @@ save(Checkpoint({p.name: tensor(*p) for p in parameters(spec)}, spec), sys.argv[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runs", type=int, default=7, help="counted runs of each command")
-    parser.add_argument("--folder", type=Path, help="where to write; a temporary folder")
+    parser.add_argument("--folder", type=Path, help="folder for the files; default: a temporary folder")
     parser.add_argument("--gigabytes", type=float, nargs="*", default=[1.0], help="synthetic checkpoints")
     parser.add_argument("--only", choices=list(PARTS), nargs="*", default=list(PARTS))
 
@@ -104,7 +104,7 @@ def made(model: str, folder: Path) -> Iterator[Path]:
 
 
 def ways(folder: Path, arguments: argparse.Namespace) -> Figures:
-    """Every way of the middle-sized network."""
+    """All conversions of the medium network."""
     with made(MODEL, folder) as first:
         for source, target, usual in WAYS:
             src, dst = folder / f"src{source}", folder / f"dst{target}"
@@ -121,14 +121,14 @@ def ways(folder: Path, arguments: argparse.Namespace) -> Figures:
 
 
 def sizes(folder: Path, arguments: argparse.Namespace) -> Figures:
-    """Time and memory by the file's size, from 110 and 460 MB to synthetic ones of gigabytes."""
+    """Time and memory by file size, from 110 and 460 MB to synthetic files of gigabytes."""
     for model in (MODEL, "senet154"):
         with made(model, folder) as src:
             yield from _there_and_back(model, src, arguments.runs)
     for gigabytes in arguments.gigabytes:
         needed = 2.2e9 * gigabytes
         if shutil.disk_usage(folder).free < needed:
-            print(f"{gigabytes} GB: left out, it needs {needed / 1e9:.0f} GB of disk", file=sys.stderr)
+            print(f"{gigabytes} GB: skipped, it needs {needed / 1e9:.0f} GB of disk", file=sys.stderr)
             continue
         src = folder / "large.pth"
         run([PYTHON, "-c", MAKE_LARGE, str(gigabytes), str(src)])
@@ -152,7 +152,7 @@ def _there_and_back(name: str, src: Path, runs: int) -> Figures:
 
 
 def start(folder: Path, arguments: argparse.Namespace) -> Figures:
-    """Commands that read little: what start-up costs."""
+    """Commands that read little, to measure start-up."""
     with made(MODEL, folder) as src:
         inspect = [PYTHON, "-m", "weights_convert", "inspect", str(src)]
         numpy = [PYTHON, "-c", "import numpy"]

@@ -1,6 +1,6 @@
-"""Grouped convolution in TensorFlow where it has no gradient of its own: oneDNN off, float32 and float64.
+"""Grouped convolution in TensorFlow where it lacks a gradient: oneDNN off, float32 and float64.
 
-The layers of SE-ResNeXt-50 with 32 groups, batch 8; ways of computing them, in turn (A B A B ...).
+Measures several ways to compute the layers of SE-ResNeXt-50 with 32 groups, batch 8, in turn (A B A B ...).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def split(x: Any, kernel: Any, stride: int, padding: str, groups: int = GROUPS) -> Any:
-    """One convolution per group: what is used here."""
+    """One convolution per group, the project's own way."""
     import tensorflow as tf
 
     parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
@@ -31,7 +31,7 @@ def split(x: Any, kernel: Any, stride: int, padding: str, groups: int = GROUPS) 
 
 
 def merged(count: int) -> Callable[..., Any]:
-    """`count` groups in one convolution, whose kernel is block-diagonal."""
+    """`count` groups in one convolution with a block-diagonal kernel."""
 
     def way(x: Any, kernel: Any, stride: int, padding: str) -> Any:
         import tensorflow as tf
@@ -46,7 +46,7 @@ def merged(count: int) -> Callable[..., Any]:
 
 
 def custom_gradient(x: Any, kernel: Any, stride: int, padding: str) -> Any:
-    """The forward kernel for groups, and a gradient made of it and of batched matrix products."""
+    """The forward kernel for groups, with a gradient built from it and from batched matrix products."""
     import tensorflow as tf
 
     @tf.custom_gradient
@@ -65,7 +65,7 @@ def input_gradient(dy: Any, x: Any, kernel: Any, stride: int) -> Any:
     height, width, inputs, outputs = kernel.shape
     size, count = x.shape[1], outputs // GROUPS
     k = tf.reshape(kernel, (height, width, inputs, GROUPS, count))
-    k = tf.reverse(tf.transpose(k, (0, 1, 4, 3, 2)), (0, 1))  # turned round, inputs and outputs swapped
+    k = tf.reverse(tf.transpose(k, (0, 1, 4, 3, 2)), (0, 1))  # rotated, inputs and outputs swapped
     k = tf.reshape(k, (height, width, count, GROUPS * inputs))
     if stride == 1:
         return tf.nn.conv2d(dy, k, 1, "SAME")
@@ -119,7 +119,7 @@ def main(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(dtype: str, size: int, channels: int, stride: int, runs: int) -> dict[str, Any]:
-    """Forward and gradient of one layer, compiled, in each way; all have to agree."""
+    """Forward and gradient of one layer, compiled, in each way; all must agree."""
     import numpy as np
     import tensorflow as tf
 

@@ -1,7 +1,7 @@
 """Whole models: SE-ResNeXt-50 at 224 here, in stock Keras, timm, pytorchcv, ONNX Runtime and OpenVINO.
 
-Every contender is a process of its own that takes one step when it is its turn (A B A B ...), so that a ratio
-holds when the machine's speed drifts. What is not installed is left out.
+Every contender is a separate process; they take steps in turn (A B A B ...), so that ratios hold when the
+machine's speed drifts. Peers that are not installed are skipped.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from benchmarks.timing import spread
 
 GFLOP = 8.51  # of one image: multiplications and additions of SE-ResNeXt-50 at 224 (torch's FlopCounterMode)
 SGEMM_GFLOP = 2 * 3000**3 / 1e9
-PAUSE = 0.2  # seconds before each step: thread pools of the others spin for a while before they sleep
+PAUSE = 0.2  # seconds before each step, because idle thread pools of the others spin for a while
 
 
 class Part(NamedTuple):
-    """One table: contenders, the first of them the one that the others are compared with."""
+    """One table of contenders; the others are compared with the first."""
 
     contenders: Sequence[str]
     train: bool
     batch: int
     dtype: str = "float32"
-    kept: bool = False  # memory kept for all: otherwise the history of a process's heap decides, by 10 %
+    kept: bool = False  # memory kept for all: otherwise the history of a process's heap changes times by 10 %
 
 
-# Not all of them at once: each takes one to two gigabytes.
+# Not all at once, because each takes one to two gigabytes.
 TORCH = [
     *("torch", "torch, channels_last", "torch, folded", "torch, optimized"),
     *("torch, memory kept", "torch, optimized, memory kept", "timm", "sgemm"),
@@ -67,7 +67,7 @@ PARTS = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", choices=list(PARTS), nargs="*", default=list(PARTS))
     parser.add_argument("--runs", type=int, default=11, help="counted steps of each contender")
-    parser.add_argument("--seconds", type=float, default=120, help="of a part, after which it ends")
+    parser.add_argument("--seconds", type=float, default=120, help="time limit of a part")
 
 
 def main(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -89,11 +89,11 @@ def in_words(values: dict[str, Any]) -> str:
 
 
 def measure(part: Part, runs: int, seconds: float) -> dict[str, Any]:
-    """Each contender's seconds, and how many times the first one's they are, pair by pair."""
+    """Each contender's seconds, and their ratios to the first one's, pair by pair."""
     report: dict[str, Any] = {}
     with ExitStack() as stack:
         workers: dict[str, subprocess.Popen[str]] = {}
-        for name in part.contenders:  # one after the other: building them takes every core
+        for name in part.contenders:  # sequentially, because building uses every core
             try:
                 workers[name] = stack.enter_context(_worker(name, part))
             except RuntimeError as error:
@@ -135,8 +135,8 @@ def _worker(name: str, part: Part) -> Iterator[subprocess.Popen[str]]:
             assert process.stdout is not None
             assert process.stderr is not None
             if process.stdout.readline().strip() != "ready":
-                said = process.stderr.read().strip().splitlines()
-                raise RuntimeError(said[-1] if said else f"exit code {process.wait()}")
+                lines = process.stderr.read().strip().splitlines()
+                raise RuntimeError(lines[-1] if lines else f"exit code {process.wait()}")
             yield process
         finally:
             process.kill()

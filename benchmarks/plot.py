@@ -1,4 +1,4 @@
-"""The figures of a benchmark as bars: a table each, median seconds and the quartiles."""
+"""The figures of a benchmark as bars, one chart per table: median seconds and quartiles."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ ROW, TITLE = 0.26, 0.75  # inches
 
 
 def draw(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Write the bars to `path`, in the format that its suffix names (.svg, .png)."""
+    """Write the bars to `path`, in the format of its suffix (.svg, .png)."""
     import matplotlib
 
     matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "samenet"  # equal figures are equal files
+    matplotlib.rcParams["svg.hashsalt"] = "samenet"  # equal figures give equal files
     from matplotlib import pyplot
 
     tables = {
-        # sgemm is there for its rate, and other work
+        # sgemm is other work and only shows the machine's rate
         title: {n: v["seconds"] for n, v in table.items() if "seconds" in v and n != "sgemm"}
         for title, table in figures.items()
     }
@@ -45,5 +45,5 @@ def draw(figures: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def is_other(name: str) -> bool:
-    """Whether a bar is not this project's."""
+    """Whether a bar belongs to another project."""
     return name.startswith(("timm", "pytorchcv", "stock", "ONNX", "OpenVINO", "usual", "cp"))

@@ -1,7 +1,7 @@
-"""Whole processes, measured in turn: A B A B ..., so that a machine whose speed drifts slows both.
+"""Measures whole processes in turn (A B A B ...), so that drifts of the machine's speed affect both.
 
-Only ratios of pairs are worth quoting. Peak memory is `ru_maxrss`, mapped files included. Linux counts the
-starting process into it, so whoever calls this must be small itself: no NumPy, no weights.
+Only ratios of pairs are worth quoting. Peak memory is `ru_maxrss`, mapped files included. Linux includes the
+parent process, so the caller must be small: no NumPy, no weights.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ class Run(NamedTuple):
 
 
 class Failed(RuntimeError):
-    """A measured command that ended with an error, and the end of what it said."""
+    """A measured command that failed, with the end of its output."""
 
 
 def run(command: Sequence[str]) -> Run:
-    """Run a command to its end; its output is thrown away.
+    """Run a command and discard its output.
 
     Raises:
-        Failed: it ended with an error.
+        Failed: the command failed.
     """
-    # with bytecode kept, as for everyone who has the package installed
+    # with cached bytecode, as for an installed package
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     start = time.perf_counter()
     with subprocess.Popen(
@@ -44,17 +44,17 @@ def run(command: Sequence[str]) -> Run:
         errors="replace",
     ) as process:
         assert process.stderr is not None
-        said = process.stderr.read()
+        errors = process.stderr.read()
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise Failed(f"{' '.join(command)}: exit code {process.returncode}\n{said[-2000:]}")
+        raise Failed(f"{' '.join(command)}: exit code {process.returncode}\n{errors[-2000:]}")
     return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles; of one value, that one."""
+    """Median and quartiles; for one value, that value."""
     at_least_two = [*values] * 2 if len(values) == 1 else values
     low, median, high = statistics.quantiles(at_least_two, n=4, method="inclusive")
     return {"median": median, "quartile_1": low, "quartile_3": high}
@@ -63,15 +63,15 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def measure(
     commands: Mapping[str, Sequence[str]], runs: int, before: Callable[[], object] = lambda: None
 ) -> dict[str, Any]:
-    """Run several commands in turn, `runs` times, and before that once to warm up if `runs` is more than 1.
+    """Run several commands in turn, `runs` times, after one warm-up if `runs` is more than 1.
 
     Args:
         commands: name -> command.
-        before: called before each command, unmeasured; such as removing what it is to write.
+        before: called before each command, not measured, for example to remove its output.
 
     Returns:
-        name -> seconds, cpu (median and quartiles) and peak (bytes, the largest), and for every command but
-        the first `times_first`: how many times as long as the first it took, pair by pair.
+        name -> seconds, cpu (median and quartiles) and peak (largest, in bytes), and for every command except
+        the first `times_first`: the ratio of its time to the first one's, pair by pair.
     """
     found: dict[str, list[Run]] = {name: [] for name in commands}
     for number in range(-1 if runs > 1 else 0, runs):

@@ -1,7 +1,7 @@
 """The usual way to convert a network: load it, build the other framework's model, assign, save.
 
-`python -m benchmarks.usual_way MODEL SRC DST`; the suffixes say which way: .pth to .weights.h5, back, .ckpt.
-Written as one writes it in a notebook, and with nothing in it that could be left out.
+`python -m benchmarks.usual_way MODEL SRC DST`; the suffixes select the direction: .pth to .weights.h5, back,
+.ckpt. Written as in a notebook, with the necessary steps only.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def torch_to_tf1(model: str, src: str, dst: str) -> None:
     with tf.Session() as session:
         arrays = (to_tensorflow(state[torch_name(variable.op.name)].numpy()) for variable in variables)
         feed = {v.initializer.inputs[1]: array for v, array in zip(variables, arrays, strict=True)}
-        session.run([variable.initializer for variable in variables], feed)  # all at once: the quickest
+        session.run([variable.initializer for variable in variables], feed)  # all at once, the fastest way
         tf.train.Saver(variables).save(session, dst, write_meta_graph=False)
 
 

@@ -1,1 +1,1 @@
-"""Hostile files: seeds, mutations that keep checksums right, a watched target; for atheris and the tests."""
+"""Hostile files: seeds, mutations with correct checksums, a monitored target; for atheris and the tests."""

@@ -1,8 +1,8 @@
-"""`python -m fuzz READER`: files are mutated as coverage guides, until one is neither read nor refused.
+"""`python -m fuzz READER`: mutates files, guided by coverage, until one is neither read nor refused.
 
-Exits with 0 when the time is over and nothing was found; otherwise the input is kept beside the corpus, as
-`READER-crash-*`. One that takes longer than 10 s ends the process by SIGPROF, and its files are in `files`.
-To see one again: `python -m fuzz READER FILE`.
+Exits with 0 if nothing is found in the given time; otherwise stores the input beside the corpus as
+`READER-crash-*`. An input that takes longer than 10 s ends the process by SIGPROF; its files are in `files`.
+To try an input again: `python -m fuzz READER FILE`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ def _parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__.splitlines()[0])
     parser.add_argument("reader", choices=READERS)
-    parser.add_argument("file", nargs="*", type=Path, help="try these inputs and nothing else")
-    parser.add_argument("--seconds", type=int, default=900, help="of the processor, 900 by default")
-    parser.add_argument("--corpus", type=Path, help="kept between runs; by default a temporary folder")
+    parser.add_argument("file", nargs="*", type=Path, help="try only these inputs")
+    parser.add_argument("--seconds", type=int, default=900, help="processor time; default: 900")
+    parser.add_argument("--corpus", type=Path, help="kept between runs; default: a temporary folder")
     parser.add_argument("--seed", type=int, default=1)
     return parser
 
 
 def _make_corpus(reader: str, folder: Path) -> None:
-    """In a process of its own: frameworks take gigabytes of addresses."""
+    """Create the seeds in a separate process, because frameworks take gigabytes of address space."""
     folder.mkdir(parents=True, exist_ok=True)
     code = (
         "import sys; from pathlib import Path; from fuzz.corpus import seeds\n"
@@ -44,7 +44,7 @@ def _make_corpus(reader: str, folder: Path) -> None:
 
 
 def _no_library(path: Path, limits: object, unusual: str) -> None:  # noqa: ARG001
-    """What another process reads is not tried here: it takes half a second, and is not our code."""
+    """Skip files that HDF5's library reads in another process: half a second each, and not our code."""
     from weights_convert.errors import SourceError
 
     raise SourceError(f"{path}: for HDF5's library")
@@ -66,7 +66,7 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not arguments.file:
             _make_corpus(reader, corpus)
-        for path in arguments.file or sorted(corpus.iterdir()):  # everything is imported by these
+        for path in arguments.file or sorted(corpus.iterdir()):  # also imports everything
             if path.is_file():
                 path = target.put(reader, path.read_bytes(), folder)
                 target.read_all(path)
@@ -76,7 +76,7 @@ def main() -> None:
         counts, start = [0, 0], time.process_time()
 
         def one_input(data: bytes) -> None:
-            # of the processor's time, so that it may be stopped meanwhile; also ends a loop in a C library
+            # processor time, so that the process can be paused; the signal also ends a loop in a C library
             signal.setitimer(signal.ITIMER_PROF, _SECONDS_PER_INPUT)
             counts[target.try_input(reader, data, folder)] += 1
             signal.setitimer(signal.ITIMER_PROF, 0)
@@ -86,7 +86,7 @@ def main() -> None:
                 (corpus.parent / f"{reader}.counts").write_text(f"{line}\n")
                 if seconds > arguments.seconds:
                     print(f"done: {line}", flush=True)
-                    os._exit(0)  # libFuzzer knows no other end
+                    os._exit(0)  # libFuzzer has no other way to stop
 
         def mutator(data: bytes, max_size: int, seed: int) -> bytes:
             rng = random.Random(seed)

@@ -38,7 +38,7 @@ ARRAYS = {
 
 
 def _saved(suffix: str, spec: ResNetSpec | AttentionSpec = NETWORK) -> bytes:
-    """What our own writer makes of a small network."""
+    """The file of a small network by our own writer."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"x{suffix}"
         save(weights(spec), path)
@@ -52,7 +52,7 @@ def _bundle(prefix: Path) -> bytes:
 
 
 def _training() -> dict:
-    """A training checkpoint of torch's, with what such files have besides."""
+    """A training checkpoint of torch, with its usual other contents."""
     import torch
 
     layer = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2), torch.nn.Linear(2, 1))
@@ -79,7 +79,7 @@ def _torch(zipped: bool) -> Iterator[tuple[str, bytes]]:
     import torch_impl
 
     file = io.BytesIO()
-    state = torch_impl.ResNet(**NETWORK.model_kwargs()).state_dict()  # its metadata say its keywords
+    state = torch_impl.ResNet(**NETWORK.model_kwargs()).state_dict()  # its metadata hold its keywords
     torch.save(state, file, _use_new_zipfile_serialization=zipped)
     yield "network", file.getvalue()
 
@@ -157,7 +157,7 @@ def _keras_zip() -> Iterator[tuple[str, bytes]]:
 
     inner, file = io.BytesIO(_saved(".weights.h5")), io.BytesIO()
     with h5py.File(inner, "r+") as opened:
-        del opened.attrs["samenet"]  # so that the config counts
+        del opened.attrs["samenet"]  # so that the config is used
     config = {"registered_name": "samenet>ResNet", "config": NETWORK.model_kwargs()}
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("config.json", json.dumps(config))

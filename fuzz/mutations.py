@@ -1,7 +1,7 @@
-"""Changes of files that get past the checksums: inside an entry, an operation, a block, then sealed again.
+"""Changes of files that pass the checksums: inside an entry, an operation or a block, with new checksums.
 
-Each takes a file's bytes, a source of random numbers and `change`, which changes plain bytes: atheris's own
-mutator, or `change_bytes` below. What cannot be parsed any more is changed as plain bytes.
+Each function takes a file's bytes, a random generator and `change`, which changes plain bytes: atheris's
+mutator, or `change_bytes` below. A file that cannot be parsed is changed as plain bytes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NUMBERS = [
 
 
 def change_bytes(data: bytes, rng: random.Random) -> bytes:
-    """One to three plain changes: a bit, a number, a part removed, doubled, moved, or the end cut off."""
+    """One to three plain changes: flip a bit, insert a number, remove, double or move a part, or truncate."""
     for _ in range(rng.randint(1, 3)):
         if not data:
             return bytes([rng.randrange(256)])
@@ -61,12 +61,12 @@ def change_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def change_zip(data: bytes, rng: random.Random, change: Change, inner: Inner | None = None) -> bytes:
-    """Change one entry of an archive, or the entries' names, and pack it again."""
+    """Change one entry of an archive, or its name, and pack it again."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [(info, archive.read(info)) for info in archive.infolist()]
         which = rng.randrange(len(entries))
-    except Exception:  # no archive any more
+    except Exception:  # not an archive any more
         return change(data)
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:
@@ -91,14 +91,14 @@ def change_torch_zip(data: bytes, rng: random.Random, change: Change) -> bytes:
 
 
 def change_pickle(data: bytes, rng: random.Random, change: Change) -> bytes:
-    """Remove, double, move or change operations; what follows the pickle stays as it is."""
+    """Remove, double, move or change operations; data after the pickle are not changed."""
     begins = [0]
     file = io.BytesIO(data)
     try:
         while file.tell() < len(data):
             begins += [position or 0 for _, _, position in pickletools.genops(file)]
             begins.append(file.tell())
-    except Exception:  # what is behind the last pickle
+    except Exception:  # data after the last pickle
         begins.append(begins[-1])
     if len(begins) < 3:
         return change(data)
@@ -132,14 +132,14 @@ def change_pickle(data: bytes, rng: random.Random, change: Change) -> bytes:
 
 
 def change_tf1(data: bytes, rng: random.Random, change: Change) -> bytes:
-    """Change an entry, a name, a block or the data, and make all checksums right again."""
+    """Change an entry, a name, a block or the data, and correct all checksums."""
     index, shard = parts(data)
     kind = rng.randrange(5)
     if kind == 0:
         return joined(change(index), shard)
     try:
         pairs = _pairs(index)
-    except Exception:  # no table any more
+    except Exception:  # not a table any more
         return joined(change(index), shard)
     which = rng.randrange(len(pairs))
     key, value = pairs[which]
@@ -166,7 +166,7 @@ def _block(pairs: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def _table(pairs: list[tuple[bytes, bytes]], block: bytes | None = None) -> bytes:
-    """A table in one block: of these pairs, or with these bytes in it."""
+    """A table of one block with these pairs or these bytes."""
     file, index = io.BytesIO(), leveldb_table._Block(restart_interval=1)
     index.add(b"\xff", _append(file, _block(pairs) if block is None else block))
     handles = _append(file, leveldb_table._Block().finish()) + _append(file, index.finish())
@@ -193,7 +193,7 @@ def _resealed(value: bytes, shard: bytes) -> bytes:
 
 
 def change_safetensors(data: bytes, rng: random.Random, change: Change) -> bytes:
-    """Change the header and say its new length, or anything."""
+    """Change the header and store its new length, or change any bytes."""
     length = int.from_bytes(data[:8], "little")
     if rng.randrange(4) == 0 or length > len(data):
         return change(data)
@@ -217,5 +217,5 @@ MUTATIONS = {
 
 
 def mutate(reader: str, data: bytes, rng: random.Random, change: Change) -> bytes:
-    """One change; every fourth is of plain bytes, at whatever they are."""
+    """One change; every fourth one changes plain bytes anywhere."""
     return change(data) if rng.randrange(4) == 0 else MUTATIONS[reader](data, rng, change)

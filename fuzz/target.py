@@ -1,6 +1,7 @@
-"""The target: bytes become a file, which is opened and read whole, by readers that are watched meanwhile.
+"""The target: writes bytes to a file and reads all of it with monitored readers.
 
-Allowed are two outcomes: every tensor as announced, or a `WeightsConvertError` of clean lines.
+Two outcomes are allowed: every tensor with its announced shape and dtype, or a `WeightsConvertError` of
+printable lines.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ READERS = {  # name -> suffix of its files
 }
 MEMORY = 2**30  # bytes that reading one file may take
 
-# What no reader has a reason to do; names of Python's audit events, or their beginnings.
+# Forbidden for readers: names of Python's audit events, or their beginnings.
 _FORBIDDEN = (
     "exec", "import", "pickle.find_class", "os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn",
     "subprocess.", "socket.", "ctypes.", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.symlink",
@@ -42,7 +43,7 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 class _Watch:
-    """What Python's audit events tell while `folder` is set. A hook cannot be taken away again."""
+    """Records Python's audit events while `folder` is set. A hook cannot be removed."""
 
     folder: str | None = None
     seen: list[str]
@@ -61,7 +62,7 @@ class _Watch:
 
 
 _watch = _Watch()
-# Python imports these when a text needs them first
+# Python imports these on first use in a text
 codecs.lookup("raw_unicode_escape")
 codecs.lookup("utf-32-le")
 importlib.import_module("unicodedata")
@@ -69,7 +70,7 @@ importlib.import_module("unicodedata")
 
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
-    """Raise `AssertionError` if anything was done meanwhile but reading files of `folder`."""
+    """Raise `AssertionError` for any activity except reading files of `folder`."""
     if not _watch.installed:
         sys.addaudithook(_watch.hook)
         _watch.installed = True
@@ -82,7 +83,7 @@ def watched(folder: Path) -> Iterator[None]:
 
 
 def put(reader: str, data: bytes, folder: Path) -> Path:
-    """Write an input as the file, or the files, that it stands for."""
+    """Write an input as the file or files that it represents."""
     path = folder / f"x{READERS[reader]}"
     if reader != "tf1":
         path.write_bytes(data)
@@ -95,7 +96,7 @@ def put(reader: str, data: bytes, folder: Path) -> Path:
 
 
 def parts(data: bytes) -> tuple[bytes, bytes]:
-    """The index and the data of a TF1 checkpoint in one input: the index's length comes first."""
+    """Split an input into the index and the data of a TF1 checkpoint; the index's length comes first."""
     length = int.from_bytes(data[:4], "little")
     return data[4 : 4 + length], data[4 + length :]
 
@@ -106,7 +107,7 @@ def joined(index: bytes, shard: bytes) -> bytes:
 
 
 def read_all(path: Path) -> dict[str, np.ndarray] | None:
-    """Every tensor; None where the file is refused. Then the same by way of `load`, as `inspect` does it."""
+    """Every tensor, or None if the file is refused. Then read it again with `load`, like `inspect`."""
     try:
         with open_reader(path) as reader:
             arrays = {name: reader.read(name) for name in reader.tensors}
@@ -128,7 +129,7 @@ def read_all(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def check_error(error: WeightsConvertError) -> None:
-    """Raise `AssertionError` for an error that people should not see, or that hides a failed allocation."""
+    """Raise `AssertionError` for an error with bad lines, or one caused by a failed allocation."""
     lines = str(error).split("\n")
     assert len(lines) == 1 + len(error.details)
     assert all(line.isprintable() for line in lines)
@@ -139,7 +140,7 @@ def check_error(error: WeightsConvertError) -> None:
 
 
 def try_input(reader: str, data: bytes, folder: Path) -> bool:
-    """Read one input in an empty folder; whether it was read. `AssertionError` for any other outcome."""
+    """Read one input in an empty folder; return whether it was read or refused, else `AssertionError`."""
     path = put(reader, data, folder)
     with watched(folder):
         arrays = read_all(path)
@@ -149,7 +150,7 @@ def try_input(reader: str, data: bytes, folder: Path) -> bool:
 
 
 def _baseline(start: list[int] = []) -> int:  # noqa: B006  (kept between calls)
-    """The process's peak when it was first asked for."""
+    """The process's peak memory at the first call."""
     if not start:
         start.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
     return start[0]

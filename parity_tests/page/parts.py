@@ -49,7 +49,7 @@ def power(report: Report) -> list[str]:
     """The smallest changes noticed: the summary, and a table of the weakest items."""
     if not report.power:
         return []
-    parts = ["<h3>Smallest changes noticed</h3>", f"<p>{escape(report.power.summary())}</p>"]
+    parts = ["<h3>Power</h3>", f"<p>{escape(report.power.summary())}</p>"]
     if not report.power.items:
         return parts
     head = (

@@ -276,7 +276,7 @@ def test_only_what_dead_runs_left_is_removed(run, folder):
         for file in files:
             (folder / name / file).write_text("content")
     elsewhere = folder / "folder" / "new"
-    elsewhere.write_text("somebody's")
+    elsewhere.write_text("another program's")
     (folder / ".good.pth.2123456789abcdef.samenet.tmp").symlink_to(folder / "folder")
     before = names(folder)
     assert run("convert", "good.npz", "good.pth", "--overwrite").code == 0

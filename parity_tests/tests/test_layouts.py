@@ -314,7 +314,7 @@ def test_scopes_of_two_networks_must_be_chosen(tmp_path):
             assert np.array_equal(checkpoint["fc.bias"], position_coded(spec)["fc.bias"] + 1)
             assert len(checkpoint.left_out) == len(both) // 2
     with pytest.raises(SourceError, match="has no scope 'unknown'"):
-        load(path, scope="nobody")
+        load(path, scope="unknown")
 
 
 def test_two_names_of_one_tensor_are_refused(tmp_path):

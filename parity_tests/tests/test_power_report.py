@@ -107,7 +107,7 @@ def test_it_is_in_the_table_on_the_page_and_in_the_json():
     assert report.power.summary() in text.getvalue()
     html = page([report])
     assert 'class="weak"' in html
-    assert "Smallest changes noticed" in html
+    assert "<h3>Power</h3>" in html
     assert "noticed</th>" in html
     facts = json.loads(json.dumps(report.to_json()))["power"]
     assert facts["without_power"] == ["2.negative_slope"]

@@ -268,14 +268,14 @@ def test_a_destination_that_comes_into_being_meanwhile(folder, run, monkeypatch,
     """The first writer wins, even if it is another program."""
     for file in files_of(folder / f"x{suffix}"):
         file.unlink(missing_ok=True)
-        while_reading(monkeypatch, lambda file=file: file.write_text("somebody's"))
+        while_reading(monkeypatch, lambda file=file: file.write_text("another program's"))
         ran = run("convert", "good.npz", f"x{suffix}")
         assert (ran.code, ran.err) == (
             2,
             f"x{suffix}: exists already; --overwrite (in Python overwrite=True) replaces it\n",
         )
         assert [f.name for f in folder.glob("x*")] == [file.name]
-        assert file.read_text() == "somebody's"
+        assert file.read_text() == "another program's"
         assert not list(folder.glob(".*"))
         file.unlink()
         monkeypatch.undo()
