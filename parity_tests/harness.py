@@ -191,7 +191,7 @@ def write_all(checkpoint: Checkpoint, folder: Path, result: Result) -> dict[str,
 
 
 def _power(spec: Spec, checkpoint: Checkpoint, images: np.ndarray, rows: Sequence[Row]) -> Power:
-    """The smallest change of each setting that the stages would have noticed; tensors are compared as bits."""
+    """The smallest change of each setting that the stages would notice; tensors are compared as bits."""
     from parity_tests.compare.power.measure import measure_stage_power
 
     limits = {row.point: min(row.limits.values()) for row in rows if row.errors}
