@@ -1,4 +1,4 @@
-"""For the API reference: the examples of the docstrings here, in the form that griffe shows as code."""
+"""For the API reference: converts the examples of docstrings to the form that griffe shows as code."""
 
 import re
 
@@ -6,7 +6,7 @@ import griffe
 
 
 class Examples(griffe.Extension):
-    """Renames the section "Example:" to "Examples:", and fences a doctest that stands in no section."""
+    """Renames the section "Example:" to "Examples:", and fences doctests outside of sections."""
 
     def on_instance(self, *, obj: griffe.Object, **_: object) -> None:
         if obj.docstring:

@@ -1,7 +1,8 @@
 """Valid values of a network's keywords.
 
-This file is the same in `torch_impl`, `keras_impl` and `tf1_compat`, and `weights_convert/spec/checks.py`
-has its text too: a value that one refuses, all refuse in the same words. A test compares them.
+`torch_impl`, `keras_impl` and `tf1_compat` have the same file, and `weights_convert/spec/checks.py` repeats
+its
+text: all refuse the same values in the same words. A test compares them.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _SIZES = (
 _FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
 MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
 _OR_NONE = {"eca_kernel_sizes": ", or None"}
-_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # all that block="basic" can have
+_OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # the only values for block="basic"
 
 
 def check_dropout(name: str, value: Any) -> float:
@@ -75,7 +76,7 @@ def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
 
 
 def check_widths(name: str, value: Any) -> tuple[int, ...]:
-    """The channels of each stage."""
+    """Return the channels per stage."""
     return check_per_stage(name, value, check_int)
 
 
@@ -93,20 +94,20 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
 
 
 def check_stages(c: Mapping[str, Any], name: str) -> None:
-    """Raise `ValueError` for a keyword that has not one number per stage."""
+    """Raise `ValueError` unless a keyword has one number per stage."""
     stages = len(c["depths"])
     if c[name] is not None and len(c[name]) != stages:
         raise ValueError(f"{name}={c[name]!r}: expected {stages}, one per stage{_OR_NONE.get(name, '')}")
 
 
 def check_vgg(c: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for keywords that are valid one by one and make no VGG together."""
+    """Raise `ValueError` for keywords of a VGG that are valid alone but invalid together."""
     check_stages(c, "widths")
     check_stages(c, "eca_kernel_sizes")
 
 
 def check_resnet(c: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for keywords that are valid one by one and make no residual network together."""
+    """Raise `ValueError` for keywords of a residual network that are valid alone but invalid together."""
     check_stages(c, "eca_kernel_sizes")
     stages = len(c["depths"])
     if c["stem"] == "deep_tiered" and c["stem_width"] < 4:
@@ -132,14 +133,14 @@ TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {"resnet": check_resn
 
 
 def check_keywords(keywords: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """The keywords of a network as plain Python values, NumPy's too.
+    """Return a network's keywords as plain Python values.
 
     Args:
-        keywords: as they are given.
-        kind: of network, a key of `TOGETHER`.
+        keywords: the given keywords.
+        kind: the kind of network, a key of `TOGETHER`.
 
     Raises:
-        ValueError: a value is invalid, or does not go with another keyword's.
+        ValueError: a value is invalid, alone or together with another keyword's.
     """
     checked = {name: CHECKS[name](name, value) for name, value in keywords.items()}
     TOGETHER[kind](checked)

@@ -120,14 +120,14 @@ def average_pool(x: Any) -> Any:
 
 
 def adaptive_average_pool(x: Any, size: int) -> Any:
-    """Means of size x size windows that cover any (N, H, W, C), as (N, C, size, size), PyTorch's order."""
+    """Means of size x size windows that cover an input (N, H, W, C), as (N, C, size, size)."""
     rows, columns = (_windows(n, size, x.dtype) for n in ops.shape(x)[1:3])
     x = ops.transpose(x, (0, 3, 1, 2))  # (N, C, H, W)
     return ops.matmul(rows, ops.matmul(x, ops.transpose(columns)))
 
 
 def _windows(n: Any, size: int, dtype: Any) -> Any:
-    """(size, n): in row i 1 / length, from i n // size up to the ceiling of (i + 1) n / size."""
+    """(size, n): row i is 1 / length from i n // size to the ceiling of (i + 1) n / size, else 0."""
     place, i = ops.arange(n), ops.arange(size)[:, None]
     inside = (place >= i * n // size) & (place < ((i + 1) * n + size - 1) // size)
     return ops.cast(inside, dtype) / ops.cast(ops.sum(ops.cast(inside, "int32"), 1, keepdims=True), dtype)

@@ -17,9 +17,9 @@ import numpy as np
 
 from .keywords import check_keywords
 
-_SAID = "samenet"  # the name of the keywords in a file of weights
+_METADATA = "samenet"  # name of the keywords in a weights file
 
-_SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a layer and an attribute
+_SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a layer and attribute
     "num_classes": r"(fc|classifier\.6)\.units",
     "stem_pool": r"stem_pool",
     "dropout": r"(dropout|classifier\.[25])\.rate",
@@ -69,11 +69,11 @@ def _inner(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]
 
 
 class Network(keras.Model):
-    """The base of every network: its current keywords, in its config and in its files of weights.
+    """Base class of all networks: writes the current keywords to its config and its weights files.
 
     Attributes:
         kind: the name of this kind of network in the metadata.
-        config: the keywords that it was made with.
+        config: the keywords of its construction.
     """
 
     kind: ClassVar[str]
@@ -84,10 +84,10 @@ class Network(keras.Model):
         self._made: dict[str, Any] = {}
 
     def live_keywords(self) -> dict[str, Any]:
-        """The keywords that the network has now, with what was changed in its layers since it was made.
+        """The current keywords of the network, including changes of its layers after construction.
 
         Raises:
-            ValueError: no keywords describe the layers as they are.
+            ValueError: no keywords describe the current layers.
         """
         now = settings(self)
         if now == self._made:
@@ -95,20 +95,20 @@ class Network(keras.Model):
         return check_keywords(live_keywords(self._made, now, self.config), self.kind)
 
     def save_own_variables(self, store: Any) -> None:
-        """As every layer; and the keywords, as a text in bytes, so that files of `save_weights` carry them.
+        """Also write the keywords, as the bytes of a text, so that `save_weights` files hold them.
 
-        A network that no keywords describe is saved without them.
+        If no keywords describe the network, it is saved without them.
         """
         super().save_own_variables(store)
         with suppress(ValueError):
             metadata = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
-            store[_SAID] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+            store[_METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables({name: store[name] for name in store.keys() if name != _SAID})  # noqa: SIM118
+        super().load_own_variables({name: store[name] for name in store.keys() if name != _METADATA})  # noqa: SIM118
 
     def check_input(self, shape: tuple) -> None:
-        """`ValueError` for a shape that is not (N, H, W, C) with the network's C."""
+        """Raise `ValueError` unless the shape is (N, H, W, C) with the network's C."""
         if shape[-1] != self.config["in_channels"]:
             raise ValueError(f"input of shape {shape}, expected (N, H, W, {self.config['in_channels']})")
 

@@ -4,8 +4,8 @@ VGG: https://arxiv.org/abs/1409.1556   SE in plain networks: https://arxiv.org/a
 
     images (N, H, W, 3) -> stage1 ... stage5 -> average pool to 7x7 -> classifier -> logits (N, num_classes)
 
-A constructor returns a built model. Class names and attribute names are the layout of its weights file
-(`features/conv2d_1`), so they are fixed. The same file in `torch_impl` and `tf1_compat` reads alike.
+A constructor returns a built model. Class and attribute names are fixed: they form the layout of the weights
+file (`features/conv2d_1`). Read it beside the same file in `torch_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class VGG(Network):
     Args:
         depths: convolutions per stage.
         widths: channels per stage.
-        norm: what follows each convolution: batch normalisation ("bn"), a bias and batch normalisation
-            ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution: batch normalisation ("bn"), a bias and batch normalisation ("bias_bn"),
+            or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -70,7 +70,7 @@ class VGG(Network):
         dropout: probability after each hidden layer of the classifier, below 1.
 
     Raises:
-        ValueError: a keyword's value is not one of those above.
+        ValueError: an argument is invalid.
 
     Example:
         >>> model = VGG(depths=(1, 1), widths=(8, 16), head_width=32, num_classes=4, attention="se")
@@ -183,4 +183,4 @@ def _chain(layers: Sequence[keras.layers.Layer], x: Any, training: bool | None) 
     return x
 
 
-network = VGG  # by the name that `models.py` has for it in the three folders
+network = VGG  # the name in `models.py`, the same in the three folders

@@ -196,7 +196,7 @@ def _power(spec: Spec, checkpoint: Checkpoint, images: np.ndarray, rows: Sequenc
 
     limits = {row.point: min(row.limits.values()) for row in rows if row.errors}
     model = torch_module(spec, checkpoint, "float64")
-    # one image: what several notice, one does, and most of the time is saved
+    # one image: it notices as much as several and takes a fraction of the time
     return measure_stage_power(model, images[:1], limits, spec.stages(), bit_for_bit=[*checkpoint])
 
 

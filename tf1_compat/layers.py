@@ -91,7 +91,7 @@ def average_pool(x: tf.Tensor) -> tf.Tensor:
 
 
 def adaptive_average_pool(x: tf.Tensor, size: int) -> tf.Tensor:
-    """Means of size x size windows that cover any (N, H, W, C), as (N, C, size, size), PyTorch's order."""
+    """Means of size x size windows that cover an input (N, H, W, C), as (N, C, size, size)."""
     shape = tf.shape(x)
     rows, columns = (_windows(n, size, x.dtype) for n in (shape[1], shape[2]))
     x = tf.transpose(x, [0, 3, 1, 2])  # (N, C, H, W)
@@ -99,7 +99,7 @@ def adaptive_average_pool(x: tf.Tensor, size: int) -> tf.Tensor:
 
 
 def _windows(n: tf.Tensor, size: int, dtype: tf.DType) -> tf.Tensor:
-    """(size, n): in row i 1 / length, from i n // size up to the ceiling of (i + 1) n / size."""
+    """(size, n): row i is 1 / length from i n // size to the ceiling of (i + 1) n / size, else 0."""
     place, i = tf.range(n), tf.range(size)[:, None]
     inside = (place >= i * n // size) & (place < ((i + 1) * n + size - 1) // size)
     return tf.cast(inside, dtype) / tf.cast(tf.reduce_sum(tf.cast(inside, tf.int32), 1, keepdims=True), dtype)

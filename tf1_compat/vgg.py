@@ -4,8 +4,8 @@ VGG: https://arxiv.org/abs/1409.1556   SE in plain networks: https://arxiv.org/a
 
     images (N, H, W, 3) -> stage1 ... stage5 -> average pool to 7x7 -> classifier -> logits (N, num_classes)
 
-Variable names are the scopes: `features_0/kernel`. The same file in `torch_impl` and `keras_impl`
-reads alike.
+Variables are named by their scopes: `features_0/kernel`. Read it beside the same file in `torch_impl` and
+`keras_impl`.
 """
 
 from __future__ import annotations
@@ -57,15 +57,16 @@ def vgg(
     Each convolution is 3x3; batch normalisation, ReLU and attention follow it. A 2x2 max-pool ends a stage.
 
     Args:
-        images: (N, H, W, C) with C known, a NumPy array too; float32 or float64, which the variables follow.
-        is_training: a Python bool. In training batch statistics are used, their updates go to
-            `tf.GraphKeys.UPDATE_OPS`, and dropout is on.
+        images: (N, H, W, C) with known C, a tensor or NumPy array; the variables have its dtype, float32 or
+            float64.
+        is_training: a Python bool. Training uses batch statistics and dropout, and adds the updates of the
+            running statistics to `tf.GraphKeys.UPDATE_OPS`.
         scope: variable scope; None for names without a prefix.
-        reuse: as in `tf.variable_scope`; two calls under `tf.AUTO_REUSE` share their variables.
+        reuse: as in `tf.variable_scope`; two calls under `tf.AUTO_REUSE` share variables.
         depths: convolutions per stage.
         widths: channels per stage.
-        norm: what follows each convolution: batch normalisation ("bn"), a bias and batch normalisation
-            ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution: batch normalisation ("bn"), a bias and batch normalisation ("bias_bn"),
+            or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -80,7 +81,7 @@ def vgg(
         logits (N, num_classes), and the end points: `stage1` ..., `pooled` (N, C * 7 * 7), `logits`.
 
     Raises:
-        ValueError: a keyword's value is not one of those above, or `images` has other channels.
+        ValueError: an argument is invalid, or `images` has another number of channels.
         RuntimeError: called in eager mode.
         TypeError: `is_training` is not a Python bool.
 
@@ -128,4 +129,4 @@ def vgg(
     return end_points["logits"], end_points
 
 
-network = vgg  # by the name that `models.py` has for it in the three folders
+network = vgg  # the name in `models.py`, the same in the three folders

@@ -1,7 +1,7 @@
 """The current keywords of a network, read from its modules, so that changes after construction count.
 
-A state dict holds no stride and no epsilon. That of a network therefore carries the keywords in its
-metadata, where `torch.save` keeps them, and they have to be those of the modules as they are.
+A state dict holds no stride and no epsilon. The state dict of a network therefore carries the keywords in its
+metadata, which `torch.save` keeps, and these keywords must describe the current modules.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import nn
 
 from .keywords import check_keywords
 
-_SHOWN_BY = {  # keyword -> the settings that show it, each as the path of a module and an attribute
+_SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a module and attribute
     "in_channels": r"(conv1|features\.0)\.in_channels",
     "num_classes": r"(fc|classifier\.6)\.out_features",
     "dropout": r"(dropout|classifier\.[25])\.p",
@@ -56,12 +56,12 @@ def below(module: nn.Module, path: str) -> dict[str, Any]:
 
 
 class Network(nn.Module):
-    """The base of every network: its current keywords, and a state dict that carries them.
+    """Base class of all networks: writes the current keywords to the state dict.
 
     Attributes:
         kind: the name of this kind of network in the metadata.
-        stem_pools: what `stem_pool` may be -> the module.
-        config: the keywords that it was made with.
+        stem_pools: value of `stem_pool` -> module.
+        config: the keywords of its construction.
     """
 
     kind: ClassVar[str]
@@ -73,10 +73,10 @@ class Network(nn.Module):
         self._made: dict[str, Any] = {}
 
     def live_keywords(self) -> dict[str, Any]:
-        """The keywords that the network has now, with what was changed in its modules since it was made.
+        """The current keywords of the network, including changes of its modules after construction.
 
         Raises:
-            ValueError: no keywords describe the modules as they are.
+            ValueError: no keywords describe the current modules.
         """
         now = settings(self)
         if now == self._made:
@@ -85,9 +85,9 @@ class Network(nn.Module):
         return check_keywords(live_keywords(self._made, now, self.config, pools), self.kind)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        """As in every module; and the keywords go into the state dict's metadata, which `torch.save` keeps.
+        """Also write the keywords to the state dict's metadata, which `torch.save` keeps.
 
-        A network that no keywords describe is saved without them.
+        If no keywords describe the network, it is saved without them.
         """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         with suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The named models: each is a network with other defaults, and takes each of its keywords.
+"""The named models: a network with other defaults. Each accepts all keywords of the network.
 
 `torch_impl`, `keras_impl` and `tf1_compat` have the same file.
 """

@@ -144,7 +144,7 @@ class ResNet(Network):
         return self.maxpool(x)
 
     def stages(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-        """Each stage by name; each is given the output of the one before."""
+        """Each stage by name, as a function of the previous stage's output."""
         yield "stem", self.forward_stem
         for name in self.stage_names:
             yield name, self.get_submodule(name)
@@ -159,7 +159,7 @@ class ResNet(Network):
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        for _, stage in self.stages():  # not by forward_features, which keeps every stage's output in memory
+        for _, stage in self.stages():  # forward_features would keep every stage's output in memory
             x = stage(x)
         return x
 

@@ -4,7 +4,7 @@ VGG: https://arxiv.org/abs/1409.1556   SE in plain networks: https://arxiv.org/a
 
     images (N, 3, H, W) -> stage1 ... stage5 -> average pool to 7x7 -> classifier -> logits (N, num_classes)
 
-Parameter names are torchvision's. The same file in `keras_impl` and `tf1_compat` reads alike.
+Parameter names are torchvision's. Read it beside the same file in `keras_impl` and `tf1_compat`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class VGG(Network):
     Args:
         depths: convolutions per stage.
         widths: channels per stage.
-        norm: what follows each convolution: batch normalisation ("bn"), a bias and batch normalisation
-            ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        norm: after each convolution: batch normalisation ("bn"), a bias and batch normalisation ("bias_bn"),
+            or a bias ("bias": batch normalisation folded in).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
@@ -51,7 +51,7 @@ class VGG(Network):
         dropout: probability after each hidden layer of the classifier, below 1.
 
     Raises:
-        ValueError: a keyword's value is not one of those above.
+        ValueError: an argument is invalid.
 
     Example:
         >>> import torch
@@ -115,7 +115,7 @@ class VGG(Network):
         self._made = settings(self)
 
     def stages(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
-        """Each stage by name; each is given the output of the one before."""
+        """Each stage by name, as a function of the previous stage's output."""
         start = 0
         for number, end in enumerate(self.stage_ends, 1):
             yield f"stage{number}", self.features[start:end]
@@ -136,4 +136,4 @@ class VGG(Network):
         return x
 
 
-network = VGG  # by the name that `models.py` has for it in the three folders
+network = VGG  # the name in `models.py`, the same in the three folders

@@ -17,7 +17,7 @@ from weights_convert.identify.misfits import do_not_fit, misfits, title
 from weights_convert.source import Source
 from weights_convert.spec import Spec, changed, model_name, network_spec, variant_of
 
-MAPPING_VERSION = 1  # of names and axes; recorded in every file that is written
+MAPPING_VERSION = 1  # of names and axes; recorded in every output file
 
 
 class Tensor(NamedTuple):
@@ -143,7 +143,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         return model_name(self.spec)
 
     def describe(self) -> str:
-        """`se_resnet50`, with what differs from the named model, or `one se block`: for messages."""
+        """Text for messages: `se_resnet50` with its differences from the named model, or `one se block`."""
         if not self.spec.network:
             return f"one {self.spec.attention} block"
         name, other = variant_of(self.spec)

@@ -1,4 +1,4 @@
-"""Roles, and this project's three layouts: how each tensor is called and laid out in a file.
+"""Roles, and this project's three layouts: the name and the axes of each tensor in a file.
 
 A layout maps a parameter of a spec to its name in a file, and such names back to canonical ones. The role
 of the parameter decides its axes.
@@ -61,7 +61,7 @@ _KERAS_LEAVES = ("weight", "bias", "running_mean", "running_var")  # by their nu
 
 @lru_cache(maxsize=65536)
 def skeleton(name: str) -> str:
-    """A name with its numbers taken out.
+    """A name without its numbers.
 
     >>> skeleton("layer1.0.conv2.weight")
     'layer#.#.conv#.weight'
@@ -71,7 +71,7 @@ def skeleton(name: str) -> str:
 
 @lru_cache(maxsize=65536)
 def like(name: str) -> Parameter | None:
-    """The parameter that a tensor of this canonical name is, in whichever network; None for other names.
+    """The parameter of a tensor with this canonical name, in any network; None for other names.
 
     >>> like("layer9.9.downsample.1.weight").role, like("layer1.0.conv1.kernel")
     ('scale', None)
@@ -87,11 +87,11 @@ def from_tensorflow(module: str, leaf: str) -> str | None:
 
 
 class Stored(NamedTuple):
-    """How a file keeps one tensor.
+    """The layout of one tensor in a file.
 
     Attributes:
-        axes: the transposition from PyTorch's axes to the file's; None for none.
-        is_1x1: whether a dense kernel is kept as a 1x1 convolution.
+        axes: the transposition from PyTorch's axes to the file's, or None.
+        is_1x1: whether a dense kernel is stored as a 1x1 convolution.
     """
 
     axes: tuple[int, ...] | None
@@ -102,12 +102,12 @@ class Stored(NamedTuple):
         return permuted((*shape, 1, 1) if self.is_1x1 else shape, self.axes)
 
     def canonical_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The inverse of `shape`; an impossible shape comes back odd and is refused later."""
+        """The inverse of `shape`; an impossible shape gives an odd result, which is refused later."""
         shape = permuted(shape, _inverse(self.axes))
         return shape[:2] if self.is_1x1 and len(shape) == 4 and shape[2:] == (1, 1) else shape
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """The array as the file keeps it; C-contiguous, unless it is large (`memory.transposed`)."""
+        """The array in the file's layout; C-contiguous unless it is large (`memory.transposed`)."""
         array = array[:, :, None, None] if self.is_1x1 else array
         return array if self.axes is None else transposed(array, self.axes)
 
@@ -127,14 +127,14 @@ class Layout:
     """One way to name and lay out the tensors of a model: one of this project's own, or of a family.
 
     Attributes:
-        rename: (parameter, spec) -> the name in a file, None where it has no place.
-        parse: name in a file -> canonical name, None for a name that is not of this layout.
-        tensorflow_axes: whether kernels are laid out as TensorFlow does it.
-        mlp_1x1: the attentions whose MLP is kept as 1x1 convolutions.
-        bookkeeping: names that are known not to be weights, and what they are.
-        scoped: whether a variable scope may stand before every name; else only a wrapper's `module.` may.
-        part: name in a file -> which part of a tensor it is, where groups are kept one by one.
-        marks: ends of names by which a network, and so its scope, is found in a file.
+        rename: (parameter, spec) -> the name in a file, None if the file cannot hold the tensor.
+        parse: name in a file -> canonical name, None for an unknown name.
+        tensorflow_axes: whether kernels have TensorFlow's axes.
+        mlp_1x1: the attentions whose MLP is stored as 1x1 convolutions.
+        bookkeeping: patterns of names that are not weights, with descriptions.
+        scoped: whether names may begin with a variable scope; otherwise only with a wrapper's `module.`.
+        part: name in a file -> number of the part of a tensor, for groups stored separately.
+        marks: ends of names that show a network and its scope in a file.
     """
 
     name: str
@@ -160,17 +160,17 @@ class Layout:
                 found.setdefault(canonical, {}).setdefault(self.part(name), name)
         return {canonical: tuple(parts[n] for n in sorted(parts)) for canonical, parts in found.items()}
 
-    @lru_cache(maxsize=256)  # noqa: B019  (there are few layouts, and they live as long as the process)
+    @lru_cache(maxsize=256)  # noqa: B019  (few layouts, alive as long as the process)
     def names(self, spec: Spec) -> dict[str, str | None]:
-        """Canonical name -> the name in a file, of every tensor of a network; None where it has no place."""
+        """Canonical name -> name in a file, for every tensor; None if the file cannot hold it."""
         return {parameter.name: self.rename(parameter, spec) for parameter in parameters(spec)}
 
     def in_file(self, canonical: str, spec: Spec) -> str:
-        """The name in a file, for messages; a tensor without a place there keeps its own."""
+        """The name in a file, for messages; the canonical name if the file cannot hold the tensor."""
         return self.names(spec).get(canonical) or canonical
 
     def stored(self, parameter: Parameter) -> Stored:
-        """How a file keeps a tensor of this role."""
+        """The layout in a file of a tensor with this role."""
         is_1x1 = parameter.role in [f"{attention}_dense" for attention in self.mlp_1x1]
         role = ROLES["conv2d" if is_1x1 else parameter.role]
         return Stored(role.to_tf if self.tensorflow_axes else None, is_1x1)
@@ -207,7 +207,7 @@ def _tf1_rename(parameter: Parameter, spec: Spec) -> str | None:  # noqa: ARG001
 
 @cache
 def _numbered() -> re.Pattern[str]:
-    """The lists of networks with a member's number: `layer1_0`, `features_3`."""
+    """Pattern of lists with a member's number: `layer1_0`, `features_3`."""
     names = (p.name for kind in KINDS.values() for spec in kind.widest() for p in parameters(spec))
     lists = {name for of in names for name in re.findall(r"(\w+)\.\d+\.", of)}
     patterns = {re.sub(r"\d+", r"\\d+", name) for name in lists}
@@ -276,7 +276,7 @@ _DOWNSAMPLE = {"downsample/conv2d": "downsample.0", "downsample/batch_normalizat
 
 
 def _keras_parse(name: str) -> str | None:
-    """For the networks whose depths only a file shows."""
+    """For networks whose depths only a file shows."""
     match = _KERAS_NAME.fullmatch(name)
     if match is None or int(match[2]) >= len(_KERAS_LEAVES):
         return None

@@ -84,9 +84,9 @@ def opened(
     scope: str | None = None,
     limits: Limits | None = None,
 ) -> Checkpoint:
-    """As `load`, without its warnings: for those who give them in another way."""
+    """`load` without its warnings, for callers that report them in another way."""
     given = Given(path, limits)
-    source = Source(given)  # as it is before it is read
+    source = Source(given)  # its state before reading
     reader = open_reader(given, key)
     try:
         return _load(reader, source, model, dict(settings or {}), family, scope)
@@ -186,7 +186,7 @@ def _tensor(reader: Reader, reading: Reading, parameter: Parameter) -> Tensor:
 def _saved_spec(
     reader: Reader, saved: dict[str, Any], settings: Mapping[str, Any]
 ) -> tuple[Spec, tuple[str, ...]]:
-    """The spec in a file's metadata, and what of it was only assumed when the file was written."""
+    """The spec in a file's metadata, and its keywords that were assumed when the file was written."""
     kind = KINDS.get(str(reader.metadata.get("kind")))
     if kind is None:
         raise SourceError(f"{reader.path}: its metadata has kind {reader.metadata.get('kind')!r}")

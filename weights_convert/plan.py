@@ -30,7 +30,7 @@ DTYPES = {
 
 
 def _takes(container: Format) -> list[str]:
-    """The families that may stand in a container: in PyTorch's, all that PyTorch loads."""
+    """The families that a container may hold; a PyTorch file holds all that PyTorch can load."""
     if container.any_layout:
         return [name for name, family in FAMILIES.items() if family.written]
     return [
@@ -55,14 +55,14 @@ class Move:
     canonical: str
     source_name: str
     target_name: str
-    stored: Stored  # how the target keeps it
+    stored: Stored  # its layout in the target
     source: TensorInfo  # canonical shape
     target: TensorInfo
     sha256: str | None = None
 
     @property
     def axes(self) -> tuple[int, ...] | None:
-        """The transposition from canonical axes to the target's; None for none."""
+        """The transposition from canonical axes to the target's, or None."""
         return self.stored.axes
 
 

@@ -64,7 +64,7 @@ def gradients(
         noise = RUNNERS[networks.REFERENCE](checkpoint, images, labels, dtype, train)
     known = {parameter.name for parameter in parameters(spec)}
     names = (*(name for name in reference if name not in known), *networks.trainable(checkpoint))
-    # one tensor of one run may look exact by luck: the largest noise of all is the net's
+    # a single tensor may have no noise by chance: use the largest noise of the network
     floor = max((networks.error(name, noise, reference) for name in names), default=0.0) if noise else None
     points = []
     for name in names:

@@ -41,7 +41,7 @@ def live(
         import tensorflow.compat.v1 as tf
 
         graph, images, logits, _ = tf1_graph(spec, dtype, train=train)
-        with closing(tf.Session(graph=graph)) as session:  # entering it would make the graph the default
+        with closing(tf.Session(graph=graph)) as session:  # entering it would make its graph the default
             load_into(session, checkpoint)
             yield Live(tracer_of(TF1Model(session, images, logits), dtype), session)
 

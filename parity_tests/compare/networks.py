@@ -111,7 +111,7 @@ def to_canonical(spec: Spec) -> Callable[[str, np.ndarray], np.ndarray]:
 
 
 def keras_variables(spec: Spec, model: Any) -> dict[str, Any]:
-    """Canonical name -> variable of a network: below the model's name, paths are TF1's."""
+    """Canonical name -> variable of a Keras network; after the model's name, its paths are TF1's names."""
     variables = {variable.path.partition("/")[2]: variable for variable in model.weights}
     return {name: variables[path] for name, path in LAYOUTS["tf1"].names(spec).items() if path}
 
@@ -125,7 +125,7 @@ def keras_loss(logits: Any, labels: np.ndarray) -> Any:
 
 
 def tf1_variables(spec: Spec, graph: Any) -> dict[str, Any]:
-    """Canonical name -> variable of the one network in a graph; slots and counters are passed over."""
+    """Canonical name -> variable of the only network in a graph, without slots and counters."""
     variables = {variable.op.name: variable for variable in graph.get_collection("variables")}
     return {name: variables[path] for name, path in LAYOUTS["tf1"].names(spec).items() if path}
 

@@ -241,7 +241,7 @@ def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe:
 
     canonical, x = networks.to_canonical(checkpoint.spec), networks.channels_last(images, recipe.dtype)
     graph, _, logits, _ = tf1_graph(checkpoint.spec, recipe.dtype, train=True, images=x)
-    # the default graph only while it is built: between the steps other frameworks run
+    # default graph only while building: other frameworks run between the steps
     with graph.as_default():
         rate = tf.placeholder(recipe.dtype, ())
         known, loss = networks.tf1_variables(checkpoint.spec, graph), networks.tf1_loss(logits, labels)

@@ -16,7 +16,7 @@ _STD = np.array([0.229, 0.224, 0.225])
 
 
 def photographs(folder: Path, spec: Spec, size: int | None = None, most: int | None = None) -> np.ndarray:
-    """The pictures of a folder, in name order, all or the first `most`: (N, C, size, size) float32.
+    """The pictures of a folder, sorted by name, all or the first `most`: (N, C, size, size) float32.
 
     The shorter side is scaled to size * 256 / 224 and the middle cropped. The default size is 224, or 32 for
     networks with the "3x3" stem. Networks with one input channel get grey pictures, with more than three the

@@ -54,7 +54,7 @@ def save_theirs(folder: Path) -> None:
     torch.save(zeros, folder / "seresnet50.pth")
 
 
-RUN = {  # a page whose blocks run in order -> the files that its reader has
+RUN = {  # page whose blocks run in order -> the reader's files
     "docs/index.md": save_ours,
     "docs/from-pytorch.md": None,
     "docs/from-keras.md": None,
@@ -62,7 +62,7 @@ RUN = {  # a page whose blocks run in order -> the files that its reader has
     "docs/families.md": save_theirs,
     "docs/walk.md": None,
 }
-ELSEWHERE = {  # page -> how its other blocks begin -> the test that checks them
+ELSEWHERE = {  # page -> beginning of other blocks -> the test that checks them
     "README.md": {
         "$ python -m pip install": "test_the_readme_shows_the_main_job",
         "import torch, torch_impl": "test_the_readme_example_prints_what_it_says",
@@ -195,7 +195,7 @@ def test_the_readme_imports_exist():
 
 
 def test_the_readme_commands_print_what_they_say(tmp_path, monkeypatch):
-    """Every `$ weights-convert` line runs; the output shown under one is a line of what it prints."""
+    """Every `$ weights-convert` line runs, and its output contains the lines shown below it."""
     save_ours(tmp_path)
     save_theirs(tmp_path)
     monkeypatch.chdir(tmp_path)

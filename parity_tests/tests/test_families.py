@@ -361,7 +361,7 @@ FOREIGN = {
 
 
 def meaning(spec: Spec) -> dict[str, Any]:
-    """The keywords that say something about this network: not the reduction of one without an MLP."""
+    """The keywords that apply to this network, for example no reduction without an MLP."""
     return {keyword: value for keyword, value in vars(spec).items() if spec.concerns(keyword)}
 
 

@@ -98,7 +98,7 @@ TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
     ("base", "name"), [(BASE, name) for name in NAMES] + [(VGG, name) for name in OF_VGG]
 )
 def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
-    """As many networks of Keras and TF1 are `built`; of the other valid values their checks are asked."""
+    """`built` networks of Keras and TF1 are built; for other valid values only their checks run."""
     seen, valid = set(), 0
     for value in [base[name], *POOL]:
         if isinstance(value, int) and (name, value) in TOO_LARGE:

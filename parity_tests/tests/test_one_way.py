@@ -1,4 +1,4 @@
-"""A conversion goes one way: what is given is opened once, recognised once and parsed once."""
+"""A conversion opens, recognises and parses its source once."""
 
 from __future__ import annotations
 

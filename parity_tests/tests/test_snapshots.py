@@ -1,4 +1,4 @@
-"""Results that a change of structure must leave as they are: tables, readings of listings, written files.
+"""Results that refactoring must not change: tables, readings of listings, written files.
 
 `python -m parity_tests.tests.test_snapshots` records them anew after a change that is meant.
 """
@@ -65,7 +65,7 @@ def reading(listing: str) -> str:
 
 
 def contents(path: Path) -> Any:
-    """The bytes of a file; of HDF5, whose library orders them as it likes, the names and arrays."""
+    """The bytes of a file; for HDF5, whose byte order varies, the names and arrays."""
     if not path.name.endswith(".h5"):
         return digest(path.read_bytes())
     found: list[Any] = []
@@ -82,7 +82,7 @@ def contents(path: Path) -> Any:
 
 WRITTEN = [(family, ".safetensors") for family in FAMILIES if FAMILIES[family].written]
 WRITTEN += [("torch", ".pth"), ("keras", ".weights.h5"), ("tf1", ".ckpt"), ("torch", ".npz")]
-_FOR = {  # what a family's networks compute
+_FOR = {  # keywords of a family's networks
     "timm": {"cbam_mlp_bias": False, "cbam_order": "mean_max", "cbam_bn_momentum": 0.1},
     "cadene": {"attention": "se", "stem_pool": "ceil", "stride_in": "conv1"},
     "pytorchcv": {"cbam_bn_momentum": 0.1},

@@ -142,7 +142,7 @@ def test_constructors_are_the_spec_rows(implementation, name):
     constructor = getattr(implementation, name)
     assert name in implementation.__all__
     assert model_spec(name) == MODELS[name].kind(**constructor.defaults)
-    shown = inspect.signature(constructor).parameters  # what an editor and `help()` show
+    shown = inspect.signature(constructor).parameters  # shown by editors and `help()`
     for keyword, value in model_spec(name).model_kwargs().items():
         assert shown[keyword].default == value or shown[keyword].default is None, keyword
     assert str(shown["num_classes"]).startswith("num_classes: int = 1")
@@ -158,7 +158,7 @@ def test_the_table_of_models_is_one_text(file):
 @pytest.mark.quick
 @pytest.mark.parametrize("name", MODELS)
 def test_torch_tensors(name):
-    """Names, shapes and even the order of the state dict are those of `parameters`."""
+    """Names, shapes and the order of the state dict equal those of `parameters`."""
     tensors = torch_tensors(model_spec(name))
     assert list(tensors.items()) == [(p.name, p.shape) for p in parameters(model_spec(name))]
 

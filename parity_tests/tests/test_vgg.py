@@ -1,4 +1,4 @@
-"""VGG, whose networks are identified by the table of models: numbers, names, files, and what is refused."""
+"""VGG, identified by the table of models: numbers, names, files, errors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_layers_gradients_and_training_agree():
 
 
 def test_the_pool_before_the_classifier_is_pytorchs():
-    """Sizes that are smaller than the pool, equal to it, and no multiple of it."""
+    """Sizes smaller than the pool, equal to it, and not a multiple of it."""
     from parity_tests.judge.numpy_reference.vgg import adaptive_average_pool
 
     for height, width in ((7, 7), (1, 3), (10, 8), (15, 14)):
@@ -69,7 +69,7 @@ Change = dict[str, tuple[int, ...] | None]  # name -> another shape, or None for
 
 
 def without_metadata(path: Path, layout: str, change: Change | None = None) -> Path:
-    """A file of a small-headed `se_vgg16_bn` in one of our layouts that says nothing of itself."""
+    """A file without metadata of `se_vgg16_bn` with a small head, in one of our layouts."""
     spec, rules = model_spec("se_vgg16_bn", num_classes=7, in_channels=1), LAYOUTS[layout]
     shapes: dict[str, tuple[int, ...]] = {}
     for parameter in parameters(spec):
@@ -91,7 +91,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_file_without_metadata_is_identified(files, layout):
-    with pytest.warns(UserWarning, match="does not say these keywords, defaults taken: bn_epsilon"):
+    with pytest.warns(UserWarning, match="does not specify these keywords, defaults used: bn_epsilon"):
         checkpoint = load(files[layout])
     with checkpoint:
         assert checkpoint.family == layout
@@ -110,7 +110,7 @@ def test_a_file_without_metadata_is_identified(files, layout):
 )
 def test_one_wrong_tensor_is_named(tmp_path, change, line):
     path = without_metadata(tmp_path / "x.npz", "torch", change)
-    with pytest.raises(MismatchError, match="not those of se_vgg16_bn; 1 do not fit") as caught:
+    with pytest.raises(MismatchError, match="do not match se_vgg16_bn; mismatches: 1") as caught:
         load(path)
     assert line in str(caught.value)
 

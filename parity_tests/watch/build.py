@@ -74,7 +74,7 @@ def tf1_graph(spec: Spec, dtype: str, *, train: bool = False, images: np.ndarray
     """A TF1 network without values; `images` (N, H, W, C) are a constant of the graph, else a placeholder."""
     import tensorflow.compat.v1 as tf
 
-    with tf.Graph().as_default() as graph:  # the default for the building only: Keras must not see it
+    with tf.Graph().as_default() as graph:  # default graph only while building: Keras must not see it
         if images is None:
             x = tf.placeholder(dtype, (None, None, None, spec.input_channels))
         else:

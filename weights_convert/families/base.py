@@ -131,10 +131,10 @@ class Family:
         cases: implied values of some of its networks.
         alternatives: networks that only the user can distinguish, with `--model FAMILY:NAME` or `--set`.
         creation_order: for names that only count layers (`conv2d_7`): the order within a block.
-        models: the architectures of `spec.MODELS` that such names may be of.
-        feeds: what its networks were trained to be fed; None where the project does not say.
-        labels: how the names of `spec.MODELS` are changed into the family's own.
-        kinds: of spec, that its files hold.
+        models: architectures of `spec.MODELS` with such names.
+        feeds: input preprocessing of its networks; None if the project does not specify it.
+        labels: rules that turn names of `spec.MODELS` into the family's names.
+        kinds: kinds of spec in its files.
         marks, bookkeeping: as in `Layout`.
         refused: spec values of known networks that this project cannot compute, and the reason.
         caution: properties that names and shapes cannot show, for the user.
@@ -193,7 +193,7 @@ class Family:
         return name + (alternative.suffix if alternative else "")
 
     def layouts(self, modules: Collection[str]) -> list[tuple[Mapping[str, Any], Layout]]:
-        """The layouts by which a file with these module paths may be read, and the spec values each means."""
+        """The possible layouts of a file with these module paths, each with its spec values."""
         if self.own is not None or self.creation_order:
             return [({}, self._layout(()))]
         seen = [variant for variant in self.variants if self._seen(variant, modules)]
@@ -202,22 +202,22 @@ class Family:
         return [(self._values(numbers), self._layout(numbers)) for numbers in chosen]
 
     def _seen(self, variant: Variant, modules: Collection[str]) -> bool:
-        """Whether a file has any of the paths that only this variant has."""
+        """Whether a file has paths that only this variant has."""
         own = self._names_of(self.variants.index(variant))
         return any(own.knows(module) for module in modules)
 
     @cache  # noqa: B019  (families are module constants)
     def _names_of(self, number: int) -> Names:
-        """The names that only one of the variants has."""
+        """The names of one variant only."""
         names = self.variants[number].names
         return Names({f: c for f, c in names.items() if f not in self.names}, self.separator)
 
     def layout_of(self, spec: Spec) -> Layout:
-        """The layout of the files of a network."""
+        """The layout of a network's files."""
         return self._layout(tuple(i for i, variant in enumerate(self.variants) if _has(spec, variant.when)))
 
     def _values(self, numbers: tuple[int, ...]) -> dict[str, Any]:
-        """The spec values that these variants of the names mean."""
+        """The spec values of these variants."""
         when = [item for number in numbers for item in self.variants[number].when.items()]
         return {keyword: value for keyword, value in when if not isinstance(value, tuple)}
 
@@ -269,7 +269,7 @@ class Names:
         self._module = lru_cache(maxsize=4096)(partial(_translate, self._from_file))
 
     def knows(self, module: str) -> bool:
-        """Whether a module path of a file is among the names."""
+        """Whether the names include a module path of a file."""
         return self._module(module) is not None
 
     def parse(self, name: str) -> str | None:

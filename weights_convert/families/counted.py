@@ -20,7 +20,7 @@ _LEAVES = [leaf for leaf in dict.fromkeys(role.tf for role in ROLES.values()) if
 
 
 def _nowhere(parameter: Parameter, spec: Spec) -> None:
-    """Layers that are counted have no name before they are made."""
+    """Counted layers have no name before the whole network is known."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

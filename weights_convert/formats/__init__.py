@@ -98,12 +98,12 @@ def open_reader(source: str | Path | Given, key: str | None = None, limits: Limi
 
     Args:
         source: a file, a TF1 checkpoint's prefix, or the directory of one.
-        key: the entry of a PyTorch file that holds the weights, where there are several.
+        key: the entry of a PyTorch file that holds the weights, if there are several.
         limits: for untrusted files.
 
     Raises:
-        SourceError: it is missing, cannot be read, or is not a checkpoint.
-        LimitError: it exceeds a limit.
+        SourceError: the file is missing, cannot be read, or is not a checkpoint.
+        LimitError: the file exceeds a limit.
     """
     given = Given.of(source, limits)
     try:
@@ -130,7 +130,7 @@ def format_for_writing(path: Path) -> Format:
 
 
 def _container_of(given: Given) -> Format:
-    """The container that a source is; another zip is taken for PyTorch's, whose error describes it."""
+    """The container of a source; an unknown zip counts as PyTorch's, whose error describes it."""
     for container in FORMATS.values():
         if container.recognises(given):
             return container

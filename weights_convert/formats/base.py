@@ -132,15 +132,15 @@ class Format:
     name: str
     suffixes: tuple[str, ...]  # for writing; reading depends on the content
     description: str
-    own_family: str  # the layout that is written into it unless another one is asked for
+    own_family: str  # its default layout
     recognises: Callable[[Any], bool]  # whether a `Given` is one
     open: Callable[..., Reader]  # of a path or a `Given`
     write: Write | None  # None: read only
-    files: Callable[[Path], list[Path]] = lambda path: [path]  # what `write(path)` leaves on disk
-    place: Place = place_file  # (from, to, overwrite): moves them to where they are read
-    any_layout: bool = False  # whether layouts of other containers may stand in it
+    files: Callable[[Path], list[Path]] = lambda path: [path]  # the files of `write(path)`
+    place: Place = place_file  # (from, to, overwrite): moves the files to their destination
+    any_layout: bool = False  # whether it may hold layouts of other containers
     keyed: bool = False  # whether one file may hold several checkpoints, opened with `key`
-    orphans: Orphans = no_orphans  # what a move that was stopped left beside `path`
+    orphans: Orphans = no_orphans  # leftovers of an interrupted move beside `path`
 
 
 def as_announced(

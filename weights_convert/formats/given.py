@@ -1,4 +1,4 @@
-"""A path as the user gave it: opened once, and read once to recognise it and to read the checkpoint."""
+"""The user's source: opened once, for recognising the format and for reading the checkpoint."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ Facts = dict[Path, tuple[int, ...]]  # file -> what changes with its content; no
 class Given:
     """One source: a file, or a TF1 checkpoint by its prefix, one of its files or its directory.
 
-    Everything here is found or parsed when it is first asked for, and kept.
+    Every attribute is found or parsed on first use, and kept.
 
     Args:
-        path: as it was given.
+        path: the user's path.
         limits: for untrusted files.
     """
 
@@ -49,7 +49,7 @@ class Given:
     @cached_property
     def index(self) -> dict[bytes, bytes]:
         """The table of a TF1 checkpoint."""
-        assert self.prefix is not None  # asked of TF1 checkpoints only
+        assert self.prefix is not None  # used for TF1 checkpoints only
         return read_table(index_path(self.prefix), self.limits)
 
     @cached_property
@@ -57,7 +57,7 @@ class Given:
         """The open file, at its beginning.
 
         Raises:
-            SourceError: it is missing, no file, or cannot be read.
+            SourceError: the file is missing, not a file, or cannot be read.
         """
         path = self.path
         try:
@@ -78,7 +78,7 @@ class Given:
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes of the file; b"" of a TF1 checkpoint."""
+        """The first bytes of the file; b"" for a TF1 checkpoint."""
         if self.prefix is not None:
             return b""
         try:
@@ -90,7 +90,7 @@ class Given:
 
     @cached_property
     def archive(self) -> zipfile.ZipFile | None:
-        """The zip archive that the file is, or None."""
+        """The file as a zip archive, or None."""
         return open_zip(self.path, self.file, self.limits) if self.head.startswith(b"PK") else None
 
     @property
@@ -99,13 +99,13 @@ class Given:
         return [] if self.archive is None else self.archive.namelist()
 
     def files(self) -> list[Path]:
-        """The file, or all files of the TF1 checkpoint; [] for what cannot be read."""
-        with suppress(OSError, ValueError, SourceError, WireError):  # opening it tells what is wrong with it
+        """The file, or all files of the TF1 checkpoint; [] if it cannot be read."""
+        with suppress(OSError, ValueError, SourceError, WireError):  # opening it reports the error
             return [self.path] if self.prefix is None else described_files(self.prefix, self.index)
         return []
 
     def facts(self) -> Facts:
-        """The files as they are now."""
+        """The current state of the files."""
         return facts_of(self.files())
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ def facts_of(files: list[Path]) -> Facts:
 
 
 def _neighbour(path: Path) -> str:
-    """A hint at a file of nearly that name in the same folder; of a TF1 checkpoint, at its prefix."""
+    """A hint at a file with a similar name in the same folder, for a TF1 checkpoint at its prefix."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

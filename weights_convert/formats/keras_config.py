@@ -14,9 +14,9 @@ from weights_convert.formats.base import parse_metadata
 from weights_convert.limits import Limits
 from weights_convert.spec import KINDS
 
-# as `register_keras_serializable("samenet")` names the classes -> kind of network
+# name of the class by `register_keras_serializable("samenet")` -> kind of network
 _OURS = {f"samenet>{kind.network}": kind.kind for kind in KINDS.values() if kind.network}
-_KERAS_OWN = ("name", "trainable", "dtype")  # what every layer's config has besides
+_KERAS_OWN = ("name", "trainable", "dtype")  # keywords of every layer's config
 
 
 def keywords_in_config(text: str | bytes, path: Path, limits: Limits) -> dict[str, Any]:

@@ -37,7 +37,7 @@ def recognises_keras(given: Given) -> bool:
 
 
 def open_keras(source: Path | Given, limits: Limits = DEFAULT) -> Reader:
-    """A reader of `.weights.h5`, `.keras` or `.h5`; in another process where HDF5's library is needed."""
+    """A reader of `.weights.h5`, `.keras` or `.h5`; it uses another process if HDF5's library is needed."""
     given = Given.of(source, limits)
     try:
         return KerasReader(given)
@@ -53,7 +53,7 @@ class KerasReader(Reader):
     Args:
         source: the file.
         limits: for untrusted files.
-        kind: the reader of HDF5. `PlainFile` raises `Unusual` for what Keras does not write.
+        kind: the reader of HDF5. `PlainFile` raises `Unusual` for HDF5 that Keras does not write.
     """
 
     format = "keras"
@@ -85,7 +85,7 @@ class KerasReader(Reader):
             ) from None
 
     def _inner(self) -> tuple[BinaryIO, int, int]:
-        """The HDF5 file: in which file, from which byte on, how long. The config of a `.keras` is kept."""
+        """File, position and length of the HDF5 data; also keeps the config of a `.keras`."""
         given = self._given
         file, archive = given.file, given.archive
         self.has(given.size)

@@ -71,7 +71,7 @@ class TF1Reader(Reader):
         self._entries: dict[str, Entry] = {}
         self._data_files: dict[int, BufferedReader] = {}
         self._open_files = ExitStack()
-        with self._open_files as files:  # closes them if the checkpoint is refused
+        with self._open_files as files:  # closes them after an error
             self._read_index(given)
             self._take_metadata()
             self._open_files = files.pop_all()
@@ -169,7 +169,7 @@ def write_tf1(
         for name in sorted(infos, key=str.encode):
             array = text if name == METADATA_NAME else read(name)
             table[name.encode()] = dump_entry(_write_tensor(file, array))
-            del array  # before the next one is read
+            del array  # before reading the next one
     write_table(index_file, table.items())
 
 

@@ -19,14 +19,14 @@ _MAX_STATE_BYTES = 1 << 16
 def is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    except (OSError, ValueError):  # not permitted, a name too long
+    except (OSError, ValueError):  # not permitted, or a name that is too long
         return False
 
 
 def find_tf1_prefix(path: Path) -> Path | None:
-    """The prefix of the checkpoint that `path` stands for; None if it stands for none.
+    """The prefix of the checkpoint that `path` names, or None.
 
-    Whether the files of that prefix are there and sound is for `open_tf1` to say, file by file.
+    `open_tf1` checks whether the files of that prefix exist and are valid.
     """
     path = Path(path)
     one_of_its_files = _FILE_OF_PREFIX.fullmatch(path.name)
@@ -47,7 +47,7 @@ def _prefix_in_state(state: Path) -> Path | None:
         named = Path(_STATE_ESCAPE.sub(_unescape, line[2]).decode())
     except (OSError, UnicodeDecodeError):
         return None
-    # The state may have been written on another computer, or by a stranger: only what is beside it is meant.
+    # the file may come from another computer or from a stranger: only files beside it are used
     return state.parent / named.name if named.name else None
 
 

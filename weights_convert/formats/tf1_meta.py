@@ -18,7 +18,7 @@ from weights_convert.formats.tf1_proto import BYTES, FIXED_LENGTHS, VARINT, last
 from weights_convert.limits import Limits, too_many
 from weights_convert.spec import KINDS
 
-# collection -> kind of network, as tf1_compat notes them
+# collection of tf1_compat -> kind of network
 _COLLECTIONS = {f"{kind.kind}_config".encode(): kind.kind for kind in KINDS.values() if kind.network}
 _COLLECTION_DEF = 32 + BYTES  # MetaGraphDef: a map, each entry a message of a key and a value
 _KEY, _VALUE = 8 + BYTES, 16 + BYTES
@@ -89,10 +89,10 @@ def _entries(file: BinaryIO, path: Path, limits: Limits) -> Iterator[bytes]:
 
 
 def _notes(entry: bytes) -> list[tuple[str, bytes]]:
-    """The kind of network and the texts in one collection, if it is one of our networks."""
+    """The kind of network and the texts in a collection, if it is one of ours."""
     for name, kind in _COLLECTIONS.items():
         if entry.startswith(bytes([_KEY, len(name)]) + name):
             value = last(parse(entry), _VALUE, b"")
             texts = [t for items in parse(value).get(_BYTES_LIST, []) for t in parse(items).get(_ITEM, [])]
             return [(kind, text) for text in texts]
-    return []  # not parsed: a collection of a large graph has thousands of items
+    return []  # not parsed, because collections of a large graph have thousands of items

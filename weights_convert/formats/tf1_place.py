@@ -36,10 +36,10 @@ def tf1_files(prefix: Path) -> list[Path]:
 
 
 def described_files(prefix: Path, index: Mapping[bytes, bytes] | None = None) -> list[Path]:
-    """The index, and the data files beside it that it describes; `SourceError` if it cannot be read.
+    """The index and the data files that it describes; `SourceError` if the index cannot be read.
 
     Args:
-        index: its table, where it has been read.
+        index: its table, if already read.
     """
     try:
         table = read_table(index_path(prefix)) if index is None else index

@@ -160,7 +160,7 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     wanted = config if model is None else model.model_kwargs()
     for keyword, value in wanted.items():
         ours = getattr(spec, keyword, value)
-        harmless = same_shapes and not spec.matters_unseen(keyword)  # another way to say the same shapes
+        harmless = same_shapes and not spec.matters_unseen(keyword)  # other keywords with the same shapes
         if ours != value and keyword not in checkpoint.assumed and not harmless:
             lines.append(f"{keyword}: {ours!r} in the checkpoint, {value!r} in the model")
     if lines:
@@ -168,13 +168,13 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
 
 
 def _complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The keywords of a network with None resolved; those of a lone block as they are."""
+    """The keywords of a network with None resolved; the keywords of a single block unchanged."""
     spec = network_spec(config)
     return dict(config) if spec is None else spec.model_kwargs()
 
 
 def possible_specs(config: Mapping[str, Any]) -> list[Any]:
-    """The spec of a network with these keywords, or the attention blocks that a lone block may be."""
+    """The spec of a network with these keywords, or the possible specs of a single attention block."""
     spec = network_spec(config)
     return AttentionSpec.widest() if spec is None else [spec]
 
@@ -266,7 +266,7 @@ def common_dtype(checkpoint: Checkpoint) -> str:
 
 
 def block_config(spec: Any) -> dict[str, Any]:
-    """The keywords of an attention block as `blocks.make_attention` takes them."""
+    """The keywords of an attention block for `blocks.make_attention`."""
     config = spec.model_kwargs()
     size = config.pop("eca_kernel_size")
     return config | {"eca_kernel_sizes": (size,) if size else None}

@@ -34,7 +34,7 @@ def _variable(layer: Any, parameter: Parameter) -> keras.Variable | None:
 
 
 def _variables(layer: keras.layers.Layer) -> dict[str, tuple[keras.Variable, Stored]]:
-    """Canonical name -> variable and how Keras lays it out, for every weight of a layer."""
+    """Canonical name -> variable and its layout in Keras, for every weight of a layer."""
     if not layer.built:
         raise MismatchError(f"the layer {layer.name!r} is not built yet; call it, or its build(), once")
     found = {

@@ -24,7 +24,7 @@ from weights_convert.layouts import LAYOUTS, Stored, like
 from weights_convert.spec import KINDS, TRAINING_ONLY, network_spec, parameters
 
 _LAYOUT = LAYOUTS["tf1"]
-# the collections in which tf1_compat notes the scope and keywords of networks, and of CBAM blocks
+# collections of tf1_compat with the scope and keywords of networks, and of CBAM blocks
 _CONFIGS = [f"{kind.kind}_config" for kind in KINDS.values() if kind.network]
 _BLOCKS = "cbam_config"
 
@@ -66,9 +66,9 @@ def _scope(session: tf.Session, scope: str | None) -> str:
 
 
 def _variables(session: tf.Session, scope: str) -> dict[str, tuple[tf.Variable, Stored]]:
-    """Canonical name -> variable and how it is laid out, for the network or block in a scope.
+    """Canonical name -> variable and its layout, for the network or block in a scope.
 
-    Slots and counters are passed over.
+    Slots and counters are omitted.
     """
     prefix, found, unknown = f"{scope}/" if scope else "", {}, []
     spec = network_spec(keywords_of(session, scope))
@@ -105,7 +105,7 @@ def load_into(session: tf.Session, checkpoint: Checkpoint, prefix: str, scope: s
     feed = {}
     for name, array in arrays.items():
         variable, stored = variables[name]
-        # feeding the initial value runs the initialiser that is there: the graph does not grow
+        # feeding the existing initialisers adds no operations to the graph
         feed[variable.initializer.inputs[1]] = stored.to_file(array)
     session.run([variables[name][0].initializer for name in arrays], feed)
 

@@ -66,7 +66,7 @@ def state_of(module: torch.nn.Module, scope: str | None) -> tuple[dict[str, np.n
 
 
 def build(spec: Any, dtype: str) -> torch.nn.Module:
-    """A network or block without values, in eval mode: no time goes into random weights."""
+    """A network or block without initialised weights, in eval mode."""
     import torch_impl
     from torch_impl.blocks import make_attention
 

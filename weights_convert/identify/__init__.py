@@ -1,1 +1,1 @@
-"""Identifying a file: whose naming its tensors have, and which network they are."""
+"""Identifies a file: the family of its tensor names, and the network."""

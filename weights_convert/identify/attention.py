@@ -1,4 +1,4 @@
-"""Attention blocks inferred from names and shapes: in a network by most blocks, and standing alone."""
+"""Infers attention blocks from names and shapes: single ones, and in networks by the majority of blocks."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from weights_convert.identify.votes import Inferred, Shapes, first_axes, inferre
 from weights_convert.spec import AttentionSpec, hidden_channels
 from weights_convert.spec.checks import MOST_STAGES
 
-MOST_CHANNELS = 2**16  # of an attention that is inferred from shapes
+MOST_CHANNELS = 2**16  # of an attention inferred from shapes
 
 
 def infer(shapes: Shapes) -> Inferred | None:
-    """The attention block standing alone that has these names and shapes, or None."""
+    """The single attention block with these names and shapes, or None."""
     keywords = _keywords(shapes)
     return None if keywords is None else inferred(AttentionSpec(**keywords))
 
 
 def _keywords(shapes: Shapes) -> dict[str, Any] | None:
-    """The keywords of an attention block standing alone."""
+    """The keywords of a single attention block."""
     if kernel := of_rank(shapes, "conv.weight", 3):
         return {"attention": "eca"} | ({"eca_kernel_size": kernel[2]} if kernel[2] % 2 else {})
     for kind, mlp in (("se", "fc"), ("cbam", "channel.fc")):
@@ -33,7 +33,7 @@ def _keywords(shapes: Shapes) -> dict[str, Any] | None:
 def attention_keywords(kind: str, blocks: list[dict[str, tuple[int, ...]]]) -> dict[str, Any]:
     """The keywords that the tensors of attention blocks of one kind show."""
 
-    def shown(*leaves: str) -> bool:  # by most blocks: one that is missing is an error, not a variant
+    def shown(*leaves: str) -> bool:  # by the majority: one missing tensor is an error, not a variant
         return 2 * sum(any(leaf in block for leaf in leaves) for block in blocks) > len(blocks)
 
     keywords: dict[str, Any] = {"attention": kind}
@@ -52,7 +52,7 @@ def attention_keywords(kind: str, blocks: list[dict[str, tuple[int, ...]]]) -> d
 
 
 def _mlp_widths(kind: str, block: Shapes) -> tuple[int, int] | None:
-    """(channels, hidden) of an attention MLP, as most of its tensors show them."""
+    """(channels, hidden) of an attention MLP, by the majority of its tensors."""
     mlp = "channel." if kind == "cbam" else ""
     first, second = (of_rank(block, f"{mlp}fc{number}.weight", 2) for number in (1, 2))
     channels = [*([first[1]] if first else []), *first_axes(block, (f"{mlp}fc2.weight", f"{mlp}fc2.bias"))]
@@ -61,9 +61,9 @@ def _mlp_widths(kind: str, block: Shapes) -> tuple[int, int] | None:
 
 
 def _reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
-    """The rule and the reduction that give most (channels, hidden) pairs; the paper's 16 where it fits.
+    """The rule and the reduction that explain most (channels, hidden) pairs; the paper's 16 if possible.
 
-    A hidden width that is the same whatever the channels ("absolute") only where no reduction explains it.
+    A constant hidden width ("absolute") only if no reduction explains it.
     """
     pairs = set(sorted(pair for pair in pairs if max(pair) <= MOST_CHANNELS)[:MOST_STAGES])
     if not pairs:

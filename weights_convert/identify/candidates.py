@@ -1,4 +1,4 @@
-"""Which network a file holds and whose naming it has: from its names and shapes alone.
+"""Finds the network in a file and the family of its names, from names and shapes alone.
 
 Every family interprets the file's names. Families whose tensors match by name and shape are candidates.
 Candidates with the same tensors and the same spec count as one. If the numbers would differ, the user has to
@@ -22,7 +22,7 @@ from weights_convert.identify.reading import Listing, Reading
 from weights_convert.identify.votes import Inferred, Shapes, first_axes, inferred, most
 from weights_convert.spec import KINDS, MODELS, Spec, changed, model_spec, parameters, variant_of
 
-# Kinds whose sizes are free are inferred from the shapes; those of the other kinds are the rows of `MODELS`.
+# Kinds with free sizes are inferred from the shapes; networks of the other kinds are the rows of `MODELS`.
 INFERENCES: dict[str, Callable[[Shapes], Inferred | None]] = {
     "resnet": resnet.infer,
     "attention": attention.infer,
@@ -141,8 +141,8 @@ def _no_scope(reader: Reader, scope: str) -> SourceError:
 
 
 def _inferred(reader: Reader, close: Sequence[Reading]) -> list[tuple[Reading, Inferred]]:
-    """Each reading with the network of a free kind that its shapes show."""
-    known: dict[tuple[str, frozenset[Any]], Inferred | None] = {}  # families that read alike infer alike
+    """Each reading with the network of a free kind inferred from its shapes."""
+    known: dict[tuple[str, frozenset[Any]], Inferred | None] = {}  # equal readings give equal results
     found = []
     for reading in close:
         for kind in reading.family.kinds:
@@ -159,7 +159,7 @@ def _inferred(reader: Reader, close: Sequence[Reading]) -> list[tuple[Reading, I
 
 
 def _of_rows(listing: Listing, families: Sequence[Family]) -> list[tuple[Reading, Inferred]]:
-    """Each family's reading for the named network that it fits best, where it has most of the names."""
+    """Each family's reading for the best-matching named network, if it has most of the names."""
     reader = listing.reader
     found = []
     for family in families:
@@ -175,7 +175,7 @@ def _of_rows(listing: Listing, families: Sequence[Family]) -> list[tuple[Reading
 
 
 def _with_sizes(reader: Reader, reading: Reading, spec: Spec) -> Spec:
-    """A named network with the classes and input channels that the file shows."""
+    """A named network with the classes and input channels of the file."""
     of = {parameter.name: parameter for parameter in parameters(spec)}
     shapes = reading.shapes(reader, of.get)
     sizes = {}

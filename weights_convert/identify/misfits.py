@@ -23,15 +23,15 @@ def misfits(
     names: Mapping[str, tuple[str, ...]] | None = None,
     hints: bool = True,
 ) -> list[str]:
-    """Every missing, extra and misshapen tensor and every wrong dtype, a line each, by its name in the file.
+    """Every missing, extra and misshapen tensor and every wrong dtype: one line each, by name in the file.
 
     Args:
-        spec: the network that the tensors should be of.
-        infos: canonical name -> shape as the file keeps it, and dtype.
-        extra: name in the file -> shape, of what has no canonical name.
-        layout, prefix: how such a file calls and keeps the tensors.
-        names: canonical name -> names in this file, of the tensors that are there.
-        hints: whether the nearest missing name is offered for an extra one, which takes time.
+        spec: the expected network.
+        infos: canonical name -> shape in the file, and dtype.
+        extra: name in the file -> shape, for tensors without a canonical name.
+        layout, prefix: naming and layout of the file's tensors.
+        names: canonical name -> names in this file, of the existing tensors.
+        hints: whether to suggest the nearest missing name for an extra one, which takes time.
     """
 
     def in_file(name: str) -> str:

@@ -1,4 +1,4 @@
-"""A file's names as one layout reads them: wrappers and scopes, canonical names, and what is left over."""
+"""A file's names as interpreted by one layout: wrappers and scopes, canonical names, and the rest."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from weights_convert.spec import Parameter, Spec
 
 # DataParallel, torch.compile, and the attributes under which training code keeps the network
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
-_MOST_WRAPPERS = 10  # around one another
+_MOST_WRAPPERS = 10  # nested
 
 
 @dataclass
 class Reading:
-    """A file's names as one layout reads them.
+    """A file's names as interpreted by one layout.
 
     Attributes:
-        values: keywords of the spec that the variant of the names means.
-        prefix: what stands before every name.
-        scopes: where there are several networks.
-        names: canonical name -> names in the file, of the parts of that tensor.
-        extra: names in the file that the layout has no place for.
-        left_out: bookkeeping, and what is outside the prefix.
+        values: keywords of the spec implied by the variant of the names.
+        prefix: the prefix of every name.
+        scopes: the scopes of several networks.
+        names: canonical name -> names in the file of the parts of that tensor.
+        extra: names in the file that the layout does not know.
+        left_out: bookkeeping, and names outside the prefix.
     """
 
     family: Family
@@ -42,11 +42,11 @@ class Reading:
     left_out: dict[str, str] = field(default_factory=dict)
 
     def infos(self, reader: Reader) -> dict[str, TensorInfo]:
-        """Canonical name -> shape as the file keeps it, and dtype."""
+        """Canonical name -> shape in the file, and dtype."""
         return {canonical: self.info(reader, canonical) for canonical in self.names}
 
     def info(self, reader: Reader, canonical: str) -> TensorInfo:
-        """Shape as the file keeps it, and dtype."""
+        """Shape in the file, and dtype."""
         parts = [reader.tensors[name] for name in self.names[canonical]]
         shape = parts[0].shape
         if len(parts) > 1:  # side by side along the last axis
@@ -59,7 +59,7 @@ class Reading:
         """Canonical names and shapes, before the network is known.
 
         Args:
-            like: the parameter whose role a canonical name has, in networks of one kind.
+            like: canonical name -> parameter with its role, in networks of one kind.
         """
         found = {}
         for name in self.names:
@@ -73,14 +73,14 @@ class Reading:
 
 @dataclass
 class Inside:
-    """The names behind a prefix, without it."""
+    """The names with a prefix, without the prefix."""
 
     shapes: dict[str, tuple[int, ...]]
     left_out: dict[str, str]
 
     @cached_property
     def kinds(self) -> dict[str, list[str]]:
-        """Names by their skeleton: where they differ in numbers only, a layout knows all or none."""
+        """Names by their skeleton: of names that differ only in numbers, a layout knows all or none."""
         kinds: dict[str, list[str]] = {}
         for name in self.shapes:
             kinds.setdefault(skeleton(name), []).append(name)
@@ -93,11 +93,11 @@ class Inside:
 
 
 class Listing:
-    """The tensors of a file as the layouts look at them; what several layouts share is found once.
+    """The tensors of a file for the layouts; results shared by several layouts are computed once.
 
     Args:
         reader: of the file.
-        scope: the variable scope that is asked for, in a TF1 checkpoint.
+        scope: the requested variable scope in a TF1 checkpoint.
     """
 
     def __init__(self, reader: Reader, scope: str | None):
@@ -132,7 +132,7 @@ class Listing:
         return _filled(reading, inside.shapes, layout.assign(inside.shapes))
 
     def read_for(self, family: Family, spec: Spec) -> Reading | None:
-        """The file's names read for a known network; None where the scope that is asked for is missing."""
+        """The file's names interpreted for a known network; None if the requested scope does not exist."""
         layout = family.layout_of(spec)
         prefix, scopes = self.prefix(layout)
         if prefix is None:
@@ -147,7 +147,7 @@ class Listing:
         return _filled(reading, inside.shapes, assigned)
 
     def weights(self, layout: Layout) -> tuple[list[str], dict[str, str]]:
-        """The names that are no bookkeeping, and what the others are."""
+        """The names of weights, and the other names with descriptions."""
         if layout.bookkeeping not in self._weights:
             left_out = {}
             for name, info in self.reader.tensors.items():
@@ -160,7 +160,7 @@ class Listing:
         return self._weights[layout.bookkeeping]
 
     def inside(self, layout: Layout, prefix: str) -> Inside:
-        """The weights behind a prefix, and everything else."""
+        """The weights with a prefix, and everything else."""
         key = layout.bookkeeping, prefix
         if key not in self._insides:
             names, left_out = self.weights(layout)

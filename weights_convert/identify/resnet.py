@@ -1,8 +1,8 @@
-"""A residual network inferred from the names and shapes of its tensors.
+"""Infers a residual network from the names and shapes of its tensors.
 
-Depths and widths are free, so no table of models knows them all. Every keyword that leaves a trace in a shape
-is read from it; the others take the default. Missing and misshapen tensors are tolerated: where several
-tensors show a keyword, most of them decide, and the comparison with `parameters(spec)` names each mismatch.
+Depths and widths are free, so no table of models has them all. Keywords that change a shape are inferred; the
+others have their default. Missing and misshapen tensors are tolerated: if several tensors show a keyword, the
+majority decides, and the comparison with `parameters(spec)` names each mismatch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from weights_convert.spec import (
 )
 from weights_convert.spec.checks import MOST_STAGES
 
-_MOST_GUESSES = 100  # of a width; there is one for each stage in an honest file
+_MOST_GUESSES = 100  # of a width; an honest file gives one per stage
 
 
 def infer(shapes: Shapes) -> Inferred | None:
@@ -47,7 +47,7 @@ def infer(shapes: Shapes) -> Inferred | None:
 
 
 def _complete(keywords: dict[str, Any]) -> ResNetSpec:
-    """The spec with these keywords, and with the named model's values for what shapes do not show."""
+    """The spec with these keywords, and the named model's values for keywords that shapes do not show."""
     head = {k: v for k, v in keywords.items() if k in ("num_classes", "in_channels")}
     shown = {k: v for k, v in keywords.items() if k not in head}
     for name, row in MODELS.items():
@@ -59,14 +59,14 @@ def _complete(keywords: dict[str, Any]) -> ResNetSpec:
 
 
 def infer_keywords(shapes: Shapes) -> dict[str, Any] | None:
-    """The keywords of `ResNetSpec` that shapes show; None where there are no stages of blocks."""
+    """The keywords of `ResNetSpec` that shapes show; None without stages of blocks."""
     depths = _depths(shapes)
     if not depths:
         return None
     keywords: dict[str, Any] = {"depths": depths, "block": _block(shapes)}
     keywords |= _infer_stem(shapes) | _infer_norm(shapes) | _infer_widths(shapes, keywords["block"])
     keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
-    if head := first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias cannot be transposed
+    if head := first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias is never transposed
         keywords["num_classes"] = most(head)
     return keywords
 
@@ -99,7 +99,7 @@ def _infer_stem(shapes: Shapes) -> dict[str, Any]:
 
 
 def _infer_deep_stem(shapes: Shapes) -> dict[str, Any]:
-    """`stem` and `stem_width`, as most of its three convolutions show them."""
+    """`stem` and `stem_width`, by the majority of its three convolutions."""
     after = ("conv2.weight", "conv3.weight", "layer1.0.conv1.weight")
     found = [_stem_width(shapes, number, name) for number, name in enumerate(after, 1)]
     first, second, third = found
@@ -116,7 +116,7 @@ def _infer_deep_stem(shapes: Shapes) -> dict[str, Any]:
 
 
 def _stem_width(shapes: Shapes, number: int, after: str) -> int | None:
-    """The channels of a convolution of the stem, as most of its tensors and the kernel after it show them."""
+    """The channels of a convolution of the stem, by the majority of its tensors and the next kernel."""
     names = [f"conv{number}.weight", f"conv{number}.bias", *(f"bn{number}.{leaf}" for leaf in BN_LEAVES)]
     kernel = of_rank(shapes, after, 4)
     widths = first_axes(shapes, names) + ([kernel[1]] if kernel else [])
@@ -127,7 +127,7 @@ _CONVOLUTION = re.compile(r"((?:layer\d+\.\d+\.)?conv\d|layer\d+\.\d+\.downsampl
 
 
 def _infer_norm(shapes: Shapes) -> dict[str, Any]:
-    """`norm`, as most convolutions show it: one tensor that is missing is an error, not a variant."""
+    """`norm`, by the majority of convolutions: one missing tensor is an error, not a variant."""
     convs = {match[1] for name in shapes if (match := _CONVOLUTION.fullmatch(name))}
     biases = sum(f"{conv}.bias" in shapes for conv in convs)
     bns = sum(any(f"{_bn_after(conv)}.{leaf}" in shapes for leaf in BN_LEAVES) for conv in convs)
@@ -142,8 +142,8 @@ def _bn_after(conv: str) -> str:
 
 
 def _infer_widths(shapes: Shapes, block: str) -> dict[str, Any]:
-    """`width` and what divides it, as most blocks show them."""
-    blocks = []  # how much wider than in layer1, and the kernels' shapes
+    """`width` and its divisors, by the majority of blocks."""
+    blocks = []  # width relative to layer1, and the kernels' shapes
     for name in shapes:
         if match := re.fullmatch(r"(layer(\d{1,9})\.\d{1,9}\.)conv2\.weight", name):
             names = [f"{match[1]}conv{number}.weight" for number in (1, 2, 3)]
@@ -182,7 +182,7 @@ def _infer_attention(shapes: Shapes, depths: tuple[int, ...]) -> dict[str, Any]:
             prefix, mark, rest = name.partition(f".{kind}.")
             if mark and re.fullmatch(r"layer\d+\.\d+", prefix):
                 blocks.setdefault(prefix, {})[rest] = shapes[name]
-        if 2 * len(blocks) <= sum(depths):  # none, or strays that the comparison will name
+        if 2 * len(blocks) <= sum(depths):  # none, or stray tensors that the comparison names later
             continue
         keywords = attention_keywords(kind, list(blocks.values()))
         if kind == "eca":
@@ -201,7 +201,7 @@ def _eca_size(shapes: Shapes, stage: int) -> int | None:
 
 
 def _eca_rule(shapes: Shapes, stage: int) -> int | None:
-    """The kernel size that the paper's rule gives for a stage's output channels."""
+    """The kernel size by the paper's rule for a stage's output channels."""
     for last in (3, 2):
         tensor = re.compile(rf"layer{stage}\.\d+\.(conv|bn){last}\.(weight|bias)")
         names = [name for name in shapes if tensor.fullmatch(name)]

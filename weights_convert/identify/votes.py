@@ -13,7 +13,7 @@ BN_LEAVES = ("weight", "bias", "running_mean", "running_var")
 
 
 class Inferred(NamedTuple):
-    """A spec, and the keywords in it that no tensor shows."""
+    """A spec, and its keywords that no tensor shows."""
 
     spec: Spec
     assumed: tuple[str, ...]
@@ -24,12 +24,12 @@ def inferred(spec: Spec) -> Inferred:
 
 
 def most(values: Iterable[Any]) -> Any:
-    """The most common of some values; the first of equals."""
+    """The most common value; the first one of equally common values."""
     return Counter(values).most_common(1)[0][0]
 
 
 def first_axes(shapes: Shapes, names: Iterable[str]) -> list[int]:
-    """The length of the first axis of each of these tensors that is there and has one."""
+    """The lengths of the first axes of these tensors, if they exist."""
     return [shape[0] for name in names if (shape := shapes.get(name)) and shape[0]]
 
 

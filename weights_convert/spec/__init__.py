@@ -1,4 +1,4 @@
-"""Architectures as data: one file per kind of network, the named models, and the words for invalid values.
+"""Architectures as data: one file per kind of network, the named models, and checks of values.
 
 A spec field is a keyword of the models in `torch_impl`, `keras_impl` and `tf1_compat`:
 `ResNet(**spec.model_kwargs())` is the same network in each. `parameters(spec)` lists its tensors in
@@ -33,7 +33,7 @@ KINDS: dict[str, type[Spec]] = {kind.kind: kind for kind in (ResNetSpec, VGGSpec
 
 
 def network_spec(keywords: Mapping[str, Any]) -> Any:
-    """The spec of the kind of network that has exactly these keywords; None for those of a lone block."""
+    """The spec of the kind of network with exactly these keywords; None for a single block's keywords."""
     for kind in KINDS.values():
         if kind.network and {field.name for field in dataclasses.fields(kind)} == set(keywords):
             return make_spec(kind, keywords)

@@ -1,4 +1,4 @@
-"""The tensors of SE, CBAM and ECA blocks, in a network and standing alone."""
+"""The tensors of SE, CBAM and ECA blocks, in a network and as single blocks."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from weights_convert.spec.base import (
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionSpec(Spec):
-    """One attention block standing alone: its tensors have the network's names without the prefix.
+    """A single attention block: its tensors have the network's names without the prefix.
 
     >>> from weights_convert.spec import parameters
     >>> [parameter.name for parameter in parameters(AttentionSpec(attention="se", channels=64))]
@@ -73,7 +73,7 @@ _CHECKS = checks.CHECKS | {
 
 
 def hidden_channels(channels: int, reduction: int, rule: str = "floor") -> int:
-    """The width between an attention MLP's two layers.
+    """The hidden width of an attention MLP.
 
     >>> [hidden_channels(64, 16, rule) for rule in ("floor", "multiple_of_8", "absolute")]
     [4, 8, 16]
@@ -86,7 +86,7 @@ def hidden_channels(channels: int, reduction: int, rule: str = "floor") -> int:
 
 
 def eca_kernel_size(channels: int) -> int:
-    """ECA's adaptive kernel size, arXiv 1910.03151 eq. 12 with gamma 2 and b 1: even becomes odd, at least 3.
+    """ECA's kernel size, arXiv 1910.03151 eq. 12 with gamma 2 and b 1: rounded up to odd, at least 3.
 
     >>> [eca_kernel_size(channels) for channels in (64, 128, 256, 512, 1024, 2048)]
     [3, 5, 5, 5, 5, 7]
@@ -98,7 +98,7 @@ def eca_kernel_size(channels: int) -> int:
 def attention_tensors(
     options: AttentionOptions, prefix: str, channels: int, eca_size: int | None = None
 ) -> Iterator[Parameter]:
-    """The tensors of the block that `options` describe; `prefix` is "layer1.0.se.", or "" for one alone."""
+    """The tensors of a block with these options; `prefix` is "layer1.0.se.", or "" for a single block."""
     hidden = hidden_channels(channels, options.reduction, options.hidden_rule)
     role = f"{options.attention}_dense" if prefix else "dense"
     if options.attention == "se":

@@ -62,10 +62,10 @@ class Spec(AttentionOptions):
     Attributes:
         kind: its name in a file's metadata.
         network: the class in `torch_impl` and `keras_impl`, in lower case the function of `tf1_compat`; ""
-            for an attention block alone.
-        head: the classifier's canonical name; "" where there is none.
+            for a single attention block.
+        head: the classifier's canonical name, or "".
         structure: the keywords that a variant of a named network shares with it.
-        unseen: keyword that leaves no trace in names and shapes -> whether it matters in a spec.
+        unseen: keyword that names and shapes do not show -> whether it matters in a spec.
     """
 
     kind: ClassVar[str]
@@ -80,12 +80,12 @@ class Spec(AttentionOptions):
 
     @classmethod
     def widest(cls) -> list[Self]:
-        """Specs that together have every tensor that a network of this kind can have, sizes apart."""
+        """Specs that together have all tensors of this kind of network, of any size."""
         raise NotImplementedError
 
     @classmethod
     def like(cls, name: str) -> Parameter | None:
-        """The parameter that a tensor of this name is, whatever the sizes of the network."""
+        """The parameter of a tensor with this name, for any size of the network."""
         return _by_name(cls.widest).get(name)
 
     def stages(self) -> dict[str, tuple[str, ...]]:
@@ -93,7 +93,7 @@ class Spec(AttentionOptions):
         raise NotImplementedError
 
     def member_class(self, path: str) -> str:
-        """Keras's name for the class of a member of a list (`layer1.0`), where it is no plain layer."""
+        """Keras's name for the class of a list's member (`layer1.0`), if it is not a plain layer."""
         raise KeyError(path)
 
     def norm_after(self, convolution: str) -> str:
@@ -101,7 +101,7 @@ class Spec(AttentionOptions):
         return convolution.replace("conv", "bn")
 
     def concerns(self, keyword: str) -> bool:
-        """Whether a keyword applies to this network: `cbam_order` does to one with CBAM."""
+        """Whether a keyword applies to this network, as `cbam_order` applies to networks with CBAM."""
         attention = keyword.partition("_")[0]
         if attention in ("se", "cbam", "eca"):
             return self.attention == attention
@@ -110,7 +110,7 @@ class Spec(AttentionOptions):
         return hasattr(self, keyword)
 
     def matters_unseen(self, keyword: str) -> bool:
-        """Whether a keyword changes the numbers without leaving a trace in names and shapes."""
+        """Whether a keyword changes the numbers but neither names nor shapes."""
         return keyword in self.unseen and self.unseen[keyword](self)
 
     def model_kwargs(self) -> dict[str, Any]:
@@ -124,7 +124,7 @@ class Spec(AttentionOptions):
 
     @property
     def image_size(self) -> int:
-        """Rows and columns of the images that such networks are trained on."""
+        """Rows and columns of the usual training images."""
         return 224
 
 
@@ -153,12 +153,12 @@ def count_parameters(spec: Spec) -> int:
 
 
 def is_count(name: str) -> bool:
-    """Whether a canonical tensor is one that a file may lack, because no output depends on it."""
+    """Whether a file may lack this canonical tensor, because no output depends on it."""
     return name.rpartition(".")[2] == COUNTS
 
 
 def make_spec(kind: type[Any], keywords: Mapping[str, Any]) -> Any:
-    """`kind(**keywords)`, where an unknown keyword is an error that offers the nearest one."""
+    """`kind(**keywords)`; the error for an unknown keyword suggests the nearest one."""
     names = [field.name for field in dataclasses.fields(kind)]
     for keyword in keywords:
         if keyword not in names:
@@ -184,7 +184,7 @@ def spec_values(spec: Spec, keywords: tuple[str, ...]) -> str:
 
 @contextmanager
 def as_spec_error() -> Iterator[None]:
-    """The models' words for an invalid keyword, as this package's error."""
+    """Raise the models' errors for invalid keywords as `SpecError`."""
     try:
         yield
     except ValueError as error:
@@ -192,7 +192,7 @@ def as_spec_error() -> Iterator[None]:
 
 
 def set_fields(spec: Spec, checked: Mapping[str, Any]) -> None:
-    """Put plain Python values in place of the given ones, which may be NumPy's."""
+    """Replace the given values, such as NumPy's, by plain Python values."""
     for name, value in checked.items():
         object.__setattr__(spec, name, value)
 

@@ -1,6 +1,6 @@
 """The named models, one row each: the kind of network and its keywords.
 
-A test holds the constructors of the three frameworks to this table.
+A test compares the constructors of the three frameworks with this table.
 
     >>> from weights_convert.spec import count_parameters
     >>> spec = model_spec("se_resnet50", num_classes=4, se_bias=False)
@@ -86,7 +86,7 @@ def model_spec(name: str, **keywords: Any) -> Any:
     """The spec of a named model, with any keyword changed.
 
     Raises:
-        SpecError: an unknown model, keyword or value; the nearest name is offered.
+        SpecError: an unknown model or keyword, with the nearest name, or an invalid value.
     """
     if name not in MODELS:
         raise SpecError(f"there is no model {name!r}{nearest(name, MODELS)} (`weights-convert list models`)")
@@ -100,7 +100,7 @@ def _named(name: str) -> Spec:
 
 
 def model_name(spec: Spec) -> str | None:
-    """The name of the model whose architecture `spec` is (classes and channels apart), or None.
+    """The name of the model with this architecture (classes and channels ignored), or None.
 
     >>> model_name(model_spec("cbam_resnet18", num_classes=7))
     'cbam_resnet18'
@@ -110,7 +110,7 @@ def model_name(spec: Spec) -> str | None:
 
 
 def variant_of(spec: Spec) -> tuple[str | None, dict[str, Any]]:
-    """The named model whose blocks a spec has, and the keywords in which it differs (classes apart).
+    """The named model with the same blocks, and the keywords that differ (classes ignored).
 
     >>> variant_of(model_spec("se_resnet50", stride_in="conv1", num_classes=7))
     ('se_resnet50', {'stride_in': 'conv1'})

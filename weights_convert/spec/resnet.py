@@ -58,7 +58,7 @@ class ResNetSpec(Spec):
     stride_in: str = "conv2"
     downsample_kernel: int = 1  # of the strided projections; layer1's is 1x1
     downsample_pool: str = "none"
-    norm: str = "bn"  # what follows each convolution; "bias": batch normalisation folded into it
+    norm: str = "bn"  # after each convolution; "bias": batch normalisation folded into the convolution
     relu_before_attention: bool = False
     eca_kernel_sizes: tuple[int, ...] | None = None  # one per stage; None: the paper's rule
     bn_momentum: float = 0.1
@@ -132,7 +132,7 @@ class ResNetSpec(Spec):
     def concerns(self, keyword: str) -> bool:
         if keyword == "relu_before_attention":
             return self.attention != "none"
-        if keyword == "stem_pool":  # networks for small images have none
+        if keyword == "stem_pool":  # networks for small images have no pool
             return self.stem != "3x3"
         return self.block == "bottleneck" if keyword == "stride_in" else super().concerns(keyword)
 

@@ -40,7 +40,7 @@ class VGGSpec(Spec):
 
     depths: tuple[int, ...] = (2, 2, 3, 3, 3)  # convolutions of each stage; a 2x2 max-pool ends it
     widths: tuple[int, ...] = (64, 128, 256, 512, 512)  # channels of each stage
-    norm: str = "bias_bn"  # what follows each convolution, as in `ResNetSpec`
+    norm: str = "bias_bn"  # after each convolution, as in `ResNetSpec`
     pool_size: int = 7  # rows and columns of the adaptive average pool before the classifier
     head_width: int = 4096  # of the two hidden layers of the classifier
     eca_kernel_sizes: tuple[int, ...] | None = None  # one per stage; None: the paper's rule
@@ -71,7 +71,7 @@ class VGGSpec(Spec):
 
     @property
     def layers(self) -> int:
-        """How many members of `features` one convolution takes: itself, its batch norm, the ReLU."""
+        """Number of members of `features` per convolution: itself, its batch norm, the ReLU."""
         return 2 if self.norm == "bias" else 3
 
     def first_layers(self) -> Iterator[int]:

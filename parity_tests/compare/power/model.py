@@ -35,7 +35,7 @@ class Model:
         modules, calls, scopes: by name; "" is the model itself.
         outermost: the scope that every item can reach, or None.
         limits: compared point -> limit.
-        batch: how many images.
+        batch: the number of images.
         inside: module -> the name of the compared function that runs it.
     """
 
@@ -48,7 +48,7 @@ class Model:
     inside: Mapping[str, str] = field(default_factory=dict)
 
     def scope_of(self, owner: str) -> Scope | None:
-        """The compared module nearest to one: itself, else one around it."""
+        """The nearest compared module: `owner` itself or one around it."""
         while owner and owner not in self.scopes and owner not in self.inside:
             owner = owner.rpartition(".")[0]
         return self.scopes.get(self.inside.get(owner, owner))
@@ -87,10 +87,10 @@ def stages(
     items: Iterable[Item],
     paths: Mapping[str, tuple[str, ...]],
 ) -> Model:
-    """A network of `torch_impl` of which only the stages are compared.
+    """A network of `torch_impl` with only its stages compared.
 
     Args:
-        paths: stage -> the modules that run for it, as `Spec.stages` has them.
+        paths: stage -> the modules that run for it, from `Spec.stages`.
     """
     modules = dict(model.named_modules())
     calls = recorded(model, {o for item in items for o in item.owners} - {""}, images)

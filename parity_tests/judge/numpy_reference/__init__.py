@@ -1,6 +1,6 @@
 """The judge: attention blocks and networks, forward, in plain NumPy float64.
 
-Written from the papers' equations, not from the three implementations, and with nothing but NumPy.
+Written from the papers' equations, independently of the three implementations, with NumPy only.
 """
 
 from __future__ import annotations

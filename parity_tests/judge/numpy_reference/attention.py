@@ -2,7 +2,7 @@
 
 SE https://arxiv.org/abs/1709.01507   CBAM https://arxiv.org/abs/1807.06521   ECA https://arxiv.org/abs/1910.03151
 
-`name` is the block's prefix with its dot ("layer1.0.se."), "" for a block alone.
+`name` is the block's prefix with its dot ("layer1.0.se."), "" for a single block.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def cbam(x: np.ndarray, w: Weights, options: AttentionOptions, name: str = "") -
     channel_gate = sigmoid(mlp(x.mean((2, 3))) + mlp(x.max((2, 3))))  # eq. 2
     refined = x * channel_gate[:, :, None, None]
 
-    looked_at = refined if options.cbam_spatial_input == "refined" else x
-    maximum, mean = looked_at.max(1), looked_at.mean(1)
+    spatial_input = refined if options.cbam_spatial_input == "refined" else x
+    maximum, mean = spatial_input.max(1), spatial_input.mean(1)
     maps = [maximum, mean] if options.cbam_order == "max_mean" else [mean, maximum]
     gate = conv2d(np.stack(maps, 1), w[f"{name}spatial.conv.weight"])  # eq. 3
     if options.cbam_spatial_bias:
@@ -69,5 +69,5 @@ def attend(x: np.ndarray, w: Weights, options: AttentionOptions, name: str = "")
 
 
 def attention_block(x: np.ndarray, w: Weights, spec: AttentionSpec) -> np.ndarray:
-    """A block alone; `x` and the weights are taken to float64."""
+    """A single block; `x` and the weights are cast to float64."""
     return attend(x.astype(np.float64), float64(w), spec)

@@ -62,7 +62,7 @@ def dense(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
 def conv_norm(
     x: np.ndarray, w: Weights, spec: Any, conv: str, bn: str, stride: int = 1, groups: int = 1
 ) -> np.ndarray:
-    """A convolution and what follows it: batch normalisation, a bias, or both."""
+    """A convolution followed by batch normalisation, a bias, or both."""
     y = conv2d(x, w[f"{conv}.weight"], stride, groups)
     if spec.norm in ("bias_bn", "bias"):
         y = y + w[f"{conv}.bias"].reshape(1, -1, 1, 1)

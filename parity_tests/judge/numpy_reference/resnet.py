@@ -16,8 +16,7 @@ def pool_padding(size: int, rule: str) -> tuple[int, int]:
     """Padding (before, after) of the 3x3, stride-2 max-pool."""
     if rule == "pad1":
         return 1, 1
-    # a last window that would hang over the edge: Caffe's ceil rule adds it, TensorFlow's SAME
-    # additionally centres the padding when it has to add two
+    # both rules add a last window across the edge; TensorFlow's SAME also centres a padding of two
     windows_wanted = -(-size // 2) if rule == "same" else -(-(size - 3) // 2) + 1
     total = max((windows_wanted - 1) * 2 + 3 - size, 0)
     return (total // 2, total - total // 2) if rule == "same" else (0, total)
@@ -31,7 +30,7 @@ def max_pool(x: np.ndarray, rule: str) -> np.ndarray:
 
 
 def average_pool_2x2(x: np.ndarray) -> np.ndarray:
-    """Means of 2x2 squares; at an odd edge of what is there."""
+    """Means of 2x2 squares; an odd edge averages only the existing values."""
     rows, columns = x.shape[2] % 2, x.shape[3] % 2
     total = windows(pad(x, (0, rows), (0, columns)), 2, 2).sum((4, 5))
     count = windows(pad(np.ones_like(x[:1, :1]), (0, rows), (0, columns)), 2, 2).sum((4, 5))
