@@ -236,7 +236,7 @@ def test_one_ulp_of_one_weight_is_seen():
         ({"momentum": 0.9}, r"momentum 0.9 is not exact in float32"),
         ({"drop": 10}, r"learning rate 0.003125 is not exact"),
         ({"steps": 0}, "at least one"),
-        ({"frameworks": ("jax",)}, "known: torch, keras, tf1"),
+        ({"frameworks": ("jax",)}, "expected one of torch, keras, tf1"),
     ],
 )
 def test_refused(keywords, message):
