@@ -58,7 +58,7 @@ def measure_power(
         seed: of the random directions.
 
     Example:
-        >>> _ = torch.manual_seed(0)
+        >>> _ = torch.manual_seed(1)
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU())
         >>> power = measure_power(model, np.ones((2, 3)), {"0": 1e-12, "output": 1e-12})
         >>> [(item.name, item.point, item.smallest < 1e-10) for item in power.items]
