@@ -5,6 +5,7 @@ from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExc
 from .blocks import BasicBlock, Bottleneck
 from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
+from .named import create_model, list_models
 from .resnet import ResNet
 from .vgg import VGG
 
@@ -18,6 +19,8 @@ __all__ = [
     "ResNet",
     "SpatialAttention",
     "SqueezeExcitation",
+    "create_model",
+    "list_models",
     "optimize_for_inference",
 ]
 __all__ += [name for name in vars(models) if not name.startswith("_")]

@@ -16,7 +16,7 @@ from typing import Any
 
 from parity_tests.commands import DTYPES, JOBS, prove
 from parity_tests.quiet_start import python_stderr_apart
-from weights_convert import Checkpoint, load, model_spec
+from weights_convert import Checkpoint, __version__, load, model_spec
 from weights_convert.commandline import (
     HTML,
     JSON,
@@ -36,6 +36,7 @@ FRAMEWORKS = ("torch", "keras", "tf1")
 
 def parser() -> Parser:
     root = Parser(prog="parity", description=__doc__.splitlines()[0])
+    root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     root.add_argument(
         "what",
         nargs="*",

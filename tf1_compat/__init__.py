@@ -5,6 +5,7 @@ from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_
 from .blocks import basic_block, bottleneck
 from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
+from .named import create_model, list_models
 from .resnet import resnet
 from .vgg import vgg
 
@@ -13,7 +14,9 @@ __all__ = [
     "bottleneck",
     "cbam",
     "channel_attention",
+    "create_model",
     "eca",
+    "list_models",
     "optimize_for_inference",
     "resnet",
     "spatial_attention",

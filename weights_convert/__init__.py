@@ -26,6 +26,8 @@ from weights_convert.loading import load
 from weights_convert.plan import Plan
 from weights_convert.spec import MODELS, AttentionSpec, ResNetSpec, model_spec, parameters
 
+__version__ = "0.1.0"
+
 __all__ = [
     "MODELS",
     "AttentionSpec",

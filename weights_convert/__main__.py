@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from weights_convert import errors
+from weights_convert import __version__, errors
 from weights_convert.commandline import (
     Parser,
     add_reading_options,
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 def parser() -> Parser:
     root = Parser(prog="weights-convert", description=__doc__.splitlines()[0])
+    root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     convert = commands.add_parser("convert", help="write a checkpoint into another container or layout")
@@ -56,9 +57,9 @@ def parser() -> Parser:
     convert.set_defaults(run=run_convert)
 
     inspect = commands.add_parser("inspect", help="show the contents of a file and how to convert it")
-    inspect.add_argument("file", metavar="FILE")
+    inspect.add_argument("files", metavar="FILE", nargs="+")
     add_reading_options(inspect)
-    inspect.add_argument("--json", metavar="FILE")
+    inspect.add_argument("--json", metavar="FILE", help="the facts; of several files a list")
     inspect.set_defaults(run=run_inspect)
 
     diff = commands.add_parser("diff", help="compare the weights in two files of any format")
@@ -80,6 +81,7 @@ def parser() -> Parser:
 
     table = commands.add_parser("table", help="list every tensor of a model with its names and shapes")
     table.add_argument("model", metavar="MODEL")
+    table.add_argument("--json", metavar="FILE")
     table.set_defaults(run=run_table)
     return root
 
@@ -154,13 +156,24 @@ def run_inspect(arguments: argparse.Namespace) -> int:
     from weights_convert.examine import facts
     from weights_convert.loading import load
 
-    _check_json(arguments.json, arguments.file)
-    with load(arguments.file, **reading(arguments)) as checkpoint:
-        report = facts(checkpoint)
-        report["convert"] = _suggestion(arguments, report)
-        what = checkpoint.describe()
+    _check_json(arguments.json, *arguments.files)
+    reports: list[dict[str, Any]] = []
+    for file in arguments.files:
+        with load(file, **reading(arguments)) as checkpoint:
+            report = facts(checkpoint)
+            report["convert"] = _suggestion(arguments, report)
+            if reports:
+                _say(_output(arguments.json), "")
+            _print_facts(_output(arguments.json), _facts_of(report, checkpoint.describe()))
+        reports.append(report)
+    write_json(arguments.json, reports if len(reports) > 1 else reports[0])
+    return 0
+
+
+def _facts_of(report: dict[str, Any], what: str) -> list[tuple[str, str]]:
+    """The lines of `inspect` on one file, each with its title."""
     dtypes = ", ".join(f"{count} {name}" for name, count in report["dtypes"].items())
-    rows = [
+    return [
         ("file", f"{report['path']} ({report['format']})"),
         ("family", " = ".join([report["family"], *report["same_as"]]) + f": {report['about']}"),
         ("architecture", what),
@@ -174,9 +187,6 @@ def run_inspect(arguments: argparse.Namespace) -> int:
         *(("note", line) for line in (*report["notes"], *report["cautions"])),
         ("convert", report["convert"]),
     ]
-    write_json(arguments.json, report)
-    _print_facts(_output(arguments.json), rows)
-    return 0
 
 
 def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
@@ -278,12 +288,21 @@ def run_table(arguments: argparse.Namespace) -> int:
     from weights_convert.spec import model_spec, parameters
 
     spec = model_spec(arguments.model)
-    rows = []
-    for parameter in parameters(spec):
-        renamed = [layout.rename(parameter, spec) or "-" for layout in LAYOUTS.values()]
-        in_tensorflow = LAYOUTS["tf1"].stored(parameter).shape(parameter.shape)
-        rows.append([*renamed, str(parameter.shape), str(in_tensorflow)])
-    _print_table(_output(None), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
+    tensors: list[dict[str, Any]] = [
+        {
+            "names": {name: layout.rename(parameter, spec) for name, layout in LAYOUTS.items()},
+            "role": parameter.role,
+            "shape": parameter.shape,
+            "tensorflow_shape": LAYOUTS["tf1"].stored(parameter).shape(parameter.shape),
+        }
+        for parameter in parameters(spec)
+    ]
+    rows = [
+        [*(name or "-" for name in line["names"].values()), str(line["shape"]), str(line["tensorflow_shape"])]
+        for line in tensors
+    ]
+    _print_table(_output(arguments.json), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
+    write_json(arguments.json, tensors)
     return 0
 
 

@@ -332,3 +332,31 @@ def test_a_closed_pipe_is_no_verdict():
         assert (done.returncode, done.stderr) == (141, "")
     assert json.loads(Path("plan.json").read_text())["tensors"]
     assert Path("x.npz").exists()
+
+
+@pytest.mark.usefixtures("folder")
+def test_several_files_are_inspected(run):
+    ran = run("inspect", "good.pth", "good.ckpt", "--json", "facts.json")
+    assert ran.code == 0
+    assert ran.out.count("architecture") == 2
+    facts = json.loads(Path("facts.json").read_text())
+    assert [fact["format"] for fact in facts] == ["torch", "tf1"]
+    assert run("inspect", "good.pth", "missing.pth").code == 2
+    run("inspect", "good.pth", "--json", "one.json")
+    assert json.loads(Path("one.json").read_text()) == facts[0]
+
+
+def test_the_table_of_a_model_as_json(run):
+    ran = run("table", "se_resnet20", "--json", "-")
+    tensors = {tensor["names"]["torch"]: tensor for tensor in json.loads(ran.out)}
+    assert tensors["layer1.0.se.fc1.weight"] == {
+        "names": {
+            "torch": "layer1.0.se.fc1.weight",
+            "keras": "layer1/basic_block/se/fc1/vars/0",
+            "tf1": "layer1_0/se/fc1/kernel",
+        },
+        "role": "se_dense",
+        "shape": [1, 16],
+        "tensorflow_shape": [16, 1],
+    }
+    assert tensors["bn1.num_batches_tracked"]["names"]["keras"] is None

@@ -6,7 +6,7 @@ The model's class shows its framework, so that no framework is imported for a ch
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,7 +18,7 @@ from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError, SpecError, nearest
 from weights_convert.limits import Limits
 from weights_convert.loading import load, opened
-from weights_convert.spec import AttentionSpec, is_count, network_spec, parameters
+from weights_convert.spec import AttentionSpec, changed, is_count, network_spec, parameters
 
 FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
 PACKAGES = {"torch": "torch", "keras": "keras tensorflow", "tf1": "tensorflow"}  # packages for pip
@@ -36,6 +36,7 @@ def load_into(
     prefix: str = "",
     scope: str | None = None,
     settings: Mapping[str, Any] | None = None,
+    new_head: bool = False,
     assume: bool = False,
     limits: Limits | None = None,
 ) -> None:
@@ -51,6 +52,7 @@ def load_into(
         prefix: the part of the checkpoint to load, such as "layer1.0.se".
         scope: for a session, the variable scope of the network; None if it is the only one.
         settings: keywords of the file's network, such as {"stride_in": "conv1"}; the model must have them.
+        new_head: load all but the classifier, which keeps its values; the numbers of classes may differ.
         assume: do not warn about keywords that the file does not specify.
         limits: as in `load`.
 
@@ -65,12 +67,12 @@ def load_into(
     """
     adapter = _adapter(model)
     if isinstance(source, Checkpoint):
-        adapter.load_into(model, source, prefix, scope)
+        adapter.load_into(model, source, prefix, scope, head_of(source) if new_head else ())
         return
     with opened(source, settings=settings, limits=limits) as checkpoint:
         if not assume:
             caution_about(checkpoint, _complete(adapter.keywords_of(model, scope)))
-        adapter.load_into(model, checkpoint, prefix, scope)
+        adapter.load_into(model, checkpoint, prefix, scope, head_of(checkpoint) if new_head else ())
 
 
 def state_of(
@@ -101,7 +103,9 @@ def state_of(
     return state
 
 
-def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> Any:
+def load_model(
+    path: str | Path, framework: str = "torch", *, num_classes: int | None = None, **keywords: Any
+) -> Any:
     """Build the architecture and variant of a file with its weights, for inference.
 
     Args:
@@ -109,6 +113,8 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
         framework: "torch" (a module in eval mode), "keras" (a built model) or "tf1" (a function
             `network(images, is_training=False, scope=None) -> (logits, end_points)` whose variables
             initialise from the file).
+        num_classes: of a new classifier with random weights; None for the file's own. Of as many classes as
+            the file's it is the file's.
         keywords: of `load`, such as `settings={"stride_in": "conv1"}` or `assume=True`.
     """
     if framework not in FRAMEWORKS:
@@ -119,11 +125,32 @@ def load_model(path: str | Path, framework: str = "torch", **keywords: Any) -> A
         )
     importlib.import_module("weights_convert.import_order")
     checkpoint = load(path, **keywords)
-    if framework == "tf1":  # a session reads the file when it initialises the variables
-        checkpoint.close_when_dropped()
-        return adapter(framework).load_model(checkpoint)
-    with checkpoint:
-        return adapter(framework).load_model(checkpoint)
+    try:
+        spec, without = _with_head(checkpoint, num_classes)
+        if framework != "tf1":  # there a session reads the file when it initialises the variables
+            return adapter(framework).load_model(checkpoint, spec, without)
+    finally:
+        if framework == "tf1":
+            checkpoint.close_when_dropped()
+        else:
+            checkpoint.close()
+    return adapter(framework).load_model(checkpoint, spec, without)
+
+
+def _with_head(checkpoint: Checkpoint, num_classes: int | None) -> tuple[Any, Collection[str]]:
+    """The spec with another number of classes, and the tensors that are not loaded then."""
+    spec: Any = checkpoint.spec
+    if num_classes is None or num_classes == getattr(spec, "num_classes", None):
+        return spec, ()
+    if not spec.head:
+        raise SpecError(f"{checkpoint.path}: {checkpoint.describe()} has no classifier to replace")
+    return changed(spec, {"num_classes": num_classes}), head_of(checkpoint)
+
+
+def head_of(checkpoint: Checkpoint) -> Collection[str]:
+    """The tensors of the classifier."""
+    head = checkpoint.spec.head
+    return [name for name in checkpoint if head and name.startswith(f"{head}.")]
 
 
 def adapter(framework: str) -> ModuleType:
@@ -148,7 +175,7 @@ def _adapter(model: Any) -> ModuleType:
 # Shared by the three adapters
 
 
-def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
+def check_config(config: Mapping[str, Any], checkpoint: Checkpoint, without: Collection[str] = ()) -> None:
     """Raise `MismatchError` for keywords that differ between a model and a checkpoint.
 
     `config` holds all keywords of a network, or the known keywords of a single block. Keywords that the
@@ -156,6 +183,8 @@ def check_config(config: Mapping[str, Any], checkpoint: Checkpoint) -> None:
     """
     spec, lines = checkpoint.spec, []
     model = network_spec(config) if spec.network else None
+    if without and model is not None:  # a new classifier
+        spec = changed(spec, {"num_classes": model.num_classes})
     same_shapes = model is not None and parameters(spec) == parameters(model)
     wanted = config if model is None else model.model_kwargs()
     for keyword, value in wanted.items():
@@ -213,13 +242,22 @@ def selected(checkpoint: Checkpoint, prefix: str) -> dict[str, str]:
 
 
 def match(
-    wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]], checkpoint: Checkpoint, names: Mapping[str, str]
+    wanted: Mapping[str, tuple[tuple[int, ...], np.dtype]],
+    checkpoint: Checkpoint,
+    names: Mapping[str, str],
+    without: Collection[str] = (),
 ) -> dict[str, np.ndarray]:
     """The arrays for a model's tensors (name -> canonical shape and dtype), in the model's dtypes.
+
+    Args:
+        names: name in the model -> canonical name.
+        without: canonical names that are not loaded.
 
     Raises `MismatchError` listing every missing, extra and misshapen tensor, or the dtype that would lose
     values.
     """
+    wanted = {name: tensor for name, tensor in wanted.items() if names.get(name, name) not in without}
+    names = {name: canonical for name, canonical in names.items() if canonical not in without}
     details = [
         f"missing in the checkpoint: {name} {wanted[name][0]}"
         for name in wanted

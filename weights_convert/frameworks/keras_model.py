@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import keras
@@ -55,14 +56,20 @@ def keywords_of(layer: keras.layers.Layer, scope: str | None) -> dict[str, Any]:
     return config_of(layer)
 
 
-def load_into(layer: keras.layers.Layer, checkpoint: Checkpoint, prefix: str, scope: str | None) -> None:
-    check_config(config_of(layer), checkpoint)
+def load_into(
+    layer: keras.layers.Layer,
+    checkpoint: Checkpoint,
+    prefix: str,
+    scope: str | None,
+    without: Collection[str] = (),
+) -> None:
+    check_config(config_of(layer), checkpoint, without)
     variables = _variables(layer)
     wanted = {}
     for name, (variable, stored) in variables.items():
         shape = stored.canonical_shape(tuple(variable.shape))
         wanted[name] = (shape, np.dtype(keras.backend.standardize_dtype(variable.dtype)))
-    arrays = match(wanted, checkpoint, selected(checkpoint, prefix))
+    arrays = match(wanted, checkpoint, selected(checkpoint, prefix), without)
     for name, array in arrays.items():
         variable, stored = variables[name]
         variable.assign(stored.to_file(array))
@@ -92,7 +99,7 @@ def build(spec: Any, dtype: str) -> Any:
     return made[1]
 
 
-def load_model(checkpoint: Checkpoint) -> keras.layers.Layer:
-    layer = build(checkpoint.spec, common_dtype(checkpoint))
-    load_into(layer, checkpoint, "", None)
+def load_model(checkpoint: Checkpoint, spec: Any, without: Collection[str]) -> keras.layers.Layer:
+    layer = build(spec, common_dtype(checkpoint))
+    load_into(layer, checkpoint, "", None, without)
     return layer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
@@ -93,15 +93,21 @@ def _variables(session: tf.Session, scope: str) -> dict[str, tuple[tf.Variable, 
     return found
 
 
-def load_into(session: tf.Session, checkpoint: Checkpoint, prefix: str, scope: str | None) -> None:
+def load_into(
+    session: tf.Session,
+    checkpoint: Checkpoint,
+    prefix: str,
+    scope: str | None,
+    without: Collection[str] = (),
+) -> None:
     scope = _scope(session, scope)
-    check_config(keywords_of(session, scope), checkpoint)
+    check_config(keywords_of(session, scope), checkpoint, without)
     variables = _variables(session, scope)
     wanted = {}
     for name, (variable, stored) in variables.items():
         shape = stored.canonical_shape(tuple(variable.shape.as_list()))
         wanted[name] = (shape, np.dtype(variable.dtype.base_dtype.as_numpy_dtype))
-    arrays = match(wanted, checkpoint, selected(checkpoint, prefix))
+    arrays = match(wanted, checkpoint, selected(checkpoint, prefix), without)
     feed = {}
     for name, array in arrays.items():
         variable, stored = variables[name]
@@ -134,9 +140,8 @@ def build(images: tf.Tensor, spec: Any, is_training: bool = False, scope: str | 
     return y, {"attention": y}
 
 
-def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
+def load_model(checkpoint: Checkpoint, spec: Any, without: Collection[str]) -> Callable[..., Any]:
     """A function like those of `tf1_compat`, whose variables initialise from the checkpoint."""
-    spec = checkpoint.spec
     of = {_LAYOUT.rename(parameter, spec): parameter for parameter in parameters(spec)}
     reading = threading.Lock()  # a session runs its initialisers in parallel
 
@@ -166,7 +171,7 @@ def load_model(checkpoint: Checkpoint) -> Callable[..., Any]:
             getter: Callable[..., tf.Variable], name: str, *args: Any, **keywords: Any
         ) -> tf.Variable:
             parameter = of.get(re.sub(rf"^{re.escape(opened)}/", "", name))
-            if parameter is not None and parameter.name in checkpoint.tensors:
+            if parameter and parameter.name in checkpoint.tensors and parameter.name not in without:
                 keywords["initializer"] = initial_value(parameter.name, _LAYOUT.stored(parameter))
             return getter(name, *args, **keywords)
 

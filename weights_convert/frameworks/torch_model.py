@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import ml_dtypes
@@ -49,12 +50,18 @@ def keywords_of(module: torch.nn.Module, scope: str | None) -> dict[str, Any]:
     return config_of(unwrapped(module))
 
 
-def load_into(module: torch.nn.Module, checkpoint: Checkpoint, prefix: str, scope: str | None) -> None:
+def load_into(
+    module: torch.nn.Module,
+    checkpoint: Checkpoint,
+    prefix: str,
+    scope: str | None,
+    without: Collection[str] = (),
+) -> None:
     module = unwrapped(module)
-    check_config(config_of(module), checkpoint)
+    check_config(config_of(module), checkpoint, without)
     state = module.state_dict()
     wanted = {name: (tuple(tensor.shape), _dtype(tensor)) for name, tensor in state.items()}
-    arrays = match(wanted, checkpoint, selected(checkpoint, prefix))
+    arrays = match(wanted, checkpoint, selected(checkpoint, prefix), without)
     with torch.no_grad():
         for name, array in arrays.items():
             state[name].copy_(_to_torch(array))
@@ -84,7 +91,10 @@ def build(spec: Any, dtype: str) -> torch.nn.Module:
     return module
 
 
-def load_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    module = build(checkpoint.spec, common_dtype(checkpoint))
-    load_into(module, checkpoint, "", None)
+def load_model(checkpoint: Checkpoint, spec: Any, without: Collection[str]) -> torch.nn.Module:
+    module = build(spec, common_dtype(checkpoint))
+    if without:  # as in a network that is made with random weights
+        head: Any = module.get_submodule(spec.head)
+        head.reset_parameters()
+    load_into(module, checkpoint, "", None, without)
     return module
