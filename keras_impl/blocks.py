@@ -12,7 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from .attention import CBAM, ECA, BatchNormalization, SqueezeExcitation
+from .attention import CBAM, ECA, BatchNormalization, SqueezeExcitation, dense
 from .layers import Conv2D, average_pool
 
 
@@ -244,6 +244,13 @@ def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer
         return keras.layers.Identity(name=name, dtype=dtype)
     # Keras's momentum is the weight of the old value
     return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
+
+
+def make_head(inputs: int, num_classes: int, name: str, dtype: Any) -> keras.layers.Layer:
+    """Return the classifier, which without classes does nothing."""
+    if not num_classes:
+        return keras.layers.Identity(name=name, dtype=dtype)
+    return dense(inputs, num_classes, name=name, dtype=dtype)
 
 
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> list[ResidualBlock]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 from .attention import check_bool, check_choice, check_float, check_int, check_odd
@@ -36,13 +37,19 @@ _SIZES = (
     "reduction",
     "head_width",
     "pool_size",
-    "num_classes",
     "in_channels",
 )
 _FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
 MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
 _OR_NONE = {"eca_kernel_sizes": ", or None"}
 _OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # the only values for block="basic"
+
+
+def check_classes(name: str, value: Any) -> int:
+    """Return the number of classes as a Python int; 0 stands for a network without a classifier."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 0:
+        raise ValueError(f"{name}={value!r}: expected an int of at least 0")
+    return check_int(name, value) if value else 0
 
 
 def check_dropout(name: str, value: Any) -> float:
@@ -85,6 +92,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     **dict.fromkeys(_BOOLS, check_bool),
     **dict.fromkeys(_SIZES, check_int),
     **dict.fromkeys(_FLOATS, check_float),
+    "num_classes": check_classes,
     "dropout": check_dropout,
     "depths": check_depths,
     "widths": check_widths,

@@ -18,8 +18,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from .attention import dense, mean
-from .blocks import Bottleneck, build_chain, make_norm, make_stage
+from .attention import mean
+from .blocks import Bottleneck, build_chain, make_head, make_norm, make_stage
 from .layers import Conv2D, max_pool
 from .live import Network, settings
 
@@ -50,6 +50,7 @@ class ResNet(Network):
         relu_before_attention: see `ResidualBlock`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability before `fc`, below 1.
+        num_classes: of the classifier `fc`; 0 for none, the output is then `pooled`.
         keywords: `name` and `dtype` ("float64", "mixed_float16" ...) as for every Keras model.
 
     Raises:
@@ -125,7 +126,8 @@ class ResNet(Network):
             setattr(self, name, make_stage(channels, stage, c, dtype))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = keras.layers.Dropout(c["dropout"], dtype=dtype, name="dropout")
-        self.fc = dense(channels, c["num_classes"], dtype=dtype, name="fc")
+        self.num_features = channels
+        self.fc = make_head(channels, c["num_classes"], "fc", dtype)
         self.build((None, None, None, c["in_channels"]))
         self._made = settings(self)
 
@@ -168,7 +170,7 @@ class ResNet(Network):
         return self.fc(self.dropout(mean(x, (1, 2)), training=training))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], self.fc.units)
+        return (input_shape[0], self.config["num_classes"] or self.num_features)
 
 
 network = ResNet  # the name in `models.py`, the same in the three folders

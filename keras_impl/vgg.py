@@ -19,7 +19,7 @@ import keras
 from keras import ops
 
 from .attention import dense
-from .blocks import make_attention, make_norm
+from .blocks import make_attention, make_head, make_norm
 from .layers import Conv2D, adaptive_average_pool
 from .live import Network, settings
 
@@ -68,6 +68,7 @@ class VGG(Network):
         head_width: of the two hidden layers of the classifier.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability after each hidden layer of the classifier, below 1.
+        num_classes: of the last layer; 0 for none, the output is then the last hidden layer.
 
     Raises:
         ValueError: an argument is invalid.
@@ -135,8 +136,9 @@ class VGG(Network):
             dense(hidden, hidden, dtype=dtype, name="classifier_3"),
             keras.layers.ReLU(dtype=dtype),
             drop(),
-            dense(hidden, c["num_classes"], dtype=dtype, name="classifier_6"),
+            make_head(hidden, c["num_classes"], "classifier_6", dtype),
         ]
+        self.num_features = hidden
         self.build((None, None, None, c["in_channels"]))
         self._made = settings(self)
 
@@ -173,7 +175,7 @@ class VGG(Network):
         return self.forward_features(x, training)["logits"]
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], self.classifier[-1].units)
+        return (input_shape[0], self.config["num_classes"] or self.num_features)
 
 
 def _chain(layers: Sequence[keras.layers.Layer], x: Any, training: bool | None) -> Any:

@@ -46,7 +46,7 @@ def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.
         for variable in session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES)
         if variable.op.name.startswith(prefix)
     }
-    values, dtype = session.run(variables), variables["fc/kernel"].dtype.base_dtype
+    values, dtype = session.run(variables), next(iter(variables.values())).dtype.base_dtype
     spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
     keywords |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     with tf.Graph().as_default(), tf.Session() as frozen:

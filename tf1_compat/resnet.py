@@ -98,6 +98,7 @@ def resnet(
         relu_before_attention: see `attention_and_shortcut`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability before `fc`, below 1.
+        num_classes: of the classifier `fc`; 0 for none, the output is then `pooled`.
 
     Returns:
         logits (N, num_classes), and the end points: `stem`, `layer1` ..., `pooled` (N, C), `logits`.
@@ -143,7 +144,7 @@ def resnet(
         end_points["pooled"] = x = tf.reduce_mean(x, [1, 2])
         if is_training and c["dropout"] > 0:
             x = tf.nn.dropout(x, rate=c["dropout"])
-        end_points["logits"] = dense(x, c["num_classes"], scope="fc")
+        end_points["logits"] = dense(x, c["num_classes"], scope="fc") if c["num_classes"] else x
     return end_points["logits"], end_points
 
 

@@ -76,6 +76,7 @@ def vgg(
         head_width: of the two hidden layers of the classifier.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability after each hidden layer of the classifier, below 1.
+        num_classes: of the last layer; 0 for none, the output is then the last hidden layer.
 
     Returns:
         logits (N, num_classes), and the end points: `stage1` ..., `pooled` (N, C * 7 * 7), `logits`.
@@ -125,7 +126,7 @@ def vgg(
             x = tf.nn.relu(dense(x, c["head_width"], scope=f"classifier_{number}"))
             if is_training and c["dropout"] > 0:
                 x = tf.nn.dropout(x, rate=c["dropout"])
-        end_points["logits"] = dense(x, c["num_classes"], scope="classifier_6")
+        end_points["logits"] = dense(x, c["num_classes"], scope="classifier_6") if c["num_classes"] else x
     return end_points["logits"], end_points
 
 

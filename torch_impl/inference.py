@@ -52,7 +52,7 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
         raise TypeError(f"received a {type(model).__name__}, expected a torch_impl.ResNet")
     keywords = model.live_keywords()
     if compile:
-        _check_compiler(model.fc.weight.device)
+        _check_compiler(next(model.parameters()).device)
     fast: Any = copy.deepcopy(model).eval().requires_grad_(False)
     for name, bn in list(fast.named_modules()):
         if isinstance(bn, nn.BatchNorm2d):

@@ -61,6 +61,7 @@ class ResNet(Network):
         relu_before_attention: see `ResidualBlock`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability before `fc`, below 1.
+        num_classes: of the classifier `fc`; 0 for none, the output is then `pooled`.
 
     Raises:
         ValueError: an argument is invalid.
@@ -133,7 +134,8 @@ class ResNet(Network):
             self.add_module(name, make_stage(channels, stage, c))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = nn.Dropout(c["dropout"])
-        self.fc = nn.Linear(channels, c["num_classes"])
+        self.num_features = channels
+        self.fc = nn.Linear(channels, c["num_classes"]) if c["num_classes"] else nn.Identity()
         self._made = settings(self)
 
     def forward_stem(self, x: Tensor) -> Tensor:

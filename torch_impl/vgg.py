@@ -49,6 +49,7 @@ class VGG(Network):
         head_width: of the two hidden layers of the classifier.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability after each hidden layer of the classifier, below 1.
+        num_classes: of the last layer; 0 for none, the output is then the last hidden layer.
 
     Raises:
         ValueError: an argument is invalid.
@@ -110,8 +111,9 @@ class VGG(Network):
             nn.Linear(c["head_width"], c["head_width"]),
             nn.ReLU(inplace=True),
             nn.Dropout(c["dropout"]),
-            nn.Linear(c["head_width"], c["num_classes"]),
+            nn.Linear(c["head_width"], c["num_classes"]) if c["num_classes"] else nn.Identity(),
         )
+        self.num_features = c["head_width"]
         self._made = settings(self)
 
     def stages(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:

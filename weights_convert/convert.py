@@ -115,7 +115,7 @@ def save(
 
 def _reordered(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
     classes = getattr(checkpoint.spec, "num_classes", None)
-    if classes is None:
+    if not classes:
         raise MismatchError(f"{checkpoint.path}: {checkpoint.describe()} has no classes to reorder")
     order = changes.read_permutation(path, classes)
     return changes.reorder_classes(checkpoint, order, str(path))

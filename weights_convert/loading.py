@@ -167,6 +167,8 @@ def _notes(found: Candidate) -> list[str]:
         notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, unusual)}")
     if merged := [names for names in reading.names.values() if len(names) > 1]:
         notes.append(f"{len(merged)} grouped convolutions were stored in one part per group, and are merged")
+    if getattr(found.spec, "num_classes", None) == 0:
+        notes.append("it has no classifier: num_classes=0")
     return notes
 
 

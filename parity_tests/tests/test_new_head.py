@@ -15,12 +15,16 @@ from torch import nn
 import keras_impl
 import tf1_compat
 import torch_impl
+from parity_tests import harness
 from parity_tests.judge import synthetic
 from parity_tests.judge.synthetic import tiny
+from parity_tests.tests.test_vgg import outputs
 from weights_convert import (
     Checkpoint,
     MismatchError,
     SpecError,
+    convert,
+    load,
     load_into,
     load_model,
     save,
@@ -121,10 +125,63 @@ def test_everything_else_must_match(tmp_path):
     with pytest.raises(MismatchError, match="1 keywords differ") as caught:
         load_into(model, source, new_head=True)
     assert "stride_in" in str(caught.value)
-    with pytest.raises(MismatchError, match="mismatches"):
+    with pytest.raises(MismatchError, match="width: 8 in the checkpoint, 16 in the model"):
         load_into(torch_impl.ResNet(**changed(RESNET, {"width": 16}).model_kwargs()), source, new_head=True)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     block = AttentionSpec(attention="se", channels=8, reduction=4)
     save(synthetic.weights(block), tmp_path / "block.npz")
     with pytest.raises(SpecError, match="one se block has no classifier to replace"):
         load_model(tmp_path / "block.npz", num_classes=3)
+
+
+HEADLESS = [changed(RESNET, {"num_classes": 0}), changed(VGG, {"num_classes": 0})]
+
+
+@pytest.mark.parametrize("spec", HEADLESS, ids=["resnet", "vgg"])
+def test_networks_without_a_classifier_agree(spec):
+    result = harness.prove("headless", synthetic.weights(spec), synthetic.images((32, 33)))
+    assert result.holds, result.first_divergence()
+    pooled, logits = result.rows[-2:]
+    assert logits.shape == ((2, 16) if spec.kind == "vgg" else pooled.shape)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_file_without_a_classifier_gives_features_or_takes_a_new_one(tmp_path, framework):
+    """As `timm.create_model(..., num_classes=0)` saves it: no tensor of the classifier, no metadata."""
+    source = synthetic.weights(RESNET)
+    tensors = {n: torch.from_numpy(a.copy()) for n, a in source.items() if not n.startswith("fc.")}
+    torch.save(tensors, tmp_path / "a.pth")
+    x = synthetic.images((32, 32))
+    with torch.inference_mode():
+        whole = torch_impl.ResNet(**RESNET.model_kwargs()).eval()
+        load_into(whole, source)
+        wanted = whole.forward_features(torch.from_numpy(x))["pooled"].numpy()
+    model = load_model(tmp_path / "a.pth", framework, assume=True)
+    np.testing.assert_allclose(outputs(model, framework, x), wanted, rtol=1e-4, atol=1e-5)
+    model = load_model(tmp_path / "a.pth", framework, assume=True, num_classes=3)
+    assert outputs(model, framework, x).shape == (2, 3)
+
+
+@pytest.mark.quick
+def test_a_file_without_a_classifier_says_so(tmp_path):
+    source = synthetic.weights(RESNET)
+    np.savez(tmp_path / "a.npz", **{n: a for n, a in source.items() if not n.startswith("fc.")})
+    with load(tmp_path / "a.npz", assume=True) as checkpoint:
+        assert checkpoint.spec == changed(RESNET, {"num_classes": 0})
+        assert "it has no classifier: num_classes=0" in checkpoint.notes
+    convert(tmp_path / "a.npz", tmp_path / "a.weights.h5", assume=True)
+    keras_impl.ResNet(**changed(RESNET, {"num_classes": 0}).model_kwargs()).load_weights(
+        tmp_path / "a.weights.h5"
+    )
+    np.savez(tmp_path / "half.npz", **{n: a for n, a in source.items() if n != "fc.bias"})
+    with pytest.raises(MismatchError, match=r"missing: fc\.bias"):
+        load(tmp_path / "half.npz", assume=True)
+
+
+@pytest.mark.quick
+def test_the_classifier_of_a_whole_file_can_be_left_out(tmp_path):
+    source = synthetic.weights(RESNET)
+    save(source, tmp_path / "a.npz")
+    model = load_model(tmp_path / "a.npz", num_classes=0)
+    assert model.num_features == model(torch.zeros(1, 3, 32, 32)).shape[1]
+    assert rest(state_of(model)) == rest(source)

@@ -148,9 +148,9 @@ def _with_head(checkpoint: Checkpoint, num_classes: int | None) -> tuple[Any, Co
 
 
 def head_of(checkpoint: Checkpoint) -> Collection[str]:
-    """The tensors of the classifier."""
+    """The canonical names of a classifier's tensors, whether the checkpoint has one or not."""
     head = checkpoint.spec.head
-    return [name for name in checkpoint if head and name.startswith(f"{head}.")]
+    return (f"{head}.weight", f"{head}.bias") if head else ()
 
 
 def adapter(framework: str) -> ModuleType:

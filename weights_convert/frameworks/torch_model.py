@@ -93,7 +93,7 @@ def build(spec: Any, dtype: str) -> torch.nn.Module:
 
 def load_model(checkpoint: Checkpoint, spec: Any, without: Collection[str]) -> torch.nn.Module:
     module = build(spec, common_dtype(checkpoint))
-    if without:  # as in a network that is made with random weights
+    if without and spec.num_classes:  # as in a network that is made with random weights
         head: Any = module.get_submodule(spec.head)
         head.reset_parameters()
     load_into(module, checkpoint, "", None, without)

@@ -181,6 +181,8 @@ def _with_sizes(reader: Reader, reading: Reading, spec: Spec) -> Spec:
     sizes = {}
     if classes := first_axes(shapes, (f"{spec.head}.bias", f"{spec.head}.weight")):
         sizes["num_classes"] = most(classes)
+    elif not {f"{spec.head}.bias", f"{spec.head}.weight"} & shapes.keys():
+        sizes["num_classes"] = 0
     kernel = shapes.get(next(iter(of)), ())
     if len(kernel) == 4 and kernel[1]:
         sizes["in_channels"] = kernel[1]

@@ -68,6 +68,8 @@ def infer_keywords(shapes: Shapes) -> dict[str, Any] | None:
     keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
     if head := first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias is never transposed
         keywords["num_classes"] = most(head)
+    elif not {"fc.bias", "fc.weight"} & shapes.keys():
+        keywords["num_classes"] = 0
     return keywords
 
 

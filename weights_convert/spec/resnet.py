@@ -102,7 +102,8 @@ class ResNetSpec(Spec):
                         f"{prefix}downsample.0", f"{prefix}downsample.1", channels, outputs, kernel
                     )
                 channels = outputs
-        yield from dense("fc", channels, self.num_classes)
+        if self.num_classes:
+            yield from dense("fc", channels, self.num_classes)
 
     @classmethod
     def widest(cls) -> list[Self]:

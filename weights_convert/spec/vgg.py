@@ -67,7 +67,8 @@ class VGGSpec(Spec):
                 yield from attention_tensors(self, prefix, channels, eca_size)
         yield from dense("classifier.0", channels * self.pool_size**2, self.head_width)
         yield from dense("classifier.3", self.head_width, self.head_width)
-        yield from dense("classifier.6", self.head_width, self.num_classes)
+        if self.num_classes:
+            yield from dense("classifier.6", self.head_width, self.num_classes)
 
     @property
     def layers(self) -> int:

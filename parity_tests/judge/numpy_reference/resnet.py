@@ -74,5 +74,5 @@ def resnet(x: np.ndarray, weights: Weights, spec: ResNetSpec) -> dict[str, np.nd
             x = residual_block(x, w, spec, f"layer{stage}.{index}.", stride)
         points[f"layer{stage}"] = x
     points["pooled"] = x.mean((2, 3))
-    points["logits"] = dense(points["pooled"], w, "fc")
+    points["logits"] = dense(points["pooled"], w, "fc") if spec.num_classes else points["pooled"]
     return points

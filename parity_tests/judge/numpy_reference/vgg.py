@@ -37,5 +37,5 @@ def vgg(x: np.ndarray, weights: Weights, spec: VGGSpec) -> dict[str, np.ndarray]
         number += 1
     points["pooled"] = x = adaptive_average_pool(x, spec.pool_size).reshape(len(x), -1)
     x = relu(dense(relu(dense(x, w, "classifier.0")), w, "classifier.3"))
-    points["logits"] = dense(x, w, "classifier.6")
+    points["logits"] = dense(x, w, "classifier.6") if spec.num_classes else x
     return points
