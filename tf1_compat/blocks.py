@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from .attention import batch_norm, cbam, eca, graph_input, squeeze_excitation
+from .attention import batch_norm, cbam, dense, eca, graph_input, squeeze_excitation
 from .layers import average_pool, conv2d
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -183,6 +183,11 @@ def make_norm(c: Mapping[str, Any], is_training: bool) -> Callable[..., tf.Tenso
     if c["norm"] == "bias":
         return lambda x, **_: x
     return partial(batch_norm, is_training=is_training, epsilon=c["bn_epsilon"], momentum=c["bn_momentum"])
+
+
+def make_head(x: tf.Tensor, num_classes: int, *, scope: str) -> tf.Tensor:
+    """Return the output of the classifier, which without classes is its input."""
+    return dense(x, num_classes, scope=scope) if num_classes else x
 
 
 def make_stage(x: tf.Tensor, stage: int, c: Mapping[str, Any], is_training: bool) -> tf.Tensor:

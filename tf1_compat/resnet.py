@@ -19,11 +19,10 @@ import tensorflow.compat.v1 as tf
 
 from .attention import (
     check_is_training,
-    dense,
     graph_input,
     open_scope,
 )
-from .blocks import make_norm, make_stage
+from .blocks import make_head, make_norm, make_stage
 from .keywords import check_keywords
 from .layers import conv2d, max_pool
 
@@ -144,7 +143,7 @@ def resnet(
         end_points["pooled"] = x = tf.reduce_mean(x, [1, 2])
         if is_training and c["dropout"] > 0:
             x = tf.nn.dropout(x, rate=c["dropout"])
-        end_points["logits"] = dense(x, c["num_classes"], scope="fc") if c["num_classes"] else x
+        end_points["logits"] = make_head(x, c["num_classes"], scope="fc")
     return end_points["logits"], end_points
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import tensorflow.compat.v1 as tf
 
 from .attention import check_is_training, dense, graph_input, open_scope
-from .blocks import make_attention, make_norm
+from .blocks import make_attention, make_head, make_norm
 from .keywords import check_keywords
 from .layers import adaptive_average_pool, conv2d
 
@@ -126,7 +126,7 @@ def vgg(
             x = tf.nn.relu(dense(x, c["head_width"], scope=f"classifier_{number}"))
             if is_training and c["dropout"] > 0:
                 x = tf.nn.dropout(x, rate=c["dropout"])
-        end_points["logits"] = dense(x, c["num_classes"], scope="classifier_6") if c["num_classes"] else x
+        end_points["logits"] = make_head(x, c["num_classes"], scope="classifier_6")
     return end_points["logits"], end_points
 
 

@@ -213,6 +213,11 @@ def make_norm(c: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     return partial(nn.BatchNorm2d, eps=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
+def make_head(inputs: int, num_classes: int) -> nn.Module:
+    """Return the classifier, which without classes does nothing."""
+    return nn.Linear(inputs, num_classes) if num_classes else nn.Identity()
+
+
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any]) -> nn.Sequential:
     """The blocks of one stage. `stage` counts from 0; every stage but the first halves the resolution."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]

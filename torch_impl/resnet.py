@@ -16,7 +16,7 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import Bottleneck, conv2d, make_norm, make_stage
+from .blocks import Bottleneck, conv2d, make_head, make_norm, make_stage
 from .live import Network, settings
 
 
@@ -135,7 +135,7 @@ class ResNet(Network):
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = nn.Dropout(c["dropout"])
         self.num_features = channels
-        self.fc = nn.Linear(channels, c["num_classes"]) if c["num_classes"] else nn.Identity()
+        self.fc = make_head(channels, c["num_classes"])
         self._made = settings(self)
 
     def forward_stem(self, x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import conv2d, make_attention, make_norm
+from .blocks import conv2d, make_attention, make_head, make_norm
 from .live import Network, settings
 
 
@@ -111,7 +111,7 @@ class VGG(Network):
             nn.Linear(c["head_width"], c["head_width"]),
             nn.ReLU(inplace=True),
             nn.Dropout(c["dropout"]),
-            nn.Linear(c["head_width"], c["num_classes"]) if c["num_classes"] else nn.Identity(),
+            make_head(c["head_width"], c["num_classes"]),
         )
         self.num_features = c["head_width"]
         self._made = settings(self)
