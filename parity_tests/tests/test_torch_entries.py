@@ -1,4 +1,4 @@
-"""Which state dict of a PyTorch file is taken, and what else it holds."""
+"""The choice of the state dict in a PyTorch file, and the other contents of the file."""
 
 from __future__ import annotations
 
