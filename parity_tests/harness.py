@@ -22,9 +22,10 @@ from parity_tests.judge import numpy_reference, tolerances
 from parity_tests.watch.build import RUNNERS, SUFFIXES, Points, same_bits, torch_module
 from weights_convert import Checkpoint, convert, load, save
 from weights_convert.examine import diff
+from weights_convert.formats import FORMATS
 from weights_convert.spec import Spec, count_parameters
 
-CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
+CONTAINERS = tuple(container.suffixes[0] for container in FORMATS.values())
 
 
 @dataclass

@@ -17,7 +17,8 @@ from weights_convert.checkpoint import Checkpoint, Tensor
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import Family
 from weights_convert.formats.base import TensorInfo
-from weights_convert.spec import TRAINING_ONLY, changed, parameters
+from weights_convert.identify.misfits import do_not_fit, misfits, title
+from weights_convert.spec import TRAINING_ONLY, Spec, changed, parameters
 
 _LETTERS_PER_CLASS = 100  # most characters per line of a permutation file
 _BN = ("weight", "bias", "running_mean", "running_var")
@@ -26,8 +27,14 @@ _BN = ("weight", "bias", "running_mean", "running_var")
 def _derived(
     source: Checkpoint, tensors: Mapping[str, Tensor], keywords: Mapping[str, Any], note: str
 ) -> Checkpoint:
-    """`source` with other tensors and keywords."""
+    """`source` with other tensors and keywords.
+
+    Raises:
+        MismatchError: the tensors are not those of the changed network.
+    """
     spec = changed(source.spec, keywords)
+    if lines := misfits(spec, {name: tensor.info for name, tensor in tensors.items()}):
+        raise do_not_fit(f"the changed tensors of {source.describe()}", title(spec), lines)
     order = [parameter.name for parameter in parameters(spec) if parameter.name in tensors]
     return source.derived({name: tensors[name] for name in order}, spec, note)
 
@@ -123,7 +130,21 @@ def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
     keywords: dict[str, Any] = {"norm": "bias"} if hasattr(source.spec, "norm") else {}
     if source.spec.attention == "cbam" and source.spec.cbam_bn:
         keywords |= {"cbam_bn": False, "cbam_spatial_bias": True}
-    return _derived(source, tensors, keywords, f"{len(pairs)} batch norms folded into their convolutions")
+    # without batch norms the members of a list have other numbers, in the same order
+    folded = {bn for _, bn in pairs}
+    old = [module for module in _modules(source.spec) if module not in folded]
+    places = dict(zip(old, _modules(changed(source.spec, keywords)), strict=True))
+    moved = {}
+    for name, tensor in tensors.items():
+        module, _, leaf = name.rpartition(".")
+        if module in places:
+            moved[f"{places[module]}.{leaf}"] = tensor
+    return _derived(source, moved, keywords, f"{len(pairs)} batch norms folded into their convolutions")
+
+
+def _modules(spec: Spec) -> list[str]:
+    """The canonical paths of the layers with tensors, in order."""
+    return list(dict.fromkeys(parameter.name.rpartition(".")[0] for parameter in parameters(spec)))
 
 
 def fold_bias(source: Checkpoint) -> Checkpoint:

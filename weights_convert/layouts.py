@@ -303,7 +303,7 @@ TF1_BOOKKEEPING = (
 # the first variable of each kind of network, and of each attention block
 _FIRST = tuple(
     dict.fromkeys(
-        str(_tf1_rename(parameters(spec)[0], spec)) for kind in KINDS.values() for spec in kind.widest()
+        str(_tf1_rename(next(spec.tensors()), spec)) for kind in KINDS.values() for spec in kind.widest()
     )
 )
 LAYOUTS = {

@@ -12,7 +12,7 @@ import torch
 import torch_impl
 from parity_tests import harness
 from parity_tests.compare.investigate import investigate
-from parity_tests.judge import synthetic
+from parity_tests.judge import numpy_reference, synthetic
 from weights_convert import MismatchError, convert, load, load_model, save, state_of
 from weights_convert.formats.base import TensorInfo
 from weights_convert.formats.npz_file import write_npz
@@ -127,6 +127,21 @@ def test_every_framework_loads_every_container(tmp_path, framework):
     for suffix in (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt"):
         model = load_model(tmp_path / f"a{suffix}", framework)
         np.testing.assert_allclose(outputs(model, framework, x), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("attention", ["none", "cbam"])
+@pytest.mark.parametrize("fold", ["fold_bias", "fold_bn"])
+def test_folded_networks_give_the_same_outputs(tmp_path, fold, attention):
+    """Without batch norms the convolutions have other numbers in `features`."""
+    spec = VGGSpec(**SMALL, attention=attention)
+    source, x = synthetic.weights(spec), synthetic.images((32, 33))
+    save(source, tmp_path / "a.npz")
+    convert(tmp_path / "a.npz", tmp_path / "b.npz", **{fold: True}, dtype="float64")
+    wanted = numpy_reference.network(x, source, spec)["logits"]
+    with load(tmp_path / "b.npz") as folded:
+        assert folded.spec.norm == {"fold_bias": "bn", "fold_bn": "bias"}[fold]
+        found = numpy_reference.network(x, folded, folded.spec)["logits"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 def outputs(model: Any, framework: str, x: np.ndarray) -> np.ndarray:
