@@ -156,8 +156,8 @@ def _stock_step(job: Job, *, eager: bool = False) -> Step:
 
     from keras_impl import layers
 
-    def stock(x: Any, kernel: Any, strides: Any, padding: str, groups: int) -> Any:  # noqa: ARG001
-        return ops.conv(x, kernel, strides, padding, "channels_last")
+    def stock(x: Any, kernel: Any, strides: Any, padding: str, groups: int, dilations: Any = 1) -> Any:  # noqa: ARG001
+        return ops.conv(x, kernel, strides, padding, "channels_last", dilations)
 
     layers.grouped_conv2d = stock
     return _keras_step(job, eager=eager)

@@ -280,6 +280,7 @@ class ECA(_ChannelLayer):
     Args:
         channels: C of the input; None takes it from the first input.
         kernel_size: odd; None computes it from C by eq. 12.
+        padding: beyond the first and last channel, "zeros" or "circular" (the channels form a ring).
 
     Raises:
         ValueError: an argument is invalid, or the input has the wrong shape.
@@ -291,9 +292,16 @@ class ECA(_ChannelLayer):
         (5,)
     """
 
-    def __init__(self, channels: int | None = None, kernel_size: int | None = None, **keywords: Any):
+    def __init__(
+        self,
+        channels: int | None = None,
+        kernel_size: int | None = None,
+        padding: str = "zeros",
+        **keywords: Any,
+    ):
         super().__init__(channels, **keywords)
         self.kernel_size = None if kernel_size is None else check_odd("kernel_size", kernel_size)
+        self.padding = check_choice("padding", padding, ("zeros", "circular"))
 
     def build(self, input_shape: tuple) -> None:
         channels = self.checked_channels(input_shape)
@@ -301,7 +309,7 @@ class ECA(_ChannelLayer):
         self.conv = keras.layers.Conv1D(
             1,
             size,
-            padding="same",
+            padding="same" if self.padding == "zeros" else "valid",
             use_bias=False,
             kernel_initializer=uniform(size),
             data_format="channels_last",
@@ -312,11 +320,13 @@ class ECA(_ChannelLayer):
 
     def call(self, x: Any) -> Any:
         z = mean(x, (1, 2))[:, :, None]  # (N, C, 1): the channels are the sequence
+        if self.padding == "circular" and (half := self.conv.kernel_size[0] // 2):
+            z = ops.concatenate([z[:, -half:], z, z[:, :half]], 1)
         s = ops.sigmoid(self.conv(z))[:, :, 0]  # (N, C)
         return x * s[:, None, None, :]
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"kernel_size": self.kernel_size}
+        return super().get_config() | {"kernel_size": self.kernel_size, "padding": self.padding}
 
 
 # --------------------------------------------------------------------------------------------------

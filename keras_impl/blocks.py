@@ -10,28 +10,71 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
-from keras import ops
 
 from .attention import CBAM, ECA, BatchNormalization, SqueezeExcitation, dense
-from .layers import Conv2D, average_pool
+from .keywords import stage_steps
+from .layers import (
+    ACTIVATIONS,
+    Conv2D,
+    anti_aliasing_pool,
+    average_pool,
+    dilated_average_pool,
+    pooled_shape,
+)
 
 
 class ResidualBlock(keras.layers.Layer):
     """Base class of `BasicBlock` and `Bottleneck`: relu(attention(branch(x)) + shortcut(x)).
 
     A subclass creates its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
+
+    Args:
+        stride: 1 or 2.
+        norm, bn_epsilon, bn_momentum: see `ResNet`.
+        dilation: of the 3x3 convolutions.
+        first_dilation: of the first 3x3 convolution; None for `dilation`.
+        activation: "relu", "silu", "gelu" or "leaky_relu" (slope 0.01), in place of each ReLU but the
+            attention's.
+        anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
+            "avg" (2x2 means) or "blur" (see `blur_pool`).
     """
 
     branch: Callable[[Any, bool | None], Any]
     branch_layers: Callable[[], tuple[keras.layers.Layer, ...]]
 
-    def __init__(self, *, norm: str, bn_epsilon: float, bn_momentum: float, **keywords: Any):
+    def __init__(
+        self,
+        stride: int = 1,
+        *,
+        norm: str,
+        bn_epsilon: float,
+        bn_momentum: float,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        activation: str = "relu",
+        anti_aliasing: str = "none",
+        **keywords: Any,
+    ):
         super().__init__(**keywords)
         self.norm_keywords = {"norm": norm, "bn_epsilon": bn_epsilon, "bn_momentum": bn_momentum}
+        self.activation = activation
+        self.dilation, self.first_dilation = dilation, first_dilation or dilation
+        self.stride, self.anti_aliasing = stride, anti_aliasing
+        self.pools = anti_aliasing != "none" and (stride > 1 or self.first_dilation != dilation)
 
-    def conv(self, name: str, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1) -> Conv2D:
+    def act(self, x: Any) -> Any:
+        return ACTIVATIONS[self.activation](x)
+
+    def act_and_pool(self, x: Any) -> Any:
+        """The activation after the strided convolution, and the pool that carries its stride."""
+        x = self.act(x)
+        return anti_aliasing_pool(x, self.anti_aliasing, self.stride) if self.pools else x
+
+    def conv(
+        self, name: str, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, dilation: int = 1
+    ) -> Conv2D:
         keywords = {"use_bias": self.norm_keywords["norm"] != "bn", "dtype": self.dtype_policy}
-        return Conv2D(outputs, kernel_size, stride, groups, **keywords, name=name)
+        return Conv2D(outputs, kernel_size, stride, groups, dilation_rate=dilation, **keywords, name=name)
 
     def norm(self, name: str) -> keras.layers.Layer:
         return make_norm(name, self.norm_keywords, self.dtype_policy)
@@ -53,8 +96,8 @@ class ResidualBlock(keras.layers.Layer):
             inputs, outputs: channels of the block's input and output.
             stride: 1 or 2.
             attention: name in the block and layer, such as ("se", SqueezeExcitation()).
-            relu_before_attention: whether a ReLU precedes the attention.
-            downsample_kernel, downsample_pool: the projection of a strided block.
+            relu_before_attention: whether an activation precedes the attention.
+            downsample_kernel, downsample_pool: the projection of a strided or dilated block.
         """
         self.relu_before_attention = relu_before_attention
         self.attention: str | None = None
@@ -62,10 +105,13 @@ class ResidualBlock(keras.layers.Layer):
             self.attention, layer = attention
             setattr(self, self.attention, layer)
         self.downsample: list[Any] | None = None
-        self.downsample_pool = stride > 1 and downsample_pool == "avg"
+        reduces = stride > 1 or self.dilation > 1  # dilation stands for a stride
+        self.downsample_pool = reduces and downsample_pool == "avg"
         if stride > 1 or inputs != outputs:
-            kernel = downsample_kernel if stride > 1 else 1
-            conv = self.conv("downsample_0", outputs, kernel, 1 if self.downsample_pool else stride)
+            kernel = downsample_kernel if reduces else 1
+            stride = 1 if self.downsample_pool else stride
+            dilation = self.first_dilation if kernel > 1 else 1
+            conv = self.conv("downsample_0", outputs, kernel, stride, dilation=dilation)
             self.downsample = [conv, self.norm("downsample_1")]
 
     def build(self, input_shape: tuple) -> None:
@@ -78,21 +124,25 @@ class ResidualBlock(keras.layers.Layer):
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         for layer in self.branch_layers():
             input_shape = layer.compute_output_shape(input_shape)
+        if self.pools:
+            return pooled_shape(input_shape, self.anti_aliasing, self.stride)
         return input_shape
 
     def shortcut(self, x: Any, training: bool | None) -> Any:
         if self.downsample is None:
             return x
         conv, bn = self.downsample
-        return bn(conv(average_pool(x) if self.downsample_pool else x), training=training)
+        if self.downsample_pool:
+            x = average_pool(x) if self.stride > 1 else dilated_average_pool(x)
+        return bn(conv(x), training=training)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         y = self.branch(x, training)
         if self.relu_before_attention:
-            y = ops.relu(y)
+            y = self.act(y)
         if self.attention is not None:
             y = getattr(self, self.attention)(y)  # CBAM takes `training` from Keras's call context
-        return ops.relu(y + self.shortcut(x, training))
+        return self.act(y + self.shortcut(x, training))
 
 
 def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
@@ -114,11 +164,11 @@ class BasicBlock(ResidualBlock):
         stride: of the first convolution.
         norm: "bn", "bias_bn" or "bias", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
-        attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
+        keywords: of `ResidualBlock` and its `add_attention_and_shortcut`.
 
     Example:
         >>> block = BasicBlock(64, 128, 2, attention=("se", SqueezeExcitation()))
-        >>> block(ops.zeros((2, 8, 8, 64))).shape
+        >>> block(keras.ops.zeros((2, 8, 8, 64))).shape
         TensorShape([2, 4, 4, 128])
     """
 
@@ -133,20 +183,37 @@ class BasicBlock(ResidualBlock):
         norm: str = "bn",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        activation: str = "relu",
+        anti_aliasing: str = "none",
         name: str | None = None,
         dtype: Any = None,
         **keywords: Any,
     ):
-        super().__init__(norm=norm, bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
-        self.conv1, self.bn1 = self.conv("conv1", planes, 3, stride), self.norm("bn1")
-        self.conv2, self.bn2 = self.conv("conv2", planes, 3), self.norm("bn2")
+        super().__init__(
+            stride,
+            norm=norm,
+            bn_epsilon=bn_epsilon,
+            bn_momentum=bn_momentum,
+            dilation=dilation,
+            first_dilation=first_dilation,
+            activation=activation,
+            anti_aliasing=anti_aliasing,
+            name=name,
+            dtype=dtype,
+        )
+        first = 1 if self.pools else stride
+        self.conv1 = self.conv("conv1", planes, 3, first, dilation=self.first_dilation)
+        self.bn1 = self.norm("bn1")
+        self.conv2, self.bn2 = self.conv("conv2", planes, 3, dilation=dilation), self.norm("bn2")
         self.add_attention_and_shortcut(inputs, planes, stride, **keywords)
 
     def branch_layers(self) -> tuple[keras.layers.Layer, ...]:
         return self.conv1, self.bn1, self.conv2, self.bn2
 
     def branch(self, x: Any, training: bool | None) -> Any:
-        y = ops.relu(self.bn1(self.conv1(x), training=training))
+        y = self.act_and_pool(self.bn1(self.conv1(x), training=training))
         return self.bn2(self.conv2(y), training=training)
 
 
@@ -163,11 +230,11 @@ class Bottleneck(ResidualBlock):
         reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: "bn", "bias_bn" or "bias", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
-        attention, relu_before_attention, downsample_kernel, downsample_pool: see `ResidualBlock`.
+        keywords: of `ResidualBlock` and its `add_attention_and_shortcut`.
 
     Example:
         >>> block = Bottleneck(256, 128, 2, groups=32, width_per_group=4)
-        >>> block(ops.zeros((2, 8, 8, 256))).shape
+        >>> block(keras.ops.zeros((2, 8, 8, 256))).shape
         TensorShape([2, 4, 4, 512])
     """
 
@@ -186,15 +253,33 @@ class Bottleneck(ResidualBlock):
         norm: str = "bn",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        activation: str = "relu",
+        anti_aliasing: str = "none",
         name: str | None = None,
         dtype: Any = None,
         **keywords: Any,
     ):
-        super().__init__(norm=norm, bn_epsilon=bn_epsilon, bn_momentum=bn_momentum, name=name, dtype=dtype)
+        super().__init__(
+            stride,
+            norm=norm,
+            bn_epsilon=bn_epsilon,
+            bn_momentum=bn_momentum,
+            dilation=dilation,
+            first_dilation=first_dilation,
+            activation=activation,
+            anti_aliasing=anti_aliasing,
+            name=name,
+            dtype=dtype,
+        )
         width, outputs = int(planes * width_per_group / 64) * groups, planes * self.expansion
         stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
+        if self.pools:
+            stride1 = stride2 = 1
         self.conv1, self.bn1 = self.conv("conv1", width // reduce_first, 1, stride1), self.norm("bn1")
-        self.conv2, self.bn2 = self.conv("conv2", width, 3, stride2, groups), self.norm("bn2")
+        self.conv2 = self.conv("conv2", width, 3, stride2, groups, self.first_dilation)
+        self.bn2 = self.norm("bn2")
         self.conv3, self.bn3 = self.conv("conv3", outputs, 1), self.norm("bn3")
         self.add_attention_and_shortcut(inputs, outputs, stride, **keywords)
 
@@ -202,8 +287,8 @@ class Bottleneck(ResidualBlock):
         return self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3
 
     def branch(self, x: Any, training: bool | None) -> Any:
-        y = ops.relu(self.bn1(self.conv1(x), training=training))
-        y = ops.relu(self.bn2(self.conv2(y), training=training))
+        y = self.act(self.bn1(self.conv1(x), training=training))
+        y = self.act_and_pool(self.bn2(self.conv2(y), training=training))
         return self.bn3(self.conv3(y), training=training)
 
 
@@ -232,7 +317,8 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
         )
     elif name == "eca":
         sizes = c["eca_kernel_sizes"]
-        layer = ECA(None, None if sizes is None else sizes[stage], name=name, dtype=dtype)
+        size = None if sizes is None else sizes[stage]
+        layer = ECA(None, size, c["eca_padding"], name=name, dtype=dtype)
     else:
         return None
     return name, layer
@@ -246,27 +332,28 @@ def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer
     return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
 
 
-def make_head(inputs: int, num_classes: int, name: str, dtype: Any) -> keras.layers.Layer:
+def make_head(inputs: int, num_classes: int, bias: bool, name: str, dtype: Any) -> keras.layers.Layer:
     """Return the classifier, which without classes does nothing."""
     if not num_classes:
         return keras.layers.Identity(name=name, dtype=dtype)
-    return dense(inputs, num_classes, name=name, dtype=dtype)
+    return dense(inputs, num_classes, bias, name=name, dtype=dtype)
 
 
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> list[ResidualBlock]:
-    """The blocks of one stage. `stage` counts from 0; every stage but the first halves the resolution."""
+    """The blocks of one stage, which counts from 0."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
-    names += ["norm", "bn_epsilon", "bn_momentum"]
+    names += ["norm", "bn_epsilon", "bn_momentum", "activation", "anti_aliasing"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
     keywords = {name: c[name] for name in names} | {"dtype": dtype}
     planes = c["width"] * 2**stage
     outputs = planes * block.expansion
+    stride, first_dilation, dilation = stage_steps(stage, c)
     blocks = []
     for index in range(c["depths"][stage]):
-        stride = 2 if stage > 0 and index == 0 else 1
+        keywords |= {"first_dilation": first_dilation, "dilation": dilation}
         attention, name = make_attention(stage, c, dtype), f"layer{stage + 1}_{index}"
         blocks.append(block(inputs, planes, stride, attention=attention, name=name, **keywords))
-        inputs = outputs
+        inputs, stride, first_dilation = outputs, 1, dilation
     return blocks

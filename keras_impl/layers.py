@@ -7,18 +7,28 @@ alone.
 
 from __future__ import annotations
 
-from functools import cache
+import math
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import keras
 from keras import ops
 
-from .attention import kaiming_normal, uniform
+from .attention import kaiming_normal, mean, uniform
+
+ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+    "relu": ops.relu,
+    "silu": ops.silu,
+    # Keras's own GELU and leaky ReLU round their constants to float32
+    "gelu": lambda x: 0.5 * x * (1 + ops.erf(x * math.sqrt(0.5))),  # x Phi(x)
+    "leaky_relu": lambda x: ops.where(x > 0, x, 0.01 * x),
+}
 
 
 @keras.saving.register_keras_serializable("samenet")
 class Conv2D(keras.layers.Conv2D):
-    """Convolution padded by k // 2 on each side, in groups, by default without bias.
+    """Convolution padded by dilation * (k // 2) on each side, in groups, by default without bias.
 
     Keras's "same" pads a strided convolution of an even size at the end only, which shifts the output by one
     pixel against PyTorch. Keras's grouped convolution on TensorFlow goes through XLA: on a CPU its forward
@@ -48,31 +58,39 @@ class Conv2D(keras.layers.Conv2D):
                 inputs = ops.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
             padding = "valid"
         if self.groups > 1:
-            return grouped_conv2d(inputs, kernel, self.strides, padding, self.groups)
-        return ops.conv(inputs, kernel, self.strides, padding, "channels_last")
+            return grouped_conv2d(inputs, kernel, self.strides, padding, self.groups, self.dilation_rate)
+        return ops.conv(inputs, kernel, self.strides, padding, "channels_last", self.dilation_rate)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
+    def compute_output_shape(self, input_shape: tuple) -> tuple:  # a dilated convolution keeps the size
         sizes = zip(input_shape[1:3], self.kernel_size, self.strides, strict=True)
         out = [None if n is None else (n + 2 * (k // 2) - k) // s + 1 for n, k, s in sizes]
         return (input_shape[0], *out, self.filters)
 
 
-def grouped_conv2d(x: Any, kernel: Any, strides: tuple[int, int], padding: str, groups: int) -> Any:
+def grouped_conv2d(
+    x: Any,
+    kernel: Any,
+    strides: tuple[int, int],
+    padding: str,
+    groups: int,
+    dilations: tuple[int, int] = (1, 1),
+) -> Any:
     """Convolution in groups, (N, H, W, C) with a kernel (kH, kW, C / groups, O).
 
     JAX and torch have it. TensorFlow has it where its grouped gradient exists (GPU, or oneDNN in float32);
     elsewhere this function computes one convolution per group and concatenates.
     """
     if keras.backend.backend() != "tensorflow":
-        return ops.conv(x, kernel, strides, padding, "channels_last")
+        return ops.conv(x, kernel, strides, padding, "channels_last", dilations)
     import tensorflow as tf
 
+    conv = partial(tf.nn.convolution, strides=strides, padding=padding.upper(), dilations=dilations)
     if not _on_tensorflow_cpu() or _has_grouped_gradient(x.dtype.name):
-        y = tf.nn.conv2d(x, kernel, strides, padding.upper())
+        y = conv(x, kernel)
         # keeps grappler from fusing convolution and batch norm: without oneDNN the fused op refuses groups
         return tf.ensure_shape(y, (None, None, None, kernel.shape[-1]))
     parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    return tf.concat([tf.nn.conv2d(part, k, strides, padding.upper()) for part, k in parts], -1)
+    return tf.concat([conv(part, k) for part, k in parts], -1)
 
 
 @cache
@@ -117,6 +135,57 @@ def max_pool(x: Any, rule: str) -> Any:
 def average_pool(x: Any) -> Any:
     """Means of 2x2 squares; an odd edge averages only the existing values."""
     return ops.average_pool(x, 2, 2, "same", "channels_last")
+
+
+def dilated_average_pool(x: Any) -> Any:
+    """Means of 2x2 squares, stride 1; a row and a column of zeros at the end keep the size, and count."""
+    return ops.average_pool(ops.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), 2, 1, "valid", "channels_last")
+
+
+def blur_pool(x: Any, stride: int) -> Any:
+    """The filter (1, 2, 1) / 4 along both axes, then every `stride`-th value; edges are mirrored.
+
+    Zhang, "Making Convolutional Networks Shift-Invariant Again", https://arxiv.org/abs/1904.11486.
+    """
+    x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    x = ops.average_pool(x, 2, 1, "valid", "channels_last")  # two means of pairs are (1, 2, 1) / 4
+    return ops.average_pool(x, 2, stride, "valid", "channels_last")
+
+
+def anti_aliasing_pool(x: Any, rule: str, stride: int) -> Any:
+    """The pool that carries the stride of a convolution: "avg" or "blur"."""
+    if rule == "blur":
+        return blur_pool(x, stride)
+    return ops.average_pool(x, stride, stride, "valid", "channels_last")
+
+
+def pooled_shape(shape: tuple, rule: str, stride: int) -> tuple:
+    """The shape of `anti_aliasing_pool`'s output."""
+    beyond = stride - 1 if rule == "blur" else 0  # the mirrored edge
+    return (shape[0], *(None if n is None else (n + beyond) // stride for n in shape[1:3]), shape[3])
+
+
+def pool_stem(x: Any, rule: str, anti_aliasing: str) -> Any:
+    """`max_pool`, or the pool that `anti_aliasing` puts in its place."""
+    if anti_aliasing == "none" or rule == "none":
+        return max_pool(x, rule)
+    if anti_aliasing == "blur":
+        x = ops.max_pool(x, 3, 1, "same", "channels_last")
+    return anti_aliasing_pool(x, anti_aliasing, 2)
+
+
+def pool_globally(x: Any, rule: str) -> Any:
+    """(N, H, W, C) -> (N, C): mean ("avg"), maximum ("max") or half their sum ("avgmax").
+
+    "catavgmax" is the mean followed by the maximum: (N, 2 C).
+    """
+    if rule == "avg":
+        return mean(x, (1, 2))
+    maximum = ops.max(x, (1, 2))
+    if rule == "max":
+        return maximum
+    average = mean(x, (1, 2))
+    return ops.concatenate([average, maximum], 1) if rule == "catavgmax" else 0.5 * average + 0.5 * maximum
 
 
 def adaptive_average_pool(x: Any, size: int) -> Any:

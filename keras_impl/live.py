@@ -21,6 +21,7 @@ _METADATA = "samenet"  # name of the keywords in a weights file
 
 _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a layer and attribute
     "num_classes": r"(fc|classifier\.6)\.units",
+    "head_bias": r"(fc|classifier\.6)\.use_bias",
     "stem_pool": r"stem_pool",
     "dropout": r"(dropout|classifier\.[25])\.rate",
     "bn_epsilon": r".*\.epsilon",
@@ -29,11 +30,15 @@ _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a laye
     "cbam_order": r".*\.cbam\.spatial\.order",
     "cbam_spatial_input": r".*\.cbam\.spatial_input",
     "relu_before_attention": r".*\.relu_before_attention",
+    "activation": r"(layer\d+\.\d+\.)?activation",
+    "global_pool": r"global_pool",
+    "eca_padding": r".*\.eca\.padding",
 }
 _SETTINGS = (  # attributes that a layer's call reads
     *("filters", "units", "kernel_size", "strides", "groups", "padding", "dilation_rate", "data_format"),
     *("activation", "use_bias", "axis", "momentum", "epsilon", "center", "scale", "rate", "order", "bn"),
     *("spatial_input", "relu_before_attention", "attention", "downsample_pool", "deep_stem", "stem_pool"),
+    *("anti_aliasing", "global_pool", "pools", "stride"),
 )
 _ABSENT = "absent"
 

@@ -17,6 +17,16 @@ Network = TypeVar("Network")
 _MODELS: dict[str, Callable[..., Any]] = {}
 _OF_KERAS = ("dtype", "trainable")  # keywords of every layer, behind `**keywords` in a signature
 _OF_WEIGHTS = ("pretrained", "weights", "include_top", "checkpoint_path")  # as other projects call them
+_ELSEWHERE = {  # keyword of other projects -> ours
+    "act_layer": "activation",
+    "aa_layer": "anti_aliasing",
+    "output_stride": "dilations",
+    "replace_stride_with_dilation": "dilations",
+    "last_stride": "strides",
+    "drop_rate": "dropout",
+    "classes": "num_classes",
+    "pooling": "global_pool",
+}
 
 
 def list_models(filter: str = "*") -> list[str]:
@@ -77,7 +87,9 @@ def _check_names(model: str, keywords: Mapping[str, Any], known: Iterable[str]) 
                 f"{model}() got {name!r}, but a constructor only makes random weights; load a checkpoint "
                 "with weights_convert.load_into(model, path), or model and weights with load_model(path)"
             )
-        raise TypeError(f"{model}() has no keyword {name!r}{_nearest(name, known)}")
+        ours = _ELSEWHERE.get(name, "")
+        hint = f"; did you mean {ours!r}?" if ours in known else _nearest(name, known)
+        raise TypeError(f"{model}() has no keyword {name!r}{hint}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:

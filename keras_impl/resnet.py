@@ -16,11 +16,9 @@ from functools import partial
 from typing import Any
 
 import keras
-from keras import ops
 
-from .attention import mean
 from .blocks import Bottleneck, build_chain, make_head, make_norm, make_stage
-from .layers import Conv2D, max_pool
+from .layers import ACTIVATIONS, Conv2D, anti_aliasing_pool, pool_globally, pool_stem
 from .live import Network, settings
 
 
@@ -37,20 +35,29 @@ class ResNet(Network):
             3 * (stem_width // 4) wide) or "3x3" (stride 1, for small images).
         stem_width: channels of the stem.
         stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
-            ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
-        downsample_kernel: kernel size of the strided projections.
-        downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+            ("same"), a 3x3 convolution with normalisation and activation in its place ("conv"), or "none";
+            None means "none" with the "3x3" stem and "pad1" otherwise.
+        strides: of the stages, each 1 or 2; None for 1, 2, 2 ...
+        dilations: of the stages' 3x3 convolutions; the first block of a stage begins with that of the
+            previous stage. None for 1. Output stride 16: strides (1, 2, 2, 1), dilations (1, 1, 1, 2).
+        downsample_kernel: kernel size of the strided or dilated projections.
+        downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
             batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
+        anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
+            "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
-        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
+        eca_kernel_sizes, eca_padding: one odd size per stage, None for the paper's rule; see `ECA`.
         relu_before_attention: see `ResidualBlock`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
+        global_pool: "avg", "max", "avgmax" (half their sum) or "catavgmax" (the one after the other).
         dropout: probability before `fc`, below 1.
         num_classes: of the classifier `fc`; 0 for none, the output is then `pooled`.
+        head_bias: whether `fc` has a bias.
         keywords: `name` and `dtype` ("float64", "mixed_float16" ...) as for every Keras model.
 
     Raises:
@@ -78,10 +85,14 @@ class ResNet(Network):
         stem: str = "7x7",
         stem_width: int = 64,
         stem_pool: str | None = None,
+        strides: Sequence[int] | None = None,
+        dilations: Sequence[int] | None = None,
         stride_in: str = "conv2",
         downsample_kernel: int = 1,
         downsample_pool: str = "none",
         norm: str = "bn",
+        activation: str = "relu",
+        anti_aliasing: str = "none",
         attention: str = "none",
         reduction: int = 16,
         hidden_rule: str = "floor",
@@ -95,10 +106,13 @@ class ResNet(Network):
         cbam_spatial_bias: bool = False,
         cbam_spatial_input: str = "refined",
         eca_kernel_sizes: Sequence[int] | None = None,
+        eca_padding: str = "zeros",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
+        global_pool: str = "avg",
         dropout: float = 0.0,
         num_classes: int = 1000,
+        head_bias: bool = True,
         in_channels: int = 3,
         name: str | None = None,
         **keywords: Any,
@@ -106,8 +120,9 @@ class ResNet(Network):
         c = {k: v for k, v in locals().items() if k not in ("self", "__class__", "name", "keywords")}
         super().__init__(c, name=name, **keywords)
         c = self.config
-        names = ("block", "depths", "width", "stem", "stem_width", "stem_pool", "norm")
-        block, depths, width, stem, stem_width, stem_pool, norm = (c[name] for name in names)
+        names = ("block", "depths", "width", "stem", "stem_width", "norm")
+        block, depths, width, stem, stem_width, norm = (c[name] for name in names)
+        self.activation, self.global_pool = c["activation"], c["global_pool"]
         dtype = self.dtype_policy
         conv = partial(Conv2D, use_bias=norm != "bn", dtype=dtype)
 
@@ -119,15 +134,20 @@ class ResNet(Network):
             channels = 2 * stem_width
             self.conv2, self.bn2 = conv(stem_width, 3, name="conv2"), make_norm("bn2", c, dtype)
             self.conv3, self.bn3 = conv(channels, 3, name="conv3"), make_norm("bn3", c, dtype)
-        self.stem_pool = stem_pool or ("none" if stem == "3x3" else "pad1")
+        self.stem_pool = c["stem_pool"] or ("none" if stem == "3x3" else "pad1")
+        self.anti_aliasing = c["anti_aliasing"]
+        if self.stem_pool == "conv":  # in place of the pool
+            stride = 2 if self.anti_aliasing == "none" else 1
+            self.pool_conv = conv(channels, 3, stride, name="pool_conv")
+            self.pool_bn = make_norm("pool_bn", c, dtype)
 
         self.stage_names = [f"layer{stage + 1}" for stage in range(len(depths))]
         for stage, name in enumerate(self.stage_names):
             setattr(self, name, make_stage(channels, stage, c, dtype))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = keras.layers.Dropout(c["dropout"], dtype=dtype, name="dropout")
-        self.num_features = channels
-        self.fc = make_head(channels, c["num_classes"], "fc", dtype)
+        self.num_features = channels * (2 if self.global_pool == "catavgmax" else 1)
+        self.fc = make_head(self.num_features, c["num_classes"], c["head_bias"], "fc", dtype)
         self.build((None, None, None, c["in_channels"]))
         self._made = settings(self)
 
@@ -138,18 +158,28 @@ class ResNet(Network):
         shape = build_chain(input_shape, self.conv1, self.bn1)
         if self.deep_stem:
             shape = build_chain(shape, self.conv2, self.bn2, self.conv3, self.bn3)
+        if self.stem_pool == "conv":
+            shape = build_chain(shape, self.pool_conv, self.pool_bn)
         for name in self.stage_names:
             for block in getattr(self, name):
                 block.build(shape)
                 shape = block.compute_output_shape(shape)
-        self.fc.build((None, shape[-1]))
+        self.fc.build((None, self.num_features))
+
+    def act(self, x: Any) -> Any:
+        return ACTIVATIONS[self.activation](x)
 
     def forward_stem(self, x: Any, training: bool | None = None) -> Any:
-        x = ops.relu(self.bn1(self.conv1(x), training=training))
+        x = self.act(self.bn1(self.conv1(x), training=training))
         if self.deep_stem:
-            x = ops.relu(self.bn2(self.conv2(x), training=training))
-            x = ops.relu(self.bn3(self.conv3(x), training=training))
-        return max_pool(x, self.stem_pool)
+            x = self.act(self.bn2(self.conv2(x), training=training))
+            x = self.act(self.bn3(self.conv3(x), training=training))
+        if self.stem_pool != "conv":
+            return pool_stem(x, self.stem_pool, self.anti_aliasing)
+        x = self.pool_conv(x)
+        if self.anti_aliasing != "none":
+            x = anti_aliasing_pool(x, self.anti_aliasing, 2)
+        return self.act(self.pool_bn(x, training=training))
 
     def forward_features(self, x: Any, training: bool | None = None) -> dict[str, Any]:
         """Every stage's output: `stem`, `layer1` ..., `pooled` (N, C) and `logits` (N, num_classes)."""
@@ -158,7 +188,7 @@ class ResNet(Network):
             for block in getattr(self, name):
                 x = block(x, training=training)
             features[name] = x
-        features["pooled"] = x = mean(x, (1, 2))
+        features["pooled"] = x = pool_globally(x, self.global_pool)
         features["logits"] = self.fc(self.dropout(x, training=training))
         return features
 
@@ -167,7 +197,7 @@ class ResNet(Network):
         for name in self.stage_names:
             for block in getattr(self, name):
                 x = block(x, training=training)
-        return self.fc(self.dropout(mean(x, (1, 2)), training=training))
+        return self.fc(self.dropout(pool_globally(x, self.global_pool), training=training))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (input_shape[0], self.config["num_classes"] or self.num_features)

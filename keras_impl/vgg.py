@@ -63,12 +63,13 @@ class VGG(Network):
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
-        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
+        eca_kernel_sizes, eca_padding: one odd size per stage, None for the paper's rule; see `ECA`.
         pool_size: rows and columns of the average pool before the classifier.
         head_width: of the two hidden layers of the classifier.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability after each hidden layer of the classifier, below 1.
         num_classes: of the last layer; 0 for none, the output is then the last hidden layer.
+        head_bias: whether the last layer has a bias.
 
     Raises:
         ValueError: an argument is invalid.
@@ -99,12 +100,14 @@ class VGG(Network):
         cbam_spatial_bias: bool = False,
         cbam_spatial_input: str = "refined",
         eca_kernel_sizes: Sequence[int] | None = None,
+        eca_padding: str = "zeros",
         pool_size: int = 7,
         head_width: int = 4096,
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
         dropout: float = 0.5,
         num_classes: int = 1000,
+        head_bias: bool = True,
         in_channels: int = 3,
         name: str | None = None,
         **keywords: Any,
@@ -136,7 +139,7 @@ class VGG(Network):
             dense(hidden, hidden, dtype=dtype, name="classifier_3"),
             keras.layers.ReLU(dtype=dtype),
             drop(),
-            make_head(hidden, c["num_classes"], "classifier_6", dtype),
+            make_head(hidden, c["num_classes"], c["head_bias"], "classifier_6", dtype),
         ]
         self.num_features = hidden
         self.build((None, None, None, c["in_channels"]))

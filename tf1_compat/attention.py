@@ -21,7 +21,7 @@ import tensorflow.compat.v1 as tf
 
 __all__ = ["cbam", "channel_attention", "eca", "spatial_attention", "squeeze_excitation"]
 
-CONFIG_COLLECTION = "cbam_config"  # one JSON text per CBAM block: its scope and its keywords
+CONFIG_COLLECTION = "attention_config"  # one JSON text per CBAM or ECA block: its scope and its keywords
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
 _ORDERS = ("max_mean", "mean_max")
 _SPATIAL_INPUTS = ("refined", "input")
@@ -228,7 +228,9 @@ def cbam(
         return refined * gate
 
 
-def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = None) -> tf.Tensor:
+def eca(
+    x: tf.Tensor, kernel_size: int | None = None, padding: str = "zeros", *, scope: str | None = None
+) -> tf.Tensor:
     """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
 
     Input and output: (N, H, W, C).
@@ -236,6 +238,7 @@ def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = Non
     Args:
         x: (N, H, W, C), float, a tensor or NumPy array.
         kernel_size: odd; None computes it from C by eq. 12.
+        padding: beyond the first and last channel, "zeros" or "circular" (the channels form a ring).
         scope: variable scope of `conv`.
 
     Raises:
@@ -251,10 +254,16 @@ def eca(x: tf.Tensor, kernel_size: int | None = None, *, scope: str | None = Non
     x = graph_input(x)
     channels = int(x.shape[-1])
     size = eca_kernel_size(channels) if kernel_size is None else check_odd("kernel_size", kernel_size)
-    with open_scope(scope):
+    circular = check_choice("padding", padding, ("zeros", "circular")) == "circular"
+    with open_scope(scope) as opened:
+        keywords = {"channels": channels, "eca_padding": padding}
+        tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": keywords}))
         z = tf.reduce_mean(x, [1, 2])[:, :, None]  # (N, C, 1): the channels are the sequence
+        if circular and (half := size // 2):
+            z = tf.concat([z[:, -half:], z, z[:, :half]], 1)
         with tf.variable_scope("conv"):
-            z = tf.nn.conv1d(z, tf.get_variable("kernel", (size, 1, 1), x.dtype, uniform(size)), 1, "SAME")
+            kernel = tf.get_variable("kernel", (size, 1, 1), x.dtype, uniform(size))
+            z = tf.nn.conv1d(z, kernel, 1, "VALID" if circular else "SAME")
         s = tf.sigmoid(z)[:, :, 0]  # (N, C)
         return x * s[:, None, None, :]
 

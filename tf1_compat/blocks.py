@@ -13,7 +13,8 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from .attention import batch_norm, cbam, dense, eca, graph_input, squeeze_excitation
-from .layers import average_pool, conv2d
+from .keywords import stage_steps
+from .layers import ACTIVATIONS, anti_aliasing_pool, average_pool, conv2d, dilated_average_pool
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 
@@ -27,6 +28,9 @@ def attention_and_shortcut(
     relu_before_attention: bool = False,
     downsample_kernel: int = 1,
     downsample_pool: str = "none",
+    dilation: int = 1,
+    first_dilation: int | None = None,
+    activation: str = "relu",
     norm: Callable[..., tf.Tensor],
     bias: bool,
 ) -> tf.Tensor:
@@ -37,23 +41,38 @@ def attention_and_shortcut(
         y: the branch, up to its last batch normalisation.
         stride: of the block, 1 or 2.
         attention: maps (N, H, W, C) to the same shape.
-        relu_before_attention: whether a ReLU precedes the attention.
-        downsample_kernel, downsample_pool: the projection of a strided block.
+        relu_before_attention: whether an activation precedes the attention.
+        downsample_kernel, downsample_pool: the projection of a strided or dilated block.
+        dilation: of the block's 3x3 convolutions.
+        first_dilation: of the first of them; None for `dilation`.
+        activation: "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
         norm: batch normalisation, called with `scope`.
         bias: whether the projection's convolution has a bias.
     """
+    act = ACTIVATIONS[activation]
     if relu_before_attention:
-        y = tf.nn.relu(y)
+        y = act(y)
     if attention is not None:
         y = attention(y)
     inputs, outputs = int(x.shape[-1]), int(y.shape[-1])
     if stride > 1 or inputs != outputs:
-        kernel_size = downsample_kernel if stride > 1 else 1
-        if stride > 1 and downsample_pool == "avg":
-            x, stride = average_pool(x), 1
-        x = conv2d(x, outputs, kernel_size, stride, bias=bias, scope="downsample_0")
+        reduces = stride > 1 or dilation > 1  # dilation stands for a stride
+        if reduces and downsample_pool == "avg":
+            x, stride = average_pool(x) if stride > 1 else dilated_average_pool(x), 1
+        kernel_size = downsample_kernel if reduces else 1
+        dilation = first_dilation or dilation if kernel_size > 1 else 1
+        x = conv2d(x, outputs, kernel_size, stride, dilation=dilation, bias=bias, scope="downsample_0")
         x = norm(x, scope="downsample_1")
-    return tf.nn.relu(y + x)
+    return act(y + x)
+
+
+def convolution_stride(
+    stride: int, dilation: int, first_dilation: int, anti_aliasing: str
+) -> tuple[int, Callable[[tf.Tensor], tf.Tensor]]:
+    """The stride of a block's convolutions, and the pool after the activation that may carry it instead."""
+    if anti_aliasing == "none" or (stride == 1 and first_dilation == dilation):
+        return stride, lambda x: x
+    return 1, partial(anti_aliasing_pool, rule=anti_aliasing, stride=stride)
 
 
 def basic_block(
@@ -63,6 +82,10 @@ def basic_block(
     *,
     norm: Callable[..., tf.Tensor] = batch_norm,
     bias: bool = False,
+    dilation: int = 1,
+    first_dilation: int | None = None,
+    activation: str = "relu",
+    anti_aliasing: str = "none",
     scope: str,
     **keywords: Any,
 ) -> tf.Tensor:
@@ -76,6 +99,9 @@ def basic_block(
         stride: of the first convolution.
         norm: batch normalisation, called with `scope`.
         bias: whether the convolutions have biases.
+        dilation, first_dilation, activation: see `attention_and_shortcut`.
+        anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
+            "avg" (2x2 means) or "blur" (see `blur_pool`).
         keywords: of `attention_and_shortcut`.
 
     Raises:
@@ -88,10 +114,14 @@ def basic_block(
         ...     basic_block(x, 128, 2, attention=attention, scope="block").shape
         TensorShape([2, 4, 4, 128])
     """
-    x, conv = graph_input(x), partial(conv2d, bias=bias)
+    x, conv, act = graph_input(x), partial(conv2d, bias=bias), ACTIVATIONS[activation]
+    first = first_dilation or dilation
+    conv_stride, pool = convolution_stride(stride, dilation, first, anti_aliasing)
+    keywords |= {"dilation": dilation, "first_dilation": first, "activation": activation}
     with tf.variable_scope(scope):
-        y = tf.nn.relu(norm(conv(x, planes, 3, stride, scope="conv1"), scope="bn1"))
-        y = norm(conv(y, planes, 3, scope="conv2"), scope="bn2")
+        y = conv(x, planes, 3, conv_stride, dilation=first, scope="conv1")
+        y = pool(act(norm(y, scope="bn1")))
+        y = norm(conv(y, planes, 3, dilation=dilation, scope="conv2"), scope="bn2")
         return attention_and_shortcut(x, y, stride, norm=norm, bias=bias, **keywords)
 
 
@@ -106,6 +136,10 @@ def bottleneck(
     stride_in: str = "conv2",
     norm: Callable[..., tf.Tensor] = batch_norm,
     bias: bool = False,
+    dilation: int = 1,
+    first_dilation: int | None = None,
+    activation: str = "relu",
+    anti_aliasing: str = "none",
     scope: str,
     **keywords: Any,
 ) -> tf.Tensor:
@@ -121,6 +155,7 @@ def bottleneck(
         reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: batch normalisation, called with `scope`.
         bias: whether the convolutions have biases.
+        dilation, first_dilation, activation, anti_aliasing: see `basic_block`.
         keywords: of `attention_and_shortcut`.
 
     Raises:
@@ -134,11 +169,15 @@ def bottleneck(
         TensorShape([2, 4, 4, 512])
     """
     width = int(planes * width_per_group / 64) * groups
-    stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
-    x, conv = graph_input(x), partial(conv2d, bias=bias)
+    first = first_dilation or dilation
+    conv_stride, pool = convolution_stride(stride, dilation, first, anti_aliasing)
+    stride1, stride2 = (conv_stride, 1) if stride_in == "conv1" else (1, conv_stride)
+    x, conv, act = graph_input(x), partial(conv2d, bias=bias), ACTIVATIONS[activation]
+    keywords |= {"dilation": dilation, "first_dilation": first, "activation": activation}
     with tf.variable_scope(scope):
-        y = tf.nn.relu(norm(conv(x, width // reduce_first, 1, stride1, scope="conv1"), scope="bn1"))
-        y = tf.nn.relu(norm(conv(y, width, 3, stride2, groups, scope="conv2"), scope="bn2"))
+        y = act(norm(conv(x, width // reduce_first, 1, stride1, scope="conv1"), scope="bn1"))
+        y = conv(y, width, 3, stride2, groups, dilation=first, scope="conv2")
+        y = pool(act(norm(y, scope="bn2")))
         y = norm(conv(y, planes * EXPANSION["bottleneck"], 1, scope="conv3"), scope="bn3")
         return attention_and_shortcut(x, y, stride, norm=norm, bias=bias, **keywords)
 
@@ -174,7 +213,8 @@ def make_attention(
         )
     if name == "eca":
         sizes = c["eca_kernel_sizes"]
-        return partial(eca, kernel_size=None if sizes is None else sizes[stage], scope=name)
+        size = None if sizes is None else sizes[stage]
+        return partial(eca, kernel_size=size, padding=c["eca_padding"], scope=name)
     return None
 
 
@@ -185,22 +225,23 @@ def make_norm(c: Mapping[str, Any], is_training: bool) -> Callable[..., tf.Tenso
     return partial(batch_norm, is_training=is_training, epsilon=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
-def make_head(x: tf.Tensor, num_classes: int, *, scope: str) -> tf.Tensor:
+def make_head(x: tf.Tensor, num_classes: int, bias: bool, *, scope: str) -> tf.Tensor:
     """Return the output of the classifier, which without classes is its input."""
-    return dense(x, num_classes, scope=scope) if num_classes else x
+    return dense(x, num_classes, bias, scope=scope) if num_classes else x
 
 
 def make_stage(x: tf.Tensor, stage: int, c: Mapping[str, Any], is_training: bool) -> tf.Tensor:
-    """The blocks of one stage. `stage` counts from 0; every stage but the first halves the resolution."""
+    """The blocks of one stage, which counts from 0."""
     block = {"basic": basic_block, "bottleneck": bottleneck}[c["block"]]
-    names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
+    names = ["relu_before_attention", "downsample_kernel", "downsample_pool", "activation", "anti_aliasing"]
     if block is bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
     keywords = {name: c[name] for name in names}
     keywords |= {"norm": make_norm(c, is_training), "bias": c["norm"] != "bn"}
-    attention = make_attention(stage, c, is_training)
+    keywords["attention"] = make_attention(stage, c, is_training)
+    stride, first_dilation, dilation = stage_steps(stage, c)
     for index in range(c["depths"][stage]):
-        stride = 2 if stage > 0 and index == 0 else 1
-        scope = f"layer{stage + 1}_{index}"
-        x = block(x, c["width"] * 2**stage, stride, attention=attention, scope=scope, **keywords)
+        keywords |= {"first_dilation": first_dilation, "dilation": dilation}
+        x = block(x, c["width"] * 2**stage, stride, scope=f"layer{stage + 1}_{index}", **keywords)
+        stride, first_dilation = 1, dilation
     return x

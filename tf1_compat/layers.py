@@ -6,11 +6,21 @@ defined there, so that `attention.py` can be copied alone.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import cache
 
 import tensorflow.compat.v1 as tf
 
 from .attention import kaiming_normal, uniform
+
+ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "relu": tf.nn.relu,
+    "silu": tf.nn.silu,
+    "gelu": lambda x: 0.5 * x * (1 + tf.math.erf(x * math.sqrt(0.5))),  # x Phi(x)
+    # TensorFlow's own leaky ReLU rounds its slope to float32
+    "leaky_relu": lambda x: tf.where(x > 0, x, 0.01 * x),
+}
 
 
 def conv2d(
@@ -20,10 +30,11 @@ def conv2d(
     stride: int = 1,
     groups: int = 1,
     *,
+    dilation: int = 1,
     bias: bool = False,
     scope: str,
 ) -> tf.Tensor:
-    """Convolution padded by k // 2 on each side; variables `kernel` (k, k, C / groups, filters) and `bias`.
+    """Convolution padded by dilation * (k // 2); variables `kernel` (k, k, C / groups, filters) and `bias`.
 
     SAME pads a strided convolution of an even size at the end only, which shifts the output by one pixel.
     """
@@ -36,28 +47,37 @@ def conv2d(
             x = tf.pad(x, [[0, 0], [half, half], [half, half], [0, 0]]) if half else x
             padding = "VALID"
         if groups > 1:
-            y = grouped_conv2d(x, kernel, stride, padding, groups)
+            y = grouped_conv2d(x, kernel, stride, padding, groups, dilation)
         else:
-            y = tf.nn.conv2d(x, kernel, stride, padding)
+            y = _convolution(x, kernel, stride, padding, dilation)
         if bias:
             fan_in = kernel_size * kernel_size * inputs
             y += tf.get_variable("bias", (filters,), x.dtype, uniform(fan_in))
         return y
 
 
-def grouped_conv2d(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, groups: int) -> tf.Tensor:
+def _convolution(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, dilation: int) -> tf.Tensor:
+    """`tf.nn.conv2d`; a dilated one runs on parts of the image, because CPUs lack its gradient."""
+    if dilation == 1:
+        return tf.nn.conv2d(x, kernel, stride, padding)
+    return tf.nn.convolution(x, kernel, padding, strides=(stride, stride), dilation_rate=(dilation, dilation))
+
+
+def grouped_conv2d(
+    x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, groups: int, dilation: int = 1
+) -> tf.Tensor:
     """Convolution in groups, (N, H, W, C) with a kernel (kH, kW, C / groups, O).
 
     TensorFlow has it where its gradient exists (GPU, or oneDNN in float32); elsewhere this function computes
     one convolution per group and concatenates.
     """
     if tf.config.list_physical_devices("GPU") or _has_grouped_gradient(x.dtype.base_dtype.name):
-        y = tf.nn.conv2d(x, kernel, stride, padding)
+        y = _convolution(x, kernel, stride, padding, dilation)
         # prevents grappler from fusing convolution and batch norm: the fused op refuses groups where oneDNN
         # is off, and a frozen graph may run on such a machine
         return tf.ensure_shape(y, (None, None, None, kernel.shape[-1]))
     parts = zip(tf.split(x, groups, -1), tf.split(kernel, groups, -1), strict=True)
-    return tf.concat([tf.nn.conv2d(part, k, stride, padding) for part, k in parts], -1)
+    return tf.concat([_convolution(part, k, stride, padding, dilation) for part, k in parts], -1)
 
 
 @cache
@@ -88,6 +108,49 @@ def max_pool(x: tf.Tensor, rule: str) -> tf.Tensor:
 def average_pool(x: tf.Tensor) -> tf.Tensor:
     """Means of 2x2 squares; an odd edge averages only the existing values."""
     return tf.nn.avg_pool2d(x, 2, 2, "SAME")
+
+
+def dilated_average_pool(x: tf.Tensor) -> tf.Tensor:
+    """Means of 2x2 squares, stride 1; a row and a column of zeros at the end keep the size, and count."""
+    return tf.nn.avg_pool2d(tf.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]]), 2, 1, "VALID")
+
+
+def blur_pool(x: tf.Tensor, stride: int) -> tf.Tensor:
+    """The filter (1, 2, 1) / 4 along both axes, then every `stride`-th value; edges are mirrored.
+
+    Zhang, "Making Convolutional Networks Shift-Invariant Again", https://arxiv.org/abs/1904.11486.
+    """
+    x = tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT")
+    x = tf.nn.avg_pool2d(x, 2, 1, "VALID")  # two means of pairs are (1, 2, 1) / 4
+    return tf.nn.avg_pool2d(x, 2, stride, "VALID")
+
+
+def anti_aliasing_pool(x: tf.Tensor, rule: str, stride: int) -> tf.Tensor:
+    """The pool that carries the stride of a convolution: "avg" or "blur"."""
+    return blur_pool(x, stride) if rule == "blur" else tf.nn.avg_pool2d(x, stride, stride, "VALID")
+
+
+def pool_stem(x: tf.Tensor, rule: str, anti_aliasing: str) -> tf.Tensor:
+    """`max_pool`, or the pool that `anti_aliasing` puts in its place."""
+    if anti_aliasing == "none" or rule == "none":
+        return max_pool(x, rule)
+    if anti_aliasing == "blur":
+        x = tf.nn.max_pool2d(x, 3, 1, "SAME")
+    return anti_aliasing_pool(x, anti_aliasing, 2)
+
+
+def pool_globally(x: tf.Tensor, rule: str) -> tf.Tensor:
+    """(N, H, W, C) -> (N, C): mean ("avg"), maximum ("max") or half their sum ("avgmax").
+
+    "catavgmax" is the mean followed by the maximum: (N, 2 C).
+    """
+    if rule == "avg":
+        return tf.reduce_mean(x, [1, 2])
+    maximum = tf.reduce_max(x, [1, 2])
+    if rule == "max":
+        return maximum
+    mean = tf.reduce_mean(x, [1, 2])
+    return tf.concat([mean, maximum], 1) if rule == "catavgmax" else 0.5 * mean + 0.5 * maximum
 
 
 def adaptive_average_pool(x: tf.Tensor, size: int) -> tf.Tensor:

@@ -24,7 +24,7 @@ from .attention import (
 )
 from .blocks import make_head, make_norm, make_stage
 from .keywords import check_keywords
-from .layers import conv2d, max_pool
+from .layers import ACTIVATIONS, anti_aliasing_pool, conv2d, pool_globally, pool_stem
 
 CONFIG_COLLECTION = "resnet_config"  # one JSON text per network of a graph: its scope and its keywords
 
@@ -44,10 +44,14 @@ def resnet(
     stem: str = "7x7",
     stem_width: int = 64,
     stem_pool: str | None = None,
+    strides: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
     stride_in: str = "conv2",
     downsample_kernel: int = 1,
     downsample_pool: str = "none",
     norm: str = "bn",
+    activation: str = "relu",
+    anti_aliasing: str = "none",
     attention: str = "none",
     reduction: int = 16,
     hidden_rule: str = "floor",
@@ -61,10 +65,13 @@ def resnet(
     cbam_spatial_bias: bool = False,
     cbam_spatial_input: str = "refined",
     eca_kernel_sizes: Sequence[int] | None = None,
+    eca_padding: str = "zeros",
     bn_epsilon: float = 1e-5,
     bn_momentum: float = 0.1,
+    global_pool: str = "avg",
     dropout: float = 0.0,
     num_classes: int = 1000,
+    head_bias: bool = True,
     in_channels: int = 3,
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """A residual network with SE, CBAM, ECA or no attention.
@@ -84,20 +91,29 @@ def resnet(
             3 * (stem_width // 4) wide) or "3x3" (stride 1, for small images).
         stem_width: channels of the stem.
         stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
-            ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
-        downsample_kernel: kernel size of the strided projections.
-        downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+            ("same"), a 3x3 convolution with normalisation and activation in its place ("conv"), or "none";
+            None means "none" with the "3x3" stem and "pad1" otherwise.
+        strides: of the stages, each 1 or 2; None for 1, 2, 2 ...
+        dilations: of the stages' 3x3 convolutions; the first block of a stage begins with that of the
+            previous stage. None for 1. Output stride 16: strides (1, 2, 2, 1), dilations (1, 1, 1, 2).
+        downsample_kernel: kernel size of the strided or dilated projections.
+        downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
             batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
+        anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
+            "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `squeeze_excitation` and `cbam`.
-        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
+        eca_kernel_sizes, eca_padding: one odd size per stage, None for the paper's rule; see `eca`.
         relu_before_attention: see `attention_and_shortcut`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
+        global_pool: "avg", "max", "avgmax" (half their sum) or "catavgmax" (the one after the other).
         dropout: probability before `fc`, below 1.
         num_classes: of the classifier `fc`; 0 for none, the output is then `pooled`.
+        head_bias: whether `fc` has a bias.
 
     Returns:
         logits (N, num_classes), and the end points: `stem`, `layer1` ..., `pooled` (N, C), `logits`.
@@ -120,30 +136,38 @@ def resnet(
         if name not in ("images", "is_training", "scope", "reuse")
     }
     c = check_keywords(c, "resnet")
-    names = ("depths", "stem", "stem_width", "stem_pool", "norm")
-    depths, stem, stem_width, stem_pool, norm = (c[name] for name in names)
+    names = ("depths", "stem", "stem_width", "norm", "anti_aliasing")
+    depths, stem, stem_width, norm, anti_aliasing = (c[name] for name in names)
     check_is_training(is_training)
     images = graph_input(images, c["in_channels"], "images")
     if images.dtype not in (tf.float32, tf.float64):
         raise ValueError(f"images of dtype {images.dtype.name}, expected float32 or float64")
     conv, bn = partial(conv2d, bias=norm != "bn"), make_norm(c, is_training)
+    act = ACTIVATIONS[c["activation"]]
     end_points: dict[str, tf.Tensor] = {}
 
     with open_scope(scope, reuse) as opened:
         tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": c}))
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
-        x = tf.nn.relu(bn(conv(images, first, kernel_size, stride, scope="conv1"), scope="bn1"))
+        x = act(bn(conv(images, first, kernel_size, stride, scope="conv1"), scope="bn1"))
         if stem in ("deep", "deep_tiered"):
-            x = tf.nn.relu(bn(conv(x, stem_width, 3, scope="conv2"), scope="bn2"))
-            x = tf.nn.relu(bn(conv(x, 2 * stem_width, 3, scope="conv3"), scope="bn3"))
-        end_points["stem"] = x = max_pool(x, stem_pool or ("none" if stem == "3x3" else "pad1"))
+            x = act(bn(conv(x, stem_width, 3, scope="conv2"), scope="bn2"))
+            x = act(bn(conv(x, 2 * stem_width, 3, scope="conv3"), scope="bn3"))
+        rule = c["stem_pool"] or ("none" if stem == "3x3" else "pad1")
+        if rule == "conv":  # in place of the pool
+            x = conv(x, int(x.shape[-1]), 3, 2 if anti_aliasing == "none" else 1, scope="pool_conv")
+            x = x if anti_aliasing == "none" else anti_aliasing_pool(x, anti_aliasing, 2)
+            x = act(bn(x, scope="pool_bn"))
+        else:
+            x = pool_stem(x, rule, anti_aliasing)
+        end_points["stem"] = x
         for stage in range(len(depths)):
             end_points[f"layer{stage + 1}"] = x = make_stage(x, stage, c, is_training)
-        end_points["pooled"] = x = tf.reduce_mean(x, [1, 2])
+        end_points["pooled"] = x = pool_globally(x, c["global_pool"])
         if is_training and c["dropout"] > 0:
             x = tf.nn.dropout(x, rate=c["dropout"])
-        end_points["logits"] = make_head(x, c["num_classes"], scope="fc")
+        end_points["logits"] = make_head(x, c["num_classes"], c["head_bias"], scope="fc")
     return end_points["logits"], end_points
 
 

@@ -44,12 +44,14 @@ def vgg(
     cbam_spatial_bias: bool = False,
     cbam_spatial_input: str = "refined",
     eca_kernel_sizes: Sequence[int] | None = None,
+    eca_padding: str = "zeros",
     pool_size: int = 7,
     head_width: int = 4096,
     bn_epsilon: float = 1e-5,
     bn_momentum: float = 0.1,
     dropout: float = 0.5,
     num_classes: int = 1000,
+    head_bias: bool = True,
     in_channels: int = 3,
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
     """VGG with batch normalisation.
@@ -71,12 +73,13 @@ def vgg(
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `squeeze_excitation` and `cbam`.
-        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
+        eca_kernel_sizes, eca_padding: one odd size per stage, None for the paper's rule; see `eca`.
         pool_size: rows and columns of the average pool before the classifier.
         head_width: of the two hidden layers of the classifier.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
         dropout: probability after each hidden layer of the classifier, below 1.
         num_classes: of the last layer; 0 for none, the output is then the last hidden layer.
+        head_bias: whether the last layer has a bias.
 
     Returns:
         logits (N, num_classes), and the end points: `stage1` ..., `pooled` (N, C * 7 * 7), `logits`.
@@ -126,7 +129,7 @@ def vgg(
             x = tf.nn.relu(dense(x, c["head_width"], scope=f"classifier_{number}"))
             if is_training and c["dropout"] > 0:
                 x = tf.nn.dropout(x, rate=c["dropout"])
-        end_points["logits"] = make_head(x, c["num_classes"], scope="classifier_6")
+        end_points["logits"] = make_head(x, c["num_classes"], c["head_bias"], scope="classifier_6")
     return end_points["logits"], end_points
 
 

@@ -200,6 +200,7 @@ class ECA(nn.Module):
     Args:
         channels: C of the input.
         kernel_size: odd; None computes it from C by eq. 12.
+        padding: beyond the first and last channel, "zeros" or "circular" (the channels form a ring).
 
     Raises:
         ValueError: an argument is invalid, or the input has the wrong shape.
@@ -209,11 +210,12 @@ class ECA(nn.Module):
         (5,)
     """
 
-    def __init__(self, channels: int, kernel_size: int | None = None):
+    def __init__(self, channels: int, kernel_size: int | None = None, padding: str = "zeros"):
         super().__init__()
         self.channels = check_int("channels", channels)
         size = eca_kernel_size(channels) if kernel_size is None else check_odd("kernel_size", kernel_size)
-        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False)
+        mode = check_choice("padding", padding, ("zeros", "circular"))
+        self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False, padding_mode=mode)
 
     def forward(self, x: Tensor) -> Tensor:
         check_input(x, self.channels)

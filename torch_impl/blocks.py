@@ -10,17 +10,26 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import CBAM, ECA, SqueezeExcitation, kaiming_normal
+from .keywords import stage_steps
+from .layers import ACTIVATIONS, DilatedAveragePool, anti_aliasing_pool
 
 
 def conv2d(
-    inputs: int, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, *, bias: bool = False
+    inputs: int,
+    outputs: int,
+    kernel_size: int,
+    stride: int = 1,
+    groups: int = 1,
+    *,
+    dilation: int = 1,
+    bias: bool = False,
 ) -> nn.Conv2d:
-    """A convolution padded by k // 2 on each side, by default without bias."""
-    conv = nn.Conv2d(inputs, outputs, kernel_size, stride, kernel_size // 2, groups=groups, bias=bias)
+    """A convolution padded by dilation * (k // 2) on each side, by default without bias."""
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, dilation, groups, bias)
     return kaiming_normal(conv)
 
 
@@ -28,9 +37,42 @@ class ResidualBlock(nn.Module):
     """Base class of `BasicBlock` and `Bottleneck`: relu(attention(branch(x)) + shortcut(x)).
 
     A subclass creates its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
+
+    Args:
+        stride: 1 or 2.
+        dilation: of the 3x3 convolutions.
+        first_dilation: of the first 3x3 convolution; None for `dilation`.
+        activation: "relu", "silu", "gelu" or "leaky_relu" (slope 0.01), in place of each ReLU but the
+            attention's.
+        anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
+            "avg" (2x2 means) or "blur" (see `BlurPool2d`).
     """
 
     branch: Callable[[Tensor], Tensor]
+
+    def __init__(
+        self,
+        stride: int = 1,
+        *,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        activation: str = "relu",
+        anti_aliasing: str = "none",
+    ):
+        super().__init__()
+        self.activation = activation
+        self.dilation, self.first_dilation = dilation, first_dilation or dilation
+        self.aa: nn.Module | None = None
+        if anti_aliasing != "none" and (stride > 1 or self.first_dilation != dilation):
+            self.aa = anti_aliasing_pool(anti_aliasing, stride)
+
+    def act(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](x)
+
+    def act_and_pool(self, x: Tensor) -> Tensor:
+        """The activation after the strided convolution, and the pool that carries its stride."""
+        x = self.act(x)
+        return x if self.aa is None else self.aa(x)
 
     def add_attention_and_shortcut(
         self,
@@ -51,8 +93,8 @@ class ResidualBlock(nn.Module):
             inputs, outputs: channels of the block's input and output.
             stride: 1 or 2.
             attention: name in the block and module, such as ("se", SqueezeExcitation(256)).
-            relu_before_attention: whether a ReLU precedes the attention.
-            downsample_kernel, downsample_pool: the projection of a strided block.
+            relu_before_attention: whether an activation precedes the attention.
+            downsample_kernel, downsample_pool: the projection of a strided or dilated block.
             norm: channels -> batch normalisation.
             bias: whether the projection's convolution has a bias.
         """
@@ -63,10 +105,14 @@ class ResidualBlock(nn.Module):
             self.add_module(self.attention, module)
         self.downsample = self.downsample_pool = None
         if stride > 1 or inputs != outputs:
-            if stride > 1 and downsample_pool == "avg":
-                self.downsample_pool = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
-            kernel = downsample_kernel if stride > 1 else 1
-            conv = conv2d(inputs, outputs, kernel, 1 if self.downsample_pool else stride, bias=bias)
+            reduces = stride > 1 or self.dilation > 1  # dilation stands for a stride
+            if reduces and downsample_pool == "avg":
+                plain = nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False)
+                self.downsample_pool = plain if stride > 1 else DilatedAveragePool()
+                stride = 1
+            kernel = downsample_kernel if reduces else 1
+            dilation = self.first_dilation if kernel > 1 else 1
+            conv = conv2d(inputs, outputs, kernel, stride, dilation=dilation, bias=bias)
             self.downsample = nn.Sequential(conv, norm(outputs))
 
     def shortcut(self, x: Tensor) -> Tensor:
@@ -77,10 +123,10 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.branch(x)
         if self.relu_before_attention:
-            y = F.relu(y, inplace=True)
+            y = self.act(y)
         if self.attention is not None:
             y = self.get_submodule(self.attention)(y)
-        return F.relu(y + self.shortcut(x), inplace=True)
+        return self.act(y + self.shortcut(x))
 
 
 class BasicBlock(ResidualBlock):
@@ -94,6 +140,7 @@ class BasicBlock(ResidualBlock):
         stride: of the first convolution.
         norm: channels -> batch normalisation.
         bias: whether the convolutions have biases.
+        dilation, first_dilation, activation, anti_aliasing: see `ResidualBlock`.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
 
     Example:
@@ -113,15 +160,26 @@ class BasicBlock(ResidualBlock):
         *,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         bias: bool = False,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        activation: str = "relu",
+        anti_aliasing: str = "none",
         **keywords: Any,
     ):
-        super().__init__()
-        self.conv1, self.bn1 = conv2d(inputs, planes, 3, stride, bias=bias), norm(planes)
-        self.conv2, self.bn2 = conv2d(planes, planes, 3, bias=bias), norm(planes)
+        super().__init__(
+            stride,
+            dilation=dilation,
+            first_dilation=first_dilation,
+            activation=activation,
+            anti_aliasing=anti_aliasing,
+        )
+        conv, first = partial(conv2d, bias=bias), 1 if self.aa else stride
+        self.conv1, self.bn1 = conv(inputs, planes, 3, first, dilation=self.first_dilation), norm(planes)
+        self.conv2, self.bn2 = conv(planes, planes, 3, dilation=dilation), norm(planes)
         self.add_attention_and_shortcut(inputs, planes, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        y = self.act_and_pool(self.bn1(self.conv1(x)))
         return self.bn2(self.conv2(y))
 
 
@@ -138,6 +196,7 @@ class Bottleneck(ResidualBlock):
         reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: channels -> batch normalisation.
         bias: whether the convolutions have biases.
+        dilation, first_dilation, activation, anti_aliasing: see `ResidualBlock`.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
 
     Example:
@@ -161,20 +220,33 @@ class Bottleneck(ResidualBlock):
         stride_in: str = "conv2",
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         bias: bool = False,
+        dilation: int = 1,
+        first_dilation: int | None = None,
+        activation: str = "relu",
+        anti_aliasing: str = "none",
         **keywords: Any,
     ):
-        super().__init__()
+        super().__init__(
+            stride,
+            dilation=dilation,
+            first_dilation=first_dilation,
+            activation=activation,
+            anti_aliasing=anti_aliasing,
+        )
         width, outputs = int(planes * width_per_group / 64) * groups, planes * self.expansion
-        first = width // reduce_first
+        first, conv = width // reduce_first, partial(conv2d, bias=bias)
         stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
-        self.conv1, self.bn1 = conv2d(inputs, first, 1, stride1, bias=bias), norm(first)
-        self.conv2, self.bn2 = conv2d(first, width, 3, stride2, groups, bias=bias), norm(width)
-        self.conv3, self.bn3 = conv2d(width, outputs, 1, bias=bias), norm(outputs)
+        if self.aa:
+            stride1 = stride2 = 1
+        self.conv1, self.bn1 = conv(inputs, first, 1, stride1), norm(first)
+        self.conv2 = conv(first, width, 3, stride2, groups, dilation=self.first_dilation)
+        self.bn2 = norm(width)
+        self.conv3, self.bn3 = conv(width, outputs, 1), norm(outputs)
         self.add_attention_and_shortcut(inputs, outputs, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = F.relu(self.bn2(self.conv2(y)), inplace=True)
+        y = self.act(self.bn1(self.conv1(x)))
+        y = self.act_and_pool(self.bn2(self.conv2(y)))
         return self.bn3(self.conv3(y))
 
 
@@ -200,7 +272,7 @@ def make_attention(channels: int, stage: int, c: Mapping[str, Any]) -> tuple[str
         )
     elif c["attention"] == "eca":
         sizes = c["eca_kernel_sizes"]
-        module = ECA(channels, None if sizes is None else sizes[stage])
+        module = ECA(channels, None if sizes is None else sizes[stage], c["eca_padding"])
     else:
         return None
     return c["attention"], module
@@ -213,24 +285,24 @@ def make_norm(c: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     return partial(nn.BatchNorm2d, eps=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
-def make_head(inputs: int, num_classes: int) -> nn.Module:
+def make_head(inputs: int, num_classes: int, bias: bool) -> nn.Module:
     """Return the classifier, which without classes does nothing."""
-    return nn.Linear(inputs, num_classes) if num_classes else nn.Identity()
+    return nn.Linear(inputs, num_classes, bias) if num_classes else nn.Identity()
 
 
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any]) -> nn.Sequential:
-    """The blocks of one stage. `stage` counts from 0; every stage but the first halves the resolution."""
+    """The blocks of one stage, which counts from 0."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
-    names = ["relu_before_attention", "downsample_kernel", "downsample_pool"]
+    names = ["relu_before_attention", "downsample_kernel", "downsample_pool", "activation", "anti_aliasing"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
     keywords = {name: c[name] for name in names} | {"norm": make_norm(c), "bias": c["norm"] != "bn"}
     planes = c["width"] * 2**stage
     outputs = planes * block.expansion
+    stride, first_dilation, dilation = stage_steps(stage, c)
     blocks = []
-    for index in range(c["depths"][stage]):
-        stride = 2 if stage > 0 and index == 0 else 1
-        attention = make_attention(outputs, stage, c)
-        blocks.append(block(inputs, planes, stride, attention=attention, **keywords))
-        inputs = outputs
+    for _ in range(c["depths"][stage]):
+        keywords |= {"first_dilation": first_dilation, "dilation": dilation}
+        blocks.append(block(inputs, planes, stride, attention=make_attention(outputs, stage, c), **keywords))
+        inputs, stride, first_dilation = outputs, 1, dilation
     return nn.Sequential(*blocks)

@@ -19,6 +19,7 @@ from .keywords import check_keywords
 _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a module and attribute
     "in_channels": r"(conv1|features\.0)\.in_channels",
     "num_classes": r"(fc|classifier\.6)\.out_features",
+    "head_bias": r"(fc|classifier\.6)\.bias",
     "dropout": r"(dropout|classifier\.[25])\.p",
     "bn_epsilon": r".*\.eps",
     "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
@@ -26,6 +27,9 @@ _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a modu
     "cbam_order": r".*\.cbam\.spatial\.order",
     "cbam_spatial_input": r".*\.cbam\.spatial_input",
     "relu_before_attention": r".*\.relu_before_attention",
+    "activation": r"(.*\.)?activation",
+    "global_pool": r"global_pool",
+    "eca_padding": r".*\.eca\.conv\.padding_mode",
 }
 _SKIPPED = ("training", "process_group")  # attributes without effect on the meaning of weights
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}  # classes that compute the same at inference
@@ -43,6 +47,8 @@ def settings(module: nn.Module) -> dict[str, Any]:
         if path and not isinstance(part, nn.Identity):
             kind = type(part).__name__
             found[path] = _SAME.get(kind, kind)
+        if isinstance(part, nn.Linear):
+            found[f"{path}.bias"] = part.bias is not None
         for name, value in vars(part).items():
             if isinstance(value, _PLAIN) and not name.startswith("_") and name not in _SKIPPED:
                 found[f"{path}.{name}".lstrip(".")] = value

@@ -11,29 +11,12 @@ Parameter names are torchvision's. Read it beside the same file in `keras_impl` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .blocks import Bottleneck, conv2d, make_head, make_norm, make_stage
+from .layers import ACTIVATIONS, STEM_POOLS, anti_aliasing_pool, pool_globally
 from .live import Network, settings
-
-
-class MaxPoolSame(nn.Module):
-    """Max-pool 3x3, stride 2, with TensorFlow's SAME padding, which pads even sizes at the end only."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        (top, bottom), (left, right) = ((size % 2, 1) for size in x.shape[2:])
-        return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), 3, 2)
-
-
-_STEM_POOLS: dict[str, Callable[[], nn.Module]] = {
-    "pad1": partial(nn.MaxPool2d, 3, 2, padding=1),
-    "ceil": partial(nn.MaxPool2d, 3, 2, ceil_mode=True),
-    "same": MaxPoolSame,
-    "none": nn.Identity,
-}
 
 
 class ResNet(Network):
@@ -48,20 +31,29 @@ class ResNet(Network):
             3 * (stem_width // 4) wide) or "3x3" (stride 1, for small images).
         stem_width: channels of the stem.
         stem_pool: max-pool 3x3 stride 2 padded by 1 ("pad1"), by Caffe's rule ("ceil"), by TensorFlow's
-            ("same"), or "none"; None means "none" with the "3x3" stem and "pad1" otherwise.
-        downsample_kernel: kernel size of the strided projections.
-        downsample_pool: "avg" puts a 2x2 average pool before the strided projections.
+            ("same"), a 3x3 convolution with normalisation and activation in its place ("conv"), or "none";
+            None means "none" with the "3x3" stem and "pad1" otherwise.
+        strides: of the stages, each 1 or 2; None for 1, 2, 2 ...
+        dilations: of the stages' 3x3 convolutions; the first block of a stage begins with that of the
+            previous stage. None for 1. Output stride 16: strides (1, 2, 2, 1), dilations (1, 1, 1, 2).
+        downsample_kernel: kernel size of the strided or dilated projections.
+        downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
             batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+        activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
+        anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
+            "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
         attention: "none", "se", "cbam" or "eca".
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
-        eca_kernel_sizes: odd, one per stage; None for the paper's rule.
+        eca_kernel_sizes, eca_padding: one odd size per stage, None for the paper's rule; see `ECA`.
         relu_before_attention: see `ResidualBlock`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
+        global_pool: "avg", "max", "avgmax" (half their sum) or "catavgmax" (the one after the other).
         dropout: probability before `fc`, below 1.
         num_classes: of the classifier `fc`; 0 for none, the output is then `pooled`.
+        head_bias: whether `fc` has a bias.
 
     Raises:
         ValueError: an argument is invalid.
@@ -75,7 +67,7 @@ class ResNet(Network):
     """
 
     kind = "resnet"
-    stem_pools = _STEM_POOLS
+    stem_pools = STEM_POOLS
 
     def __init__(
         self,
@@ -89,10 +81,14 @@ class ResNet(Network):
         stem: str = "7x7",
         stem_width: int = 64,
         stem_pool: str | None = None,
+        strides: Sequence[int] | None = None,
+        dilations: Sequence[int] | None = None,
         stride_in: str = "conv2",
         downsample_kernel: int = 1,
         downsample_pool: str = "none",
         norm: str = "bn",
+        activation: str = "relu",
+        anti_aliasing: str = "none",
         attention: str = "none",
         reduction: int = 16,
         hidden_rule: str = "floor",
@@ -106,18 +102,22 @@ class ResNet(Network):
         cbam_spatial_bias: bool = False,
         cbam_spatial_input: str = "refined",
         eca_kernel_sizes: Sequence[int] | None = None,
+        eca_padding: str = "zeros",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
+        global_pool: str = "avg",
         dropout: float = 0.0,
         num_classes: int = 1000,
+        head_bias: bool = True,
         in_channels: int = 3,
     ):
         c = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         super().__init__(c)
         c = self.config
-        names = ("block", "depths", "width", "stem", "stem_width", "stem_pool", "norm")
-        block, depths, width, stem, stem_width, stem_pool, norm = (c[name] for name in names)
+        names = ("block", "depths", "width", "stem", "stem_width", "norm")
+        block, depths, width, stem, stem_width, norm = (c[name] for name in names)
         bn, bias = make_norm(c), norm != "bn"
+        self.activation, self.global_pool = c["activation"], c["global_pool"]
 
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
@@ -127,22 +127,42 @@ class ResNet(Network):
             channels = 2 * stem_width
             self.conv2, self.bn2 = conv2d(first, stem_width, 3, bias=bias), bn(stem_width)
             self.conv3, self.bn3 = conv2d(stem_width, channels, 3, bias=bias), bn(channels)
-        self.maxpool = _STEM_POOLS[stem_pool or ("none" if stem == "3x3" else "pad1")]()
+        self._add_stem_pool(channels)
 
         self.stage_names = [f"layer{stage + 1}" for stage in range(len(depths))]
         for stage, name in enumerate(self.stage_names):
             self.add_module(name, make_stage(channels, stage, c))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = nn.Dropout(c["dropout"])
-        self.num_features = channels
-        self.fc = make_head(channels, c["num_classes"])
+        self.num_features = channels * (2 if self.global_pool == "catavgmax" else 1)
+        self.fc = make_head(self.num_features, c["num_classes"], c["head_bias"])
         self._made = settings(self)
 
+    def _add_stem_pool(self, channels: int) -> None:
+        """Add `maxpool`, or for "conv" a convolution `pool_conv` and its norm `pool_bn` before it."""
+        c = self.config
+        rule = c["stem_pool"] or ("none" if c["stem"] == "3x3" else "pad1")
+        blurs = c["anti_aliasing"] != "none" and rule != "none"
+        self.stem_convolves = rule == "conv"
+        if rule == "conv":
+            self.pool_conv = conv2d(channels, channels, 3, 1 if blurs else 2, bias=c["norm"] != "bn")
+            self.pool_bn = make_norm(c)(channels)
+        self.maxpool: nn.Module = nn.Identity() if rule == "conv" else STEM_POOLS[rule]()
+        if blurs:
+            self.maxpool = anti_aliasing_pool(c["anti_aliasing"], 2)
+            if rule == "pad1" and c["anti_aliasing"] == "blur":
+                self.maxpool = nn.Sequential(nn.MaxPool2d(3, 1, 1), self.maxpool)
+
+    def act(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](x)
+
     def forward_stem(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.act(self.bn1(self.conv1(x)))
         if self.deep_stem:
-            x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-            x = F.relu(self.bn3(self.conv3(x)), inplace=True)
+            x = self.act(self.bn2(self.conv2(x)))
+            x = self.act(self.bn3(self.conv3(x)))
+        if self.stem_convolves:
+            return self.act(self.pool_bn(self.maxpool(self.pool_conv(x))))
         return self.maxpool(x)
 
     def stages(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -150,7 +170,7 @@ class ResNet(Network):
         yield "stem", self.forward_stem
         for name in self.stage_names:
             yield name, self.get_submodule(name)
-        yield "pooled", lambda x: x.mean((2, 3))
+        yield "pooled", lambda x: pool_globally(x, self.global_pool)
         yield "logits", lambda x: self.fc(self.dropout(x))
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:

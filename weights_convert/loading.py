@@ -169,6 +169,8 @@ def _notes(found: Candidate) -> list[str]:
         notes.append(f"{len(merged)} grouped convolutions were stored in one part per group, and are merged")
     if getattr(found.spec, "num_classes", None) == 0:
         notes.append("it has no classifier: num_classes=0")
+    elif not getattr(found.spec, "head_bias", True):
+        notes.append("its classifier has no bias: head_bias=False")
     return notes
 
 

@@ -99,4 +99,5 @@ ATTENTION_SPECS = {
     "cbam_kernel_3": AttentionSpec(attention="cbam", channels=16, cbam_kernel_size=3, bn_epsilon=1e-3),
     "eca": AttentionSpec(attention="eca", channels=64, eca_kernel_size=3),
     "eca_5": AttentionSpec(attention="eca", channels=32, eca_kernel_size=5),
+    "eca_circular": AttentionSpec(attention="eca", channels=32, eca_kernel_size=5, eca_padding="circular"),
 }

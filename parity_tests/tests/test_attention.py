@@ -26,7 +26,7 @@ def keywords(spec: AttentionSpec) -> dict[str, object]:
     if spec.attention == "se":
         return {"reduction": spec.reduction, "hidden_rule": spec.hidden_rule, "bias": spec.se_bias}
     if spec.attention == "eca":
-        return {"kernel_size": spec.eca_kernel_size}
+        return {"kernel_size": spec.eca_kernel_size, "padding": spec.eca_padding}
     return {
         "reduction": spec.reduction,
         "hidden_rule": spec.hidden_rule,

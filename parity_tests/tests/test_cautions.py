@@ -23,6 +23,11 @@ from weights_convert.spec import TRAINING_ONLY
 SPEC = tiny(attention="cbam")
 INFERENCE = {
     "stem_pool": "pad1",
+    "strides": None,
+    "dilations": None,
+    "activation": "relu",
+    "anti_aliasing": "none",
+    "global_pool": "avg",
     "stride_in": "conv2",
     "downsample_pool": "none",
     "relu_before_attention": False,

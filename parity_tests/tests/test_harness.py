@@ -66,7 +66,7 @@ def swapped_maps(patch):
 
 
 def ceil_pool(patch):
-    patch.setitem(torch_impl.resnet._STEM_POOLS, "pad1", torch_impl.resnet._STEM_POOLS["ceil"])
+    patch.setitem(torch_impl.resnet.STEM_POOLS, "pad1", torch_impl.resnet.STEM_POOLS["ceil"])
 
 
 def transposed_kernels(patch):

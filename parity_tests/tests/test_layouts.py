@@ -79,21 +79,22 @@ SPECS = {
     **{f"block {name}": spec for name, spec in ATTENTION_SPECS.items()},
 }
 OTHER_WORDS = ("width_per_group", "hidden_rule", "reduction")  # several values give the same shapes
+STEPS = "stem_pool strides dilations activation anti_aliasing global_pool"
 UNSEEN = {  # keywords that no tensor shows, in order: `Inferred.assumed`
-    "resnet18": "stem_pool downsample_pool bn_epsilon bn_momentum dropout",
-    "resnet50": "stem_pool stride_in downsample_pool bn_epsilon bn_momentum dropout",
-    "se_resnet20": "stem_pool downsample_pool relu_before_attention bn_epsilon bn_momentum dropout",
-    "cbam_resnet20": "stem_pool downsample_pool relu_before_attention cbam_order cbam_spatial_input "
+    "resnet18": f"{STEPS} downsample_pool bn_epsilon bn_momentum dropout",
+    "resnet50": f"{STEPS} stride_in downsample_pool bn_epsilon bn_momentum dropout",
+    "se_resnet20": f"{STEPS} downsample_pool relu_before_attention bn_epsilon bn_momentum dropout",
+    "cbam_resnet20": f"{STEPS} downsample_pool relu_before_attention cbam_order cbam_spatial_input "
     "cbam_bn_momentum bn_epsilon bn_momentum dropout",
     "block se": "",
     "block cbam": "cbam_order cbam_spatial_input cbam_bn_momentum bn_epsilon",
     "block cbam_input": "cbam_order cbam_spatial_input",  # without a batch norm: no momentum, no epsilon
-    "norm=bias": "stem_pool stride_in downsample_pool dropout",
-    "norm=bias attention=cbam": "stem_pool stride_in downsample_pool relu_before_attention cbam_order "
+    "norm=bias": f"{STEPS} stride_in downsample_pool dropout",
+    "norm=bias attention=cbam": f"{STEPS} stride_in downsample_pool relu_before_attention cbam_order "
     "cbam_spatial_input cbam_bn_momentum bn_epsilon dropout",
-    "norm=bias attention=cbam cbam_bn=False": "stem_pool stride_in downsample_pool relu_before_attention "
+    "norm=bias attention=cbam cbam_bn=False": f"{STEPS} stride_in downsample_pool relu_before_attention "
     "cbam_order cbam_spatial_input dropout",
-    "block eca": "channels",
+    "block eca": "eca_padding channels",
 }
 
 

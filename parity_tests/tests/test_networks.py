@@ -41,6 +41,17 @@ VARIANTS = {
     },
     "eca": {"attention": "eca"},
     "one_channel": {"in_channels": 1, "num_classes": 2, "bn_epsilon": 1e-3},
+    "averaged": {"anti_aliasing": "avg", "downsample_pool": "avg", "activation": "silu"},
+    "blurred": {"anti_aliasing": "blur", "attention": "eca", "eca_padding": "circular", "block": "basic"}
+    | {"activation": "leaky_relu", "global_pool": "max"}
+    | TWO,
+    "dilated": {"strides": (1, 1), "dilations": (1, 2), "groups": 8, "width_per_group": 16}
+    | {"activation": "gelu", "downsample_kernel": 3}
+    | TWO,
+    "convolution_pool": {"stem_pool": "conv", "norm": "bias_bn", "strides": (1, 1), "head_bias": False}
+    | {"global_pool": "avgmax"},
+    "blurred_dilated": {"stem_pool": "conv", "anti_aliasing": "blur", "strides": (1, 1), "dilations": (1, 2)}
+    | {"downsample_pool": "avg", "global_pool": "catavgmax"},
 }
 ONCE_MORE = {  # with `-m exhaustive`: also covered above in combinations, or by block in test_attention
     "se_absolute": {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
@@ -57,8 +68,8 @@ ONCE_MORE = {  # with `-m exhaustive`: also covered above in combinations, or by
     "epsilon": {"bn_epsilon": 1e-3},
 }
 SPECS = {name: tiny(**{"depths": (1, 1)} | keywords) for name, keywords in (VARIANTS | ONCE_MORE).items()}
-QUICK = ("senet", "bias_cbam")
-FLOAT32 = ("basic", "senet", "cbam", "bias_bn_grouped", "bias_basic")
+QUICK = ("senet", "bias_cbam", "blurred_dilated")
+FLOAT32 = ("basic", "senet", "cbam", "bias_bn_grouped", "bias_basic", "blurred", "dilated")
 FULL_DEPTH = {  # the main job, which test_docs runs, is se_resnext50_32x4d at 224
     "plain": ["eca_resnet18", "cbam_resnet20"],
     "exhaustive": [

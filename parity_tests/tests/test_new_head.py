@@ -174,8 +174,11 @@ def test_a_file_without_a_classifier_says_so(tmp_path):
         tmp_path / "a.weights.h5"
     )
     np.savez(tmp_path / "half.npz", **{n: a for n, a in source.items() if n != "fc.bias"})
-    with pytest.raises(MismatchError, match=r"missing: fc\.bias"):
-        load(tmp_path / "half.npz", assume=True)
+    with load(tmp_path / "half.npz", assume=True) as checkpoint:
+        assert checkpoint.spec == changed(RESNET, {"head_bias": False})
+        assert "its classifier has no bias: head_bias=False" in checkpoint.notes
+    with pytest.raises(MismatchError, match="head_bias"):
+        load_into(torch_impl.ResNet(**RESNET.model_kwargs()), tmp_path / "half.npz", assume=True)
 
 
 @pytest.mark.quick

@@ -12,7 +12,7 @@ import keras_impl.layers
 import tf1_compat.layers
 from parity_tests.judge.numpy_reference.resnet import average_pool_2x2, max_pool
 from torch_impl.blocks import Bottleneck
-from torch_impl.resnet import _STEM_POOLS
+from torch_impl.layers import STEM_POOLS
 
 SIZES = [(7, 7), (8, 8), (7, 8), (2, 3), (12, 5)]
 
@@ -36,11 +36,11 @@ def in_tf1(function, *arguments) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("rule", _STEM_POOLS)
+@pytest.mark.parametrize("rule", STEM_POOLS)
 def test_max_pool(rule, size):
     x = inputs(size)
     reference = max_pool(x, rule)
-    np.testing.assert_array_equal(_STEM_POOLS[rule]()(torch.from_numpy(x)).numpy(), reference)
+    np.testing.assert_array_equal(STEM_POOLS[rule]()(torch.from_numpy(x)).numpy(), reference)
     np.testing.assert_array_equal(in_keras(keras_impl.layers.max_pool, x, rule), reference)
     np.testing.assert_array_equal(in_tf1(tf1_compat.layers.max_pool, x, rule), reference)
 

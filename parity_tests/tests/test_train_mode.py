@@ -25,6 +25,26 @@ SPECS = {
     "eca": tiny(attention="eca", block="basic", bn_momentum=0.3),
     "bias_bn": tiny(**GROUPED, norm="bias_bn", stem="deep_tiered"),
     "bias": tiny(**GROUPED, norm="bias", attention="cbam"),
+    "blurred_dilated": tiny(
+        **GROUPED | {"depths": (1, 1, 1)},
+        strides=(1, 2, 1),
+        dilations=(1, 1, 2),
+        anti_aliasing="blur",
+        stem_pool="conv",
+        activation="gelu",
+        global_pool="catavgmax",
+        downsample_pool="avg",
+        head_bias=False,
+    ),
+    "circular": tiny(
+        attention="eca",
+        block="basic",
+        eca_padding="circular",
+        strides=(1, 1),
+        anti_aliasing="avg",
+        activation="silu",
+        global_pool="avgmax",
+    ),
 }
 SIZE = (33, 30)
 GRADIENTS = {"weight": ("kernel", (3, 2, 0, 1)), "bias": ("bias", (0,))}  # in TensorFlow, axes to torch's

@@ -86,6 +86,11 @@ def _has(spec: Spec, values: Mapping[str, Any]) -> bool:
 V15: dict[str, Any] = {
     "norm": "bn",
     "stem_pool": "pad1",
+    "strides": None,
+    "dilations": None,
+    "activation": "relu",
+    "anti_aliasing": "none",
+    "global_pool": "avg",
     "stride_in": "conv2",
     "downsample_pool": "none",
     "relu_before_attention": False,

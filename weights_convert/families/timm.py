@@ -24,6 +24,9 @@ _AVERAGE_POOL = Variant(  # "d" models: the projection begins with the pool, in 
         "layer{s}.{b}.downsample.2": "layer{s}.{b}.downsample.1",
     },
 )
+_CONVOLUTION_POOL = Variant(  # ResNet-RS
+    {"stem_pool": "conv"}, {"maxpool.0": "pool_conv", "maxpool.1": "pool_bn"}
+)
 
 FAMILY = Family(
     name="timm",
@@ -36,7 +39,7 @@ FAMILY = Family(
         "layer{s}.{b}.se.spatial.conv.bn": "layer{s}.{b}.cbam.spatial.bn",
         "layer{s}.{b}.se.conv": "layer{s}.{b}.eca.conv",
     },
-    variants=(_DEEP_STEM, _AVERAGE_POOL),
+    variants=(_DEEP_STEM, _AVERAGE_POOL, _CONVOLUTION_POOL),
     attentions=("none", "se", "cbam", "eca"),
     mlp_1x1=("se", "cbam"),
     implies=V15

@@ -221,8 +221,11 @@ def config_of(model: Any) -> dict[str, Any]:
             raise MismatchError(f"the model no longer matches its keywords: {error}") from None
     spatial = getattr(model, "spatial", None)
     if spatial is None or not hasattr(model, "spatial_input"):  # SE and ECA: shapes show everything
-        channels = getattr(model, "channels", None)
-        return {} if channels is None else {"channels": channels}
+        channels, conv = getattr(model, "channels", None), getattr(model, "conv", None)
+        keywords: dict[str, Any] = {} if channels is None else {"channels": channels}
+        if conv is not None:
+            keywords["eca_padding"] = getattr(model, "padding", None) or conv.padding_mode
+        return keywords
     keywords = {"cbam_order": spatial.order, "cbam_spatial_input": model.spatial_input}
     if (bn := spatial.bn) is not None:
         in_torch = hasattr(bn, "eps")

@@ -26,7 +26,7 @@ from weights_convert.spec import KINDS, TRAINING_ONLY, network_spec, parameters
 _LAYOUT = LAYOUTS["tf1"]
 # collections of tf1_compat with the scope and keywords of networks, and of CBAM blocks
 _CONFIGS = [f"{kind.kind}_config" for kind in KINDS.values() if kind.network]
-_BLOCKS = "cbam_config"
+_BLOCKS = "attention_config"
 
 
 def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:

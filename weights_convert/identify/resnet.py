@@ -48,7 +48,7 @@ def infer(shapes: Shapes) -> Inferred | None:
 
 def _complete(keywords: dict[str, Any]) -> ResNetSpec:
     """The spec with these keywords, and the named model's values for keywords that shapes do not show."""
-    head = {k: v for k, v in keywords.items() if k in ("num_classes", "in_channels")}
+    head = {k: v for k, v in keywords.items() if k in ("num_classes", "in_channels", "head_bias")}
     shown = {k: v for k, v in keywords.items() if k not in head}
     for name, row in MODELS.items():
         if row.kind is ResNetSpec:
@@ -66,11 +66,24 @@ def infer_keywords(shapes: Shapes) -> dict[str, Any] | None:
     keywords: dict[str, Any] = {"depths": depths, "block": _block(shapes)}
     keywords |= _infer_stem(shapes) | _infer_norm(shapes) | _infer_widths(shapes, keywords["block"])
     keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
-    if head := first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias is never transposed
-        keywords["num_classes"] = most(head)
-    elif not {"fc.bias", "fc.weight"} & shapes.keys():
-        keywords["num_classes"] = 0
-    return keywords
+    return keywords | _infer_head(shapes, depths, keywords)
+
+
+def _infer_head(shapes: Shapes, depths: tuple[int, ...], keywords: dict[str, Any]) -> dict[str, Any]:
+    """The classifier: its classes, its bias, and whether it reads means and maxima."""
+    if not {"fc.bias", "fc.weight"} & shapes.keys():
+        return {"num_classes": 0}
+    head: dict[str, Any] = {}
+    if classes := first_axes(shapes, ("fc.bias", "fc.weight")):  # a bias is never transposed
+        head["num_classes"] = most(classes)
+    if "fc.bias" not in shapes:
+        head["head_bias"] = False
+    kernel = of_rank(shapes, "fc.weight", 2)
+    expansion = 4 if keywords["block"] == "bottleneck" else 1
+    channels = keywords.get("width", 0) * 2 ** (len(depths) - 1) * expansion
+    if kernel and channels and kernel[1] == 2 * channels:
+        head["global_pool"] = "catavgmax"
+    return head
 
 
 def _depths(shapes: Shapes) -> tuple[int, ...]:
@@ -90,6 +103,8 @@ def _block(shapes: Shapes) -> str:
 
 def _infer_stem(shapes: Shapes) -> dict[str, Any]:
     keywords: dict[str, Any] = {}
+    if not {"pool_conv.weight", "pool_bn.weight"}.isdisjoint(shapes):
+        keywords["stem_pool"] = "conv"
     if kernel := of_rank(shapes, "conv1.weight", 4):
         keywords["in_channels"] = kernel[1]
         keywords["stem"] = "7x7" if kernel[2] == 7 else "3x3"

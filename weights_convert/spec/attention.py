@@ -18,6 +18,7 @@ from weights_convert.spec.base import (
     dense,
     has_cbam,
     has_cbam_bn,
+    has_eca,
     set_fields,
 )
 
@@ -37,7 +38,8 @@ class AttentionSpec(Spec):
         "cbam_spatial_input": has_cbam,
         "cbam_bn_momentum": has_cbam_bn,
         "bn_epsilon": has_cbam_bn,
-        "channels": lambda spec: spec.attention == "eca",
+        "eca_padding": has_eca,
+        "channels": has_eca,
     }
 
     attention: str = "se"

@@ -53,6 +53,7 @@ class AttentionOptions:
     cbam_bn_momentum: float = 0.01
     cbam_spatial_bias: bool = False
     cbam_spatial_input: str = "refined"
+    eca_padding: str = "zeros"
     bn_epsilon: float = 1e-5
 
 
@@ -132,6 +133,10 @@ def has_cbam(spec: AttentionOptions) -> bool:
     return spec.attention == "cbam"
 
 
+def has_eca(spec: AttentionOptions) -> bool:
+    return spec.attention == "eca"
+
+
 def has_cbam_bn(spec: AttentionOptions) -> bool:
     return spec.attention == "cbam" and spec.cbam_bn
 
@@ -173,6 +178,9 @@ def changed(spec: Spec, keywords: Mapping[str, Any]) -> Any:
     values = spec.model_kwargs()
     if keywords.get("stem", values.get("stem")) != values.get("stem"):
         values.pop("stem_pool")  # its default depends on the stem
+    if len(keywords.get("depths", values.get("depths", ()))) != len(values.get("depths", ())):
+        for per_stage in ("strides", "dilations"):
+            values.pop(per_stage, None)
     return make_spec(type(spec), values | dict(keywords))
 
 

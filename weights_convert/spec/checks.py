@@ -58,17 +58,21 @@ def check_float(name: str, value: Any) -> float:
 CHOICES = {
     "block": ("bottleneck", "basic"),
     "stem": ("7x7", "deep", "deep_tiered", "3x3"),
-    "stem_pool": (None, "pad1", "ceil", "same", "none"),
+    "stem_pool": (None, "pad1", "ceil", "same", "conv", "none"),
     "stride_in": ("conv2", "conv1"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
     "norm": ("bn", "bias_bn", "bias"),
+    "activation": ("relu", "silu", "gelu", "leaky_relu"),
+    "anti_aliasing": ("none", "avg", "blur"),
+    "global_pool": ("avg", "max", "avgmax", "catavgmax"),
     "attention": ("none", "se", "cbam", "eca"),
     "hidden_rule": ("floor", "multiple_of_8", "absolute"),
     "cbam_order": ("max_mean", "mean_max"),
     "cbam_spatial_input": ("refined", "input"),
+    "eca_padding": ("zeros", "circular"),
 }
-_BOOLS = ("se_bias", "relu_before_attention", "cbam_mlp_bias", "cbam_bn", "cbam_spatial_bias")
+_BOOLS = ("se_bias", "relu_before_attention", "cbam_mlp_bias", "cbam_bn", "cbam_spatial_bias", "head_bias")
 _SIZES = (
     "width",
     "groups",
@@ -82,7 +86,7 @@ _SIZES = (
 )
 _FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
 MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
-_OR_NONE = {"eca_kernel_sizes": ", or None"}
+_OR_NONE = dict.fromkeys(("strides", "dilations", "eca_kernel_sizes"), ", or None")
 _OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # the only values for block="basic"
 
 
@@ -123,6 +127,16 @@ def check_odd_or_none(name: str, value: Any) -> tuple[int, ...] | None:
     return None if value is None else check_per_stage(name, value, check_odd)
 
 
+def check_strides(name: str, value: Any) -> tuple[int, ...] | None:
+    """Return None or the strides of the stages, each 1 or 2."""
+    return None if value is None else check_per_stage(name, value, partial(check_choice, choices=(1, 2)))
+
+
+def check_dilations(name: str, value: Any) -> tuple[int, ...] | None:
+    """Return None or the dilations of the stages."""
+    return None if value is None else check_per_stage(name, value, check_int)
+
+
 def check_widths(name: str, value: Any) -> tuple[int, ...]:
     """Return the channels per stage."""
     return check_per_stage(name, value, check_int)
@@ -139,6 +153,8 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "widths": check_widths,
     "cbam_kernel_size": check_odd,
     "eca_kernel_sizes": check_odd_or_none,
+    "strides": check_strides,
+    "dilations": check_dilations,
 }
 
 
@@ -155,10 +171,30 @@ def check_vgg(c: Mapping[str, Any]) -> None:
     check_stages(c, "eca_kernel_sizes")
 
 
+def stage_steps(stage: int, c: Mapping[str, Any]) -> tuple[int, int, int]:
+    """The stride of a stage (from 0), and the dilations of its first 3x3 convolution and of the others."""
+    strides = c["strides"] or (1, *[2] * (len(c["depths"]) - 1))
+    dilations = c["dilations"] or [1] * len(c["depths"])
+    return strides[stage], dilations[max(stage - 1, 0)], dilations[stage]
+
+
 def check_resnet(c: Mapping[str, Any]) -> None:
     """Raise `ValueError` for keywords of a residual network that are valid alone but invalid together."""
-    check_stages(c, "eca_kernel_sizes")
+    for name in ("eca_kernel_sizes", "strides", "dilations"):
+        check_stages(c, name)
     stages = len(c["depths"])
+    for stage in range(stages):
+        stride, dilation, _ = stage_steps(stage, c)
+        if stride > 1 and dilation > 1:
+            raise ValueError(
+                f"dilations={c['dilations']}: layer{stage + 1} has stride 2 after dilation {dilation}, "
+                "expected strides such as (1, 2, 1, 1) with dilations (1, 1, 2, 4)"
+            )
+    if c["anti_aliasing"] != "none" and c["stem_pool"] in ("ceil", "same"):
+        raise ValueError(
+            f"stem_pool={c['stem_pool']!r}: expected 'pad1', 'conv' or 'none' "
+            f"with anti_aliasing={c['anti_aliasing']!r}"
+        )
     if c["stem"] == "deep_tiered" and c["stem_width"] < 4:
         raise ValueError(
             f"stem_width={c['stem_width']}: expected at least 4 with stem='deep_tiered', "

@@ -18,6 +18,7 @@ from weights_convert.spec.base import (
     dense,
     has_cbam,
     has_cbam_bn,
+    has_eca,
     set_fields,
 )
 
@@ -34,13 +35,19 @@ class ResNetSpec(Spec):
     head = "fc"
     structure = ("block", "depths", "width", "groups", "width_per_group", "reduce_first", "attention")
     unseen = {  # noqa: RUF012
-        "stem_pool": lambda _: True,
+        "stem_pool": lambda spec: spec.stem_pool != "conv",
+        "strides": lambda _: True,
+        "dilations": lambda _: True,
+        "activation": lambda _: True,
+        "anti_aliasing": lambda _: True,
+        "global_pool": lambda spec: spec.global_pool != "catavgmax",
         "stride_in": lambda spec: spec.block == "bottleneck",
         "downsample_pool": lambda _: True,
         "relu_before_attention": lambda spec: spec.attention != "none",
         "cbam_order": has_cbam,
         "cbam_spatial_input": has_cbam,
         "cbam_bn_momentum": has_cbam_bn,
+        "eca_padding": has_eca,
         "bn_epsilon": lambda spec: spec.norm != "bias" or has_cbam_bn(spec),
         "bn_momentum": lambda spec: spec.norm != "bias",
         "dropout": lambda _: True,
@@ -55,15 +62,21 @@ class ResNetSpec(Spec):
     stem: str = "7x7"
     stem_width: int = 64  # the deep stems end with twice as many
     stem_pool: str | None = None  # None: "none" with the "3x3" stem, else "pad1"
+    strides: tuple[int, ...] | None = None  # of the stages; None: 1, 2, 2 ...
+    dilations: tuple[int, ...] | None = None  # of the stages' 3x3 convolutions; None: 1
     stride_in: str = "conv2"
-    downsample_kernel: int = 1  # of the strided projections; layer1's is 1x1
+    downsample_kernel: int = 1  # of the strided or dilated projections; layer1's is 1x1
     downsample_pool: str = "none"
     norm: str = "bn"  # after each convolution; "bias": batch normalisation folded into the convolution
+    activation: str = "relu"
+    anti_aliasing: str = "none"
     relu_before_attention: bool = False
     eca_kernel_sizes: tuple[int, ...] | None = None  # one per stage; None: the paper's rule
     bn_momentum: float = 0.1
+    global_pool: str = "avg"
     dropout: float = 0.0
     num_classes: int = 1000
+    head_bias: bool = True
     in_channels: int = 3
 
     def __post_init__(self) -> None:
@@ -71,6 +84,10 @@ class ResNetSpec(Spec):
             checked = checks.check_keywords(vars(self), self.kind)
         if checked["stem_pool"] is None:
             checked["stem_pool"] = "none" if checked["stem"] == "3x3" else "pad1"
+        stages = len(checked["depths"])
+        for keyword, default in (("strides", (1, *[2] * (stages - 1))), ("dilations", (1,) * stages)):
+            if checked[keyword] == default:
+                checked[keyword] = None
         set_fields(self, checked)
 
     def tensors(self) -> Iterator[Parameter]:
@@ -79,13 +96,16 @@ class ResNetSpec(Spec):
             kernel = 7 if self.stem == "7x7" else 3
             yield from add(f"conv{number}", f"bn{number}", channels, outputs, kernel)
             channels = outputs
+        if self.stem_pool == "conv":
+            yield from add("pool_conv", "pool_bn", channels, channels, 3)
         for stage, depth in enumerate(self.depths):
+            stride, _, dilation = checks.stage_steps(stage, vars(self))
             planes = self.width * 2**stage
             outputs = planes * (4 if self.block == "bottleneck" else 1)
             inner = planes * self.width_per_group // 64 * self.groups
             for index in range(depth):
                 prefix = f"layer{stage + 1}.{index}."
-                strided = stage > 0 and index == 0
+                reduces = index == 0 and (stride > 1 or dilation > 1)
                 if self.block == "bottleneck":
                     first = inner // self.reduce_first
                     yield from add(f"{prefix}conv1", f"{prefix}bn1", channels, first, 1)
@@ -96,19 +116,20 @@ class ResNetSpec(Spec):
                     yield from add(f"{prefix}conv2", f"{prefix}bn2", planes, planes, 3)
                 eca_size = self.eca_kernel_sizes[stage] if self.eca_kernel_sizes else None
                 yield from attention_tensors(self, f"{prefix}{self.attention}.", outputs, eca_size)
-                if strided or channels != outputs:
-                    kernel = self.downsample_kernel if strided else 1
+                if (index == 0 and stride > 1) or channels != outputs:
+                    kernel = self.downsample_kernel if reduces else 1
                     yield from add(
                         f"{prefix}downsample.0", f"{prefix}downsample.1", channels, outputs, kernel
                     )
                 channels = outputs
         if self.num_classes:
-            yield from dense("fc", channels, self.num_classes)
+            pooled = channels * (2 if self.global_pool == "catavgmax" else 1)
+            yield from dense("fc", pooled, self.num_classes, self.head_bias)
 
     @classmethod
     def widest(cls) -> list[Self]:
         return [
-            cls(stem="deep", norm="bias_bn", attention=kind, cbam_spatial_bias=True)
+            cls(stem="deep", stem_pool="conv", norm="bias_bn", attention=kind, cbam_spatial_bias=True)
             for kind in ("cbam", "se", "eca")
         ]
 
@@ -119,6 +140,7 @@ class ResNetSpec(Spec):
     def stages(self) -> dict[str, tuple[str, ...]]:
         numbers = range(1, 1 + len(stem_widths(self.stem, self.stem_width)))
         stem = tuple(f"{layer}{number}" for number in numbers for layer in ("conv", "bn"))
+        stem += ("pool_conv", "pool_bn") if self.stem_pool == "conv" else ()
         layers = {f"layer{stage}": (f"layer{stage}",) for stage in range(1, 1 + len(self.depths))}
         return {"stem": stem, **layers, "pooled": (), "logits": ("fc",)}
 
@@ -134,7 +156,9 @@ class ResNetSpec(Spec):
         if keyword == "relu_before_attention":
             return self.attention != "none"
         if keyword == "stem_pool":  # networks for small images have no pool
-            return self.stem != "3x3"
+            return self.stem != "3x3" and self.stem_pool != "conv"
+        if keyword == "global_pool":
+            return self.global_pool != "catavgmax"
         return self.block == "bottleneck" if keyword == "stride_in" else super().concerns(keyword)
 
     @property

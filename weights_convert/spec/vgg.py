@@ -17,6 +17,7 @@ from weights_convert.spec.base import (
     dense,
     has_cbam,
     has_cbam_bn,
+    has_eca,
     set_fields,
 )
 
@@ -33,6 +34,7 @@ class VGGSpec(Spec):
         "cbam_order": has_cbam,
         "cbam_spatial_input": has_cbam,
         "cbam_bn_momentum": has_cbam_bn,
+        "eca_padding": has_eca,
         "bn_epsilon": lambda spec: spec.norm != "bias" or has_cbam_bn(spec),
         "bn_momentum": lambda spec: spec.norm != "bias",
         "dropout": lambda _: True,
@@ -47,6 +49,7 @@ class VGGSpec(Spec):
     bn_momentum: float = 0.1
     dropout: float = 0.5
     num_classes: int = 1000
+    head_bias: bool = True
     in_channels: int = 3
 
     def __post_init__(self) -> None:
@@ -68,7 +71,7 @@ class VGGSpec(Spec):
         yield from dense("classifier.0", channels * self.pool_size**2, self.head_width)
         yield from dense("classifier.3", self.head_width, self.head_width)
         if self.num_classes:
-            yield from dense("classifier.6", self.head_width, self.num_classes)
+            yield from dense("classifier.6", self.head_width, self.num_classes, self.head_bias)
 
     @property
     def layers(self) -> int:

@@ -48,11 +48,14 @@ def cbam(x: np.ndarray, w: Weights, options: AttentionOptions, name: str = "") -
     return refined * sigmoid(gate)
 
 
-def eca(x: np.ndarray, w: Weights, name: str = "") -> np.ndarray:
-    """ECA eq. 5: s_c = sigmoid(sum over j of k_j z_{c + j - k//2}), z the mean over H, W, zero outside."""
+def eca(x: np.ndarray, w: Weights, padding: str = "zeros", name: str = "") -> np.ndarray:
+    """ECA eq. 5: s_c = sigmoid(sum over j of k_j z_{c + j - k//2}), z the mean over H, W.
+
+    Outside, z is zero, or with `padding="circular"` continues at the other end.
+    """
     kernel = w[f"{name}conv.weight"][0, 0]
     half = len(kernel) // 2
-    z = np.pad(x.mean((2, 3)), ((0, 0), (half, half)))
+    z = np.pad(x.mean((2, 3)), ((0, 0), (half, half)), mode="wrap" if padding == "circular" else "constant")
     s = sigmoid(np.lib.stride_tricks.sliding_window_view(z, len(kernel), axis=1) @ kernel)
     return x * s[:, :, None, None]
 
@@ -64,7 +67,7 @@ def attend(x: np.ndarray, w: Weights, options: AttentionOptions, name: str = "")
     if options.attention == "cbam":
         return cbam(x, w, options, name)
     if options.attention == "eca":
-        return eca(x, w, name)
+        return eca(x, w, options.eca_padding, name)
     return x
 
 

@@ -5,7 +5,8 @@ Arrays are (N, C, H, W); `w` maps canonical names (PyTorch's) to arrays.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,22 +22,42 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(-x))
 
 
-def windows(x: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """Every size x size window: (N, C, H, W) -> (N, C, H', W', size, size)."""
-    view = np.lib.stride_tricks.sliding_window_view(x, (size, size), axis=(2, 3))
-    return view[:, :, ::stride, ::stride]
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x times the normal distribution's function at x: x (1 + erf(x / sqrt 2)) / 2."""
+    erf = np.vectorize(math.erf, otypes=[np.float64])(x / math.sqrt(2))
+    return x * (1 + erf) / 2
+
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "relu": relu,
+    "silu": lambda x: x * sigmoid(x),
+    "gelu": gelu,
+    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+}
+
+
+def windows(x: np.ndarray, size: int, stride: int, dilation: int = 1) -> np.ndarray:
+    """Every size x size window of points `dilation` apart: (N, C, H, W) -> (N, C, H', W', size, size)."""
+    span = dilation * (size - 1) + 1
+    view = np.lib.stride_tricks.sliding_window_view(x, (span, span), axis=(2, 3))
+    return view[:, :, ::stride, ::stride, ::dilation, ::dilation]
 
 
 def pad(x: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], value: float = 0.0) -> np.ndarray:
     return np.pad(x, ((0, 0), (0, 0), rows, columns), constant_values=value)
 
 
-def conv2d(x: np.ndarray, kernel: np.ndarray, stride: int = 1, groups: int = 1) -> np.ndarray:
-    """y[n,o,i,j] = sum over c,u,v of kernel[o,c,u,v] x[n,c,stride i + u - k//2, stride j + v - k//2]."""
+def conv2d(
+    x: np.ndarray, kernel: np.ndarray, stride: int = 1, groups: int = 1, dilation: int = 1
+) -> np.ndarray:
+    """y[n,o,i,j] = sum over c,u,v of kernel[o,c,u,v] x[n,c,stride i + u', stride j + v'].
+
+    u' = dilation (u - k//2), and v' likewise.
+    """
     n, channels = x.shape[:2]
     outputs, inputs, size, _ = kernel.shape
-    half = size // 2
-    patches = windows(pad(x, (half, half), (half, half)), size, stride)  # (N, C, H', W', k, k)
+    half = dilation * (size // 2)
+    patches = windows(pad(x, (half, half), (half, half)), size, stride, dilation)  # (N, C, H', W', k, k)
     height, width = patches.shape[2:4]
     patches = patches.reshape(n, groups, channels // groups, height, width, size, size)
     columns = patches.transpose(0, 1, 2, 5, 6, 3, 4).reshape(n, groups, inputs * size * size, height * width)
@@ -60,10 +81,17 @@ def dense(x: np.ndarray, w: Weights, name: str) -> np.ndarray:
 
 
 def conv_norm(
-    x: np.ndarray, w: Weights, spec: Any, conv: str, bn: str, stride: int = 1, groups: int = 1
+    x: np.ndarray,
+    w: Weights,
+    spec: Any,
+    conv: str,
+    bn: str,
+    stride: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
 ) -> np.ndarray:
     """A convolution followed by batch normalisation, a bias, or both."""
-    y = conv2d(x, w[f"{conv}.weight"], stride, groups)
+    y = conv2d(x, w[f"{conv}.weight"], stride, groups, dilation)
     if spec.norm in ("bias_bn", "bias"):
         y = y + w[f"{conv}.bias"].reshape(1, -1, 1, 1)
     return y if spec.norm == "bias" else batch_norm(y, w, bn, spec.bn_epsilon)

@@ -1,0 +1,76 @@
+"""Activations and pooling of the residual networks in PyTorch.
+
+Arrays are (N, C, H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": partial(F.relu, inplace=True),
+    "silu": partial(F.silu, inplace=True),
+    "gelu": F.gelu,  # x Phi(x), with the exact error function
+    "leaky_relu": partial(F.leaky_relu, negative_slope=0.01, inplace=True),
+}
+
+
+class MaxPoolSame(nn.Module):
+    """Max-pool 3x3, stride 2, with TensorFlow's SAME padding, which pads even sizes at the end only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (top, bottom), (left, right) = ((size % 2, 1) for size in x.shape[2:])
+        return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), 3, 2)
+
+
+STEM_POOLS: dict[str, Callable[[], nn.Module]] = {
+    "pad1": partial(nn.MaxPool2d, 3, 2, padding=1),
+    "ceil": partial(nn.MaxPool2d, 3, 2, ceil_mode=True),
+    "same": MaxPoolSame,
+    "none": nn.Identity,
+}
+
+
+class BlurPool2d(nn.Module):
+    """The filter (1, 2, 1) / 4 along both axes, then every `stride`-th value; edges are mirrored.
+
+    Zhang, "Making Convolutional Networks Shift-Invariant Again", https://arxiv.org/abs/1904.11486.
+    """
+
+    def __init__(self, stride: int):
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, (1, 1, 1, 1), mode="reflect")
+        return F.avg_pool2d(F.avg_pool2d(x, 2, 1), 2, self.stride)  # two means of pairs are (1, 2, 1) / 4
+
+
+def anti_aliasing_pool(rule: str, stride: int) -> nn.Module:
+    """The pool that carries the stride of a convolution: "avg" or "blur"."""
+    return BlurPool2d(stride) if rule == "blur" else nn.AvgPool2d(stride)
+
+
+class DilatedAveragePool(nn.Module):
+    """Means of 2x2 squares, stride 1; a row and a column of zeros at the end keep the size, and count."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 1)
+
+
+def pool_globally(x: Tensor, rule: str) -> Tensor:
+    """(N, C, H, W) -> (N, C): mean ("avg"), maximum ("max") or half their sum ("avgmax").
+
+    "catavgmax" is the mean followed by the maximum: (N, 2 C).
+    """
+    if rule == "avg":
+        return x.mean((2, 3))
+    if rule == "max":
+        return x.amax((2, 3))
+    mean, maximum = x.mean((2, 3)), x.amax((2, 3))
+    return torch.cat((mean, maximum), 1) if rule == "catavgmax" else 0.5 * mean + 0.5 * maximum
