@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from weights_convert.errors import printable
+from weights_convert.families import FAMILIES
 from weights_convert.spec import TRAINING_ONLY, spec_values
 
 if TYPE_CHECKING:
@@ -62,15 +63,17 @@ def doubts(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None) -> It
     matter only in training, and a block itself refuses inputs with other `channels`.
     """
     whose, unsaid = checkpoint.path or "the weights", checkpoint.assumed
-    if not all(keyword in _NO_REASON for keyword in unsaid):
-        if model is None:
-            values, taken = spec_values(checkpoint.spec, unsaid), "defaults used"
-        else:
-            values = ", ".join(f"{name}={model[name]!r}" for name in unsaid if name in model)
-            taken = "the model's values used"
-        if values:
-            yield (
-                f"{whose}: does not specify these keywords, {taken}: {values}; set them with "
-                "settings={...} (--set KEY=VALUE), or accept them with assume=True (--assume)"
-            )
-    yield from checkpoint.cautions
+    if all(keyword in _NO_REASON for keyword in unsaid) and not checkpoint.cautions:
+        return
+    if model is None:
+        values, taken = spec_values(checkpoint.spec, unsaid), "defaults used"
+        if checkpoint.family is not None and FAMILIES[checkpoint.family].own is None:
+            taken = f"as in {checkpoint.family}'s networks"
+    else:
+        values = ", ".join(f"{name}={model[name]!r}" for name in unsaid if name in model)
+        taken = "the model's values used"
+    if lines := [text for text in (values, *checkpoint.cautions) if text]:
+        yield (
+            f"{whose}: does not specify these keywords, {taken}: {'; '.join(lines)}; set them with "
+            "settings={...} (--set KEY=VALUE), or accept them with assume=True (--assume)"
+        )

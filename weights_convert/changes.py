@@ -200,7 +200,8 @@ def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:
 
 
 def _differences(source: Checkpoint, implied: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: value for k, value in implied.items() if getattr(source.spec, k) != value}
+    wanted = changed(source.spec, implied)
+    return {k: getattr(wanted, k) for k in implied if getattr(source.spec, k) != getattr(wanted, k)}
 
 
 def _swapped(tensor: Tensor) -> np.ndarray:

@@ -37,7 +37,7 @@ def facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "odd": oddities(checkpoint),
         "left_out": checkpoint.left_out,
         "notes": checkpoint.notes,
-        "cautions": [family.caution for family in families if family.caution],
+        "cautions": checkpoint.cautions,
         "fed": str(checkpoint.feeds) if checkpoint.feeds else None,
         "feeds": dataclasses.asdict(checkpoint.feeds) if checkpoint.feeds else None,
     }

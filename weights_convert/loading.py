@@ -140,7 +140,7 @@ def _load(
         feeds=next((f.feeds for f in families if f.feeds is not None), None),
         left_out={**reader.left_out, **reading.left_out},
         notes=[*reader.notes, *_notes(found)],
-        cautions=[f"{reader.path}: {text}" for text in (found.family.caution,) if text and unsaid],
+        cautions=[found.family.caution] if found.family.caution and unsaid else [],
         source=source,
     )
 

@@ -23,8 +23,8 @@ from weights_convert.spec import TRAINING_ONLY
 SPEC = tiny(attention="cbam")
 INFERENCE = {
     "stem_pool": "pad1",
-    "strides": None,
-    "dilations": None,
+    "strides": (1, 2),
+    "dilations": (1, 1),
     "activation": "relu",
     "anti_aliasing": "none",
     "global_pool": "avg",

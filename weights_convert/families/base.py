@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, lru_cache, partial
 from typing import Any
@@ -108,6 +108,8 @@ CBAM: dict[str, Any] = {
     "cbam_spatial_input": "refined",
 }
 
+# Keywords that networks with torchvision's names vary: by its constructor, or by a changed copy of its code.
+VARIES = ("stem_pool", "strides", "dilations", "activation", "global_pool", "stride_in", "bn_epsilon")
 # The names of torchvision's ResNet, the basis of most projects.
 TORCHVISION: dict[str, str] = {
     "conv1": "conv1",
@@ -142,7 +144,10 @@ class Family:
         kinds: kinds of spec in its files.
         marks, bookkeeping: as in `Layout`.
         refused: spec values of known networks that this project cannot compute, and the reason.
-        caution: properties that names and shapes cannot show, for the user.
+        varies: keywords that change the output, that networks with these names vary, and that nothing in a
+            file shows: they are assumed to be the implied ones.
+        caution: another property of its networks that is assumed.
+        spelled: the project's name of a network -> its keywords, or None.
         written: whether files can be written in this family.
     """
 
@@ -164,7 +169,9 @@ class Family:
     marks: tuple[str, ...] = ()
     bookkeeping: tuple[Pattern, ...] = ()
     refused: tuple[tuple[Mapping[str, Any], str], ...] = ()
+    varies: tuple[str, ...] = ()
     caution: str = ""
+    spelled: Callable[[str], Mapping[str, Any] | None] = lambda name: None  # noqa: ARG005
     written: bool = False
     own: Layout | None = None  # a layout of this project, given by rules instead of a table
 

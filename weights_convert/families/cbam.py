@@ -1,6 +1,6 @@
 """CBAM as its authors published it: https://github.com/Jongchan/attention-module."""
 
-from weights_convert.families.base import CBAM, IMAGENET, TORCHVISION, V15, Family
+from weights_convert.families.base import CBAM, IMAGENET, TORCHVISION, V15, VARIES, Family
 
 FAMILY = Family(
     name="cbam",
@@ -14,6 +14,8 @@ FAMILY = Family(
     },
     attentions=("cbam",),
     implies=V15 | CBAM,
+    varies=VARIES,
+    caution="the attention follows the last batch norm of a block, before the sum",
     feeds=IMAGENET,
     written=True,
 )

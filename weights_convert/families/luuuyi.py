@@ -1,6 +1,6 @@
 """luuuyi's CBAM: https://github.com/luuuyi/CBAM.PyTorch; no biases, no batch norm, maps [mean, max]."""
 
-from weights_convert.families.base import CBAM, IMAGENET, TORCHVISION, V15, Family
+from weights_convert.families.base import CBAM, IMAGENET, TORCHVISION, V15, VARIES, Family
 
 FAMILY = Family(
     name="luuuyi",
@@ -15,5 +15,7 @@ FAMILY = Family(
     attentions=("cbam",),
     mlp_1x1=("cbam",),
     implies=V15 | CBAM | {"cbam_mlp_bias": False, "cbam_order": "mean_max", "cbam_bn": False},
+    varies=VARIES,
+    caution="the attention follows the last batch norm of a block, before the sum",
     feeds=IMAGENET,
 )

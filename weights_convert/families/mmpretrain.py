@@ -39,6 +39,7 @@ FAMILY = Family(
     attentions=("none", "se"),
     mlp_1x1=("se",),
     implies=V15 | {"se_bias": True},
+    varies=("strides", "dilations", "stride_in", "bn_epsilon"),
     feeds=Preprocessing("RGB", 255, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     labels={"se_resne": "seresne"},
 )

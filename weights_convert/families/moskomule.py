@@ -4,7 +4,7 @@ Its SE layer changed twice: the oldest files have a hidden width of 16 for every
 biases, current ones no biases. Shapes show the version.
 """
 
-from weights_convert.families.base import IMAGENET, TORCHVISION, V15, Family
+from weights_convert.families.base import IMAGENET, TORCHVISION, V15, VARIES, Family
 
 FAMILY = Family(
     name="moskomule",
@@ -13,5 +13,7 @@ FAMILY = Family(
     | {"layer{s}.{b}.se.fc.0": "layer{s}.{b}.se.fc1", "layer{s}.{b}.se.fc.2": "layer{s}.{b}.se.fc2"},
     attentions=("se",),
     implies=V15,
+    varies=VARIES,
+    caution="the attention follows the last batch norm of a block, before the sum",
     feeds=IMAGENET,
 )

@@ -5,6 +5,7 @@ the family `cadene`.
 """
 
 from weights_convert.families.base import IMAGENET, TORCHVISION, V15, Family, Variant
+from weights_convert.families.timm_models import keywords_of
 
 _DEEP_STEM = Variant(
     {"stem": ("deep", "deep_tiered")},
@@ -54,7 +55,15 @@ FAMILY = Family(
     },
     feeds=IMAGENET,
     labels={"se_resne": "seresne", "eca_resne": "ecaresne"},
-    caution="timm's blur-pool (resnetaa50, resnetblur50, seresnetaa50d), circular ECA (ceca) and dilated "
-    "models have the same names and shapes as plain ones, and other numbers",
+    varies=(
+        "strides",
+        "dilations",
+        "activation",
+        "anti_aliasing",
+        "global_pool",
+        "eca_padding",
+        "bn_epsilon",
+    ),
+    spelled=keywords_of,
     written=True,
 )

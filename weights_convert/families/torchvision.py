@@ -1,6 +1,6 @@
 """torchvision: ResNet and ResNeXt (https://github.com/pytorch/vision, models/resnet.py)."""
 
-from weights_convert.families.base import IMAGENET, TORCHVISION, V15, Family
+from weights_convert.families.base import IMAGENET, TORCHVISION, V15, VARIES, Family
 
 FAMILY = Family(
     name="torchvision",
@@ -8,6 +8,7 @@ FAMILY = Family(
     names=TORCHVISION | {"last_linear": "fc"},
     attentions=("none",),
     implies=V15,
+    varies=VARIES,
     feeds=IMAGENET,
     written=True,
 )

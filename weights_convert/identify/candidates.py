@@ -78,10 +78,13 @@ def identify(
     Raises:
         MismatchError: the tensors match no family, or several families that compute different numbers.
     """
-    label = None
+    label = spelled = None
     if model is not None and ":" in model:
         family, _, label = model.partition(":")
         model = None
+        spelled = find_family(family).spelled(label)
+        if spelled is not None:
+            settings = {**spelled, **(settings or {})}
     families = [find_family(family)] if family is not None else list(FAMILIES.values())
     listing = Listing(reader, scope)
     read = [reading for f in families for reading in listing.readings(f)]
@@ -89,11 +92,12 @@ def identify(
         raise _no_scope(reader, scope)
     close = [r for r in read if 2 * len(r.extra) <= len(r.extra) + len(r.names) and r.names]
     pairs = _inferred(reader, close) or _of_rows(listing, families)
-    found = [c for r, i in pairs for c in _candidates(reader, r, i, model, dict(settings or {}))]
+    named = model is not None or label is not None
+    found = [c for r, i in pairs for c in _candidates(reader, r, i, model, dict(settings or {}), named)]
     if not found:
         raise _unknown(reader, read, family)
     fitting = [c for c in found if not c.misfits]
-    if label is not None:
+    if label is not None and spelled is None:
         fitting = [c for c in fitting if c.label == label] or _no_such(reader, family, label, found)
     if not fitting:
         min(found, key=lambda c: len(c.misfits)).check(reader)
@@ -190,9 +194,18 @@ def _with_sizes(reader: Reader, reading: Reading, spec: Spec) -> Spec:
 
 
 def _candidates(
-    reader: Reader, reading: Reading, found: Inferred, model: str | None, settings: dict[str, Any]
+    reader: Reader,
+    reading: Reading,
+    found: Inferred,
+    model: str | None,
+    settings: dict[str, Any],
+    named: bool,
 ) -> list[Candidate]:
-    """The networks that match a reading: one, or alternatives for the user to choose."""
+    """The networks that match a reading: one, or alternatives for the user to choose.
+
+    Args:
+        named: whether the user gave the network's name, so that nothing is assumed.
+    """
     family = reading.family
     if found.spec.attention not in family.attentions:
         return []
@@ -207,9 +220,9 @@ def _candidates(
     for alternative in _alternatives(family, base, settings):
         implied = family.implied(base, alternative)
         spec = changed(base, implied | settings)
-        # a family implies all keywords that no shape shows; our own layouts imply none
-        unsaid = model is None and family.own is not None
-        assumed = tuple(k for k in found.assumed if k not in settings) if unsaid else ()
+        unshown = inferred(spec).assumed  # a family implies most of them; our own layouts imply none
+        open_ = unshown if family.own is not None else tuple(k for k in unshown if k in family.varies)
+        assumed = () if named else tuple(k for k in open_ if k not in settings)
         refusal = [why] if (why := family.refuses(spec)) else []
         lines = refusal + reading.misfits(reader, spec, hints=False)
         label = family.label(name, alternative)

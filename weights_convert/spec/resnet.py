@@ -86,8 +86,8 @@ class ResNetSpec(Spec):
             checked["stem_pool"] = "none" if checked["stem"] == "3x3" else "pad1"
         stages = len(checked["depths"])
         for keyword, default in (("strides", (1, *[2] * (stages - 1))), ("dilations", (1,) * stages)):
-            if checked[keyword] == default:
-                checked[keyword] = None
+            if checked[keyword] is None:
+                checked[keyword] = default
         set_fields(self, checked)
 
     def tensors(self) -> Iterator[Parameter]:
