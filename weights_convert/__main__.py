@@ -50,7 +50,7 @@ def parser() -> Parser:
     convert.add_argument(
         "--fold-bias", action="store_true", help="fold biases before batch norms into the running means"
     )
-    convert.add_argument("--strict", action="store_true", help="NaN and infinity are errors")
+    convert.add_argument("--strict", action="store_true", help="NaN, infinity and assumptions are errors")
     convert.add_argument("--overwrite", action="store_true", help="replace DST")
     convert.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     convert.add_argument("--json", metavar="FILE", help="record the plan and every sha256; - for stdout")

@@ -18,6 +18,7 @@ from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import Family
 from weights_convert.formats.base import TensorInfo
 from weights_convert.identify.misfits import do_not_fit, misfits, title
+from weights_convert.memory import dtype_of
 from weights_convert.spec import TRAINING_ONLY, Spec, changed, parameters
 
 _LETTERS_PER_CLASS = 100  # most characters per line of a permutation file
@@ -166,6 +167,24 @@ def fold_bias(source: Checkpoint) -> Checkpoint:
 
 # --------------------------------------------------------------------------------------------------
 # Conversion for another family
+
+
+def rounded(source: Checkpoint, dtype: str) -> Checkpoint:
+    """The checkpoint with its floating-point tensors in another dtype.
+
+    Raises:
+        SpecError: there is no such dtype.
+    """
+    wanted = dtype_of(dtype)
+
+    def cast(tensor: Tensor) -> Tensor:
+        if tensor.info.dtype.kind in "iu":
+            return tensor
+        info = tensor.info._replace(dtype=wanted)
+        return tensor._replace(info=info, read=lambda: tensor.read().astype(wanted))
+
+    tensors = {name: cast(tensor) for name, tensor in source.tensors.items()}
+    return source.derived(tensors, source.spec, f"rounded to {dtype}")
 
 
 def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:

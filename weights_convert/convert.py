@@ -19,8 +19,8 @@ from weights_convert.errors import DestinationError, MismatchError, SpecError, W
 from weights_convert.formats.base import Format
 from weights_convert.limits import Limits
 from weights_convert.loading import opened
-from weights_convert.memory import not_finite, sha256
-from weights_convert.plan import DTYPES, Move, Plan, make_plan
+from weights_convert.memory import DTYPES, not_finite, sha256
+from weights_convert.plan import Move, Plan, make_plan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -58,7 +58,7 @@ def convert(
         reorder_classes: a permutation file, see `changes.read_permutation`.
         fold_bn: fold batch norms into the convolutions, for inference; see `changes.fold_bn`.
         fold_bias: fold biases before batch norms into the running means; see `changes.fold_bias`.
-        strict: NaN and infinity are errors, not warnings.
+        strict: NaN, infinity and assumed keywords are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.
         hash_source: add the sha256 of the source's files to the plan.
@@ -74,6 +74,8 @@ def convert(
         src, model=model, settings=settings, family=from_family, key=key, scope=scope, limits=limits
     ) as checkpoint:
         if not assume:
+            if strict and (lines := [*doubts(checkpoint)]):
+                raise MismatchError(f"{lines[0]} (--strict)")
             caution_about(checkpoint)  # before anything is written
         if reorder_classes is not None:
             checkpoint = _reordered(checkpoint, reorder_classes)

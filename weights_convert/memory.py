@@ -1,4 +1,4 @@
-"""Arrays as bytes without a full copy of large ones; fast transposed copies."""
+"""Arrays: their dtypes, their bytes without a full copy of large ones, and fast transposed copies."""
 
 from __future__ import annotations
 
@@ -6,13 +6,33 @@ import hashlib
 from collections.abc import Iterator
 from typing import IO
 
+import ml_dtypes
 import numpy as np
 
+from weights_convert.errors import SpecError, nearest
+
+DTYPES = {  # to choose from for a file or a model
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+    "float64": np.dtype(np.float64),
+}
 LARGE = 1 << 26  # bytes; a larger array is never copied as a whole
 _SLAB = 1 << 22  # bytes per step of a copy
 # Size of a tile: neighbours in the array, and in the copy. Rows are mostly a power of two apart, and a cache
 # keeps only eight lines with such a distance: tiles of 64 x 64 took up to twice as long.
 _NEAR, _LAST = 1024, 8
+
+
+def dtype_of(name: str) -> np.dtype:
+    """The dtype with this name.
+
+    Raises:
+        SpecError: an unknown name; the message offers the nearest one.
+    """
+    if name not in DTYPES:
+        raise SpecError(f"there is no dtype {name!r}{nearest(name, DTYPES)}; known: {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def contiguous(array: np.ndarray) -> np.ndarray:

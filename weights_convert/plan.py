@@ -7,26 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from weights_convert.changes import as_in_family
 from weights_convert.checkpoint import MAPPING_VERSION, Checkpoint
-from weights_convert.errors import DestinationError, MismatchError, SpecError, nearest
+from weights_convert.errors import DestinationError, MismatchError, SpecError
 from weights_convert.families import FAMILIES
 from weights_convert.families.base import Family
 from weights_convert.formats import format_for_writing
 from weights_convert.formats.base import Format, TensorInfo
 from weights_convert.identify.candidates import find_family
 from weights_convert.layouts import Stored
+from weights_convert.memory import DTYPES, dtype_of
 from weights_convert.spec import COUNTS, parameters
-
-DTYPES = {
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float32": np.dtype(np.float32),
-    "float64": np.dtype(np.float64),
-}
 
 
 def _takes(container: Format) -> list[str]:
@@ -142,8 +133,8 @@ def make_plan(
                 f"{destination}: --scope applies to the tf1 layout, but the output is {family}"
             )
         scope = None
-    if dtype is not None and dtype not in DTYPES:
-        raise SpecError(f"there is no dtype {dtype!r}{nearest(dtype, DTYPES)}; known: {', '.join(DTYPES)}")
+    if dtype is not None:
+        dtype_of(dtype)
 
     moves, counts = _moves(checkpoint, target_family, dtype, f"{scope.rstrip('/')}/" if scope else "")
     plan = Plan(

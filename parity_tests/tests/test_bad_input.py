@@ -207,7 +207,7 @@ def test_nan_and_infinity_warn_and_with_strict_are_errors(run, unchanged, values
         for options in (["--strict"], ["--strict", "--overwrite"]):
             target = f"{'good' if '--overwrite' in options else 'y'}{suffix}"
             with unchanged():
-                ran = run("convert", "bad.npz", target, *options)
+                ran = run("convert", "bad.npz", target, "--assume", *options)
             assert (ran.code, ran.err) == (2, f"bad.npz: {message} (--strict)\n")
     assert f"odd           fc.bias: {count} values are NaN or infinite" in run("inspect", "bad.npz").out
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from weights_convert.cautions import caution_about
+from weights_convert.cautions import caution, caution_about
+from weights_convert.changes import rounded
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import MismatchError, SpecError, nearest
 from weights_convert.limits import Limits
@@ -104,7 +105,12 @@ def state_of(
 
 
 def load_model(
-    path: str | Path, framework: str = "torch", *, num_classes: int | None = None, **keywords: Any
+    path: str | Path,
+    framework: str = "torch",
+    *,
+    num_classes: int | None = None,
+    dtype: str | None = None,
+    **keywords: Any,
 ) -> Any:
     """Build the architecture and variant of a file with its weights, for inference.
 
@@ -115,6 +121,8 @@ def load_model(
             initialise from the file).
         num_classes: of a new classifier with random weights; None for the file's own. Of as many classes as
             the file's it is the file's.
+        dtype: of the model, "float32", "float64", "float16" or "bfloat16"; None for the file's. In TF1 the
+            images' dtype decides, and this one only rounds the weights.
         keywords: of `load`, such as `settings={"stride_in": "conv1"}` or `assume=True`.
     """
     if framework not in FRAMEWORKS:
@@ -126,6 +134,10 @@ def load_model(
     importlib.import_module("weights_convert.import_order")
     checkpoint = load(path, **keywords)
     try:
+        if dtype is not None:
+            checkpoint = rounded(checkpoint, dtype)
+        elif (half := common_dtype(checkpoint)) in ("float16", "bfloat16") and framework != "tf1":
+            caution(f"{path}: holds {half}, and so does the model; dtype='float32' gives a model of float32")
         spec, without = _with_head(checkpoint, num_classes)
         if framework != "tf1":  # there a session reads the file when it initialises the variables
             return adapter(framework).load_model(checkpoint, spec, without)
