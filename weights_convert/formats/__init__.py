@@ -20,7 +20,8 @@ from weights_convert.formats.safetensors_file import (
 )
 from weights_convert.formats.tf1_checkpoint import open_tf1, recognises_tf1, write_tf1
 from weights_convert.formats.tf1_place import orphans_of_tf1, place_tf1, tf1_files
-from weights_convert.formats.torch_file import open_torch, recognises_torch, write_torch
+from weights_convert.formats.torch_file import open_torch, recognises_torch
+from weights_convert.formats.torch_writer import write_torch
 from weights_convert.limits import Limits
 
 

@@ -1,299 +1,314 @@
-"""The pickle in a PyTorch file: an unpickler that runs nothing from the file, and a writer of state dicts.
+"""The pickle in a PyTorch file: an interpreter that runs nothing from the file.
 
-A pickle names functions and classes to import and call. The unpickler looks each name up in `ALLOWED`, which
-holds only functions of this file; every other name becomes an `Opaque` stand-in that does nothing. A tensor
-becomes a `TensorRef`: the position of its numbers, not the numbers.
+It is a loop over the operations, and checks each one before it builds a value. A file of a few kilobytes can
+make Python's unpickler fill the memory, loop for hours or crash:
 
-`pickle_check` checks the whole pickle before it is loaded.
+- a number in the file is an index into the memo, and the memo grows to that length;
+- a tuple's hash needs its members' hashes, recursively: a key of a million nested tuples overflows the stack
+  and ends the process, and a key of 60 tuples that each hold the next one twice takes 2**60 steps;
+- `hash(-1) == hash(-2)`: filling a dictionary with 100,000 tuples of these numbers takes minutes;
+- a list of 100,000 values, held in the memo, can be the argument of 100,000 calls.
+
+A pickle names functions and classes to import and call. Here it can only call the functions of
+`torch_objects`.
 """
 
 from __future__ import annotations
 
 import io
-import math
-import pickle
-import struct
-from collections.abc import Callable, Mapping
-from functools import lru_cache
-from typing import Any, BinaryIO, ClassVar, NamedTuple
+import pickletools
+from collections.abc import Callable, Mapping, Sequence
+from pickle import UnpicklingError
+from typing import Any, BinaryIO
 
-import ml_dtypes
-import numpy as np
-
-from weights_convert.formats.base import MAX_NDIM, METADATA_NAME, TensorInfo
-from weights_convert.formats.pickle_check import FRAME_SIZE, check
-from weights_convert.limits import DEFAULT, Limits
-
-# torch dtype, prefix of its Storage and legacy Tensor class (None: stored untyped), NumPy dtype
-TYPES = (
-    ("float32", "Float", np.float32),
-    ("float64", "Double", np.float64),
-    ("float16", "Half", np.float16),
-    ("bfloat16", "BFloat16", ml_dtypes.bfloat16),
-    ("int8", "Char", np.int8),
-    ("int16", "Short", np.int16),
-    ("int32", "Int", np.int32),
-    ("int64", "Long", np.int64),
-    ("uint8", "Byte", np.uint8),
-    ("bool", "Bool", np.bool_),
-    ("complex64", "ComplexFloat", np.complex64),
-    ("complex128", "ComplexDouble", np.complex128),
-    ("uint16", None, np.uint16),
-    ("uint32", None, np.uint32),
-    ("uint64", None, np.uint64),
-    ("float8_e4m3fn", None, ml_dtypes.float8_e4m3fn),
-    ("float8_e5m2", None, ml_dtypes.float8_e5m2),
-    ("float8_e4m3fnuz", None, ml_dtypes.float8_e4m3fnuz),
-    ("float8_e5m2fnuz", None, ml_dtypes.float8_e5m2fnuz),
+from weights_convert.formats.torch_objects import (
+    FUNCTIONS,
+    MADE_BY,
+    Function,
+    Opaque,
+    StateDict,
+    Storage,
+    TensorRef,
+    view,
 )
-DTYPES = {f"torch.{name}": np.dtype(dtype) for name, _, dtype in TYPES}
-STORAGES = {f"torch.{prefix}Storage": np.dtype(dtype) for _, prefix, dtype in TYPES if prefix}
-STORAGE_CLASS = {dtype: name.removeprefix("torch.") for name, dtype in STORAGES.items()}
-STORAGES |= dict.fromkeys(("torch.storage.UntypedStorage", "torch.UntypedStorage"), np.dtype(np.uint8))
-# Quantized storages are never read, but in the stream form their size gives the start of the next storage.
-QUANTIZED = {"QInt8": 1, "QUInt8": 1, "QInt32": 4, "QUInt4x2": 1, "QUInt2x4": 1}
-ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORAGES.items()}
-ITEM_SIZES |= {f"torch.{prefix}Storage": size for prefix, size in QUANTIZED.items()}
+from weights_convert.limits import DEFAULT, LimitReached, Limits
 
-MAX_INT = 2**63 - 1  # torch's limit
+_NEWEST_PROTOCOL = 5
 _MOST_NAMES = 10_000  # of classes that are not on the list; 30 in an honest training checkpoint
 _LONGEST_NAME = 300
 
 
-class Opaque:
-    """Stands in for an object of a class that is not allowed; operations on it have no effect."""
+class _Interpreter:
+    """The stack, marks and memo of a pickle. A value's depth is 1 more than its deepest member's."""
 
-    __slots__ = ()
-    path: ClassVar[str] = "object"  # "module.name"
-
-    def __new__(cls, *_: Any, **__: Any) -> Opaque:
-        return super().__new__(cls)
-
-    # `*_` includes `self`, so that these do nothing on the class itself either (a pickled class or function)
-    def _ignore(*_: Any, **__: Any) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = add = _ignore
-
-    def __call__(self, *_: Any, **__: Any) -> Opaque:
-        return self
-
-
-@lru_cache(maxsize=4096)
-def _opaque(path: str) -> type[Opaque]:
-    """A class, because the pickle may create instances of it."""
-    return type("Opaque", (Opaque,), {"__slots__": (), "path": path})
-
-
-class StateDict(dict):
-    """Stands in for `OrderedDict`. Attributes are dropped, except metadata of this project's networks.
-
-    torch stores versions of modules in `_metadata`, by their paths; `torch_impl.ResNet` adds its keywords.
-    """
-
-    __slots__ = ("said",)
-    said: list[Any]  # untrusted, and of any type
-
-    def __init__(self, pairs: Any = ()):
-        """From pairs, as in Python 2's pickles; keys must be texts, because other hashes may collide."""
-        pairs = pairs.items() if isinstance(pairs, dict) else pairs
-        super().__init__((key, value) for key, value in pairs if isinstance(key, str))
-        self.said = []
-
-    def __setstate__(self, state: Any = None, *_: Any) -> None:
-        metadata = state.get("_metadata") if isinstance(state, dict) else None
-        if isinstance(self, StateDict) and isinstance(metadata, dict):
-            modules = [value for value in metadata.values() if isinstance(value, dict)]
-            self.said = [value[METADATA_NAME] for value in modules if METADATA_NAME in value]
-
-
-class Storage(NamedTuple):
-    """A flat array in the file; `first` is not 0 for views of another storage (before torch 0.4)."""
-
-    key: str
-    kind: str  # "torch.FloatStorage"
-    numel: int
-    first: int = 0
-
-    @property
-    def dtype(self) -> np.dtype | None:
-        return STORAGES.get(self.kind)
-
-    @property
-    def itemsize(self) -> int:
-        return ITEM_SIZES[self.kind]
-
-
-class TensorRef:
-    """The position of a tensor in a storage. `TensorRef(data)` is `data`, for a Parameter.
-
-    torch 0.1 pickled an empty tensor and then its position as state, hence `__setstate__`.
-    """
-
-    __slots__ = ("dtype", "offset", "shape", "storage", "strides")
-    storage: Storage  # None before the state is set
-    dtype: np.dtype
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]  # offset and strides count elements, as torch does
-
-    def __new__(cls, data: Any = None, *_: Any) -> Any:
-        if isinstance(data, TensorRef | Opaque):
-            return data
-        self = super().__new__(cls)
-        self.storage = None  # type: ignore[assignment]
-        return self
-
-    def __setstate__(self, state: Any) -> None:
-        match state:
-            case (Storage() as storage, offset, size, stride):
-                self._place(storage, offset, size, stride, storage.dtype)
-            case (TensorRef() as data, _, _, _, _) if data.storage:
-                self._place(data.storage, data.offset, data.shape, data.strides, data.dtype)
-        # Anything else is `requires_grad` and hooks.
-
-    def _place(self, storage: Storage, offset: int, size: tuple, stride: tuple, dtype: Any) -> None:
-        numbers = (offset, *size, *stride)
-        if not all(type(number) is int and 0 <= number <= MAX_INT for number in numbers):
-            raise pickle.UnpicklingError("a tensor whose offset, shape or strides are not counts")
-        if dtype is None or len(size) != len(stride) or len(size) > MAX_NDIM:
-            raise pickle.UnpicklingError(f"a tensor of {len(size)} dimensions with {len(stride)} strides")
-        self.storage, self.dtype, self.offset = storage, dtype, offset
-        self.shape, self.strides = tuple(size), tuple(stride)
-
-    @property
-    def span(self) -> int:
-        """Number of elements from the first to the last one of the tensor, both included."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((n - 1) * stride for n, stride in zip(self.shape, self.strides, strict=True))
-
-    @property
-    def start(self) -> int:
-        """First byte within the stored entry."""
-        return self.storage.first * self.storage.itemsize + self.offset * self.dtype.itemsize
-
-
-class _Allowed:
-    """A function that the pickle may call; unlike on a plain function, it cannot set attributes."""
-
-    __slots__ = ("_function",)
-
-    def __init__(self, function: Callable[..., Any]):
-        self._function = function
-
-    def __call__(self, *args: Any) -> Any:
-        return self._function(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise pickle.UnpicklingError("a function with a state")
-
-
-def _rebuild(storage: Any, offset: int, size: tuple, stride: tuple, dtype: Any, flags: Any = None) -> Any:
-    if not isinstance(storage, Storage):
-        raise pickle.UnpicklingError("a tensor without a storage")
-    if flags:  # a lazy conjugate or negative: the file does not hold the tensor's values
-        return _opaque("torch.Tensor (lazily conjugated or negated)")()
-    if dtype is None or storage.dtype is None:
-        return _opaque(f"torch.Tensor of {storage.kind}")()
-    ref = TensorRef()
-    ref._place(storage, offset, size, stride, dtype)
-    return ref
-
-
-def _rebuild_v2(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> Any:
-    # rest: requires_grad, hooks, flags; absent in `_rebuild_tensor`
-    dtype = storage.dtype if isinstance(storage, Storage) else None
-    return _rebuild(storage, offset, size, stride, dtype, *rest[2:3])
-
-
-def _rebuild_v3(storage: Any, offset: int, size: tuple, stride: tuple, *rest: Any) -> Any:
-    _requires_grad, _hooks, dtype, *flags = rest
-    return _rebuild(storage, offset, size, stride, DTYPES.get(getattr(dtype, "path", "")), *flags[:1])
-
-
-def _rebuild_subclass(function: Callable[..., Any], _kind: Any, args: tuple, _state: Any) -> Any:
-    return function(*args)
-
-
-# All names that a pickle can use. None of these objects has attributes that a pickle could set.
-ALLOWED: dict[str, Any] = {
-    "collections.OrderedDict": StateDict,
-    "torch._utils._rebuild_tensor": _Allowed(_rebuild_v2),
-    "torch._utils._rebuild_tensor_v2": _Allowed(_rebuild_v2),
-    "torch._utils._rebuild_tensor_v3": _Allowed(_rebuild_v3),
-    "torch._utils._rebuild_parameter": _Allowed(TensorRef),
-    "torch._utils._rebuild_parameter_with_state": _Allowed(TensorRef),
-    "torch._utils._rebuild_device_tensor_from_cpu_tensor": _Allowed(TensorRef),
-    "torch._tensor._rebuild_from_type": _Allowed(_rebuild_subclass),
-    "torch._tensor._rebuild_from_type_v2": _Allowed(_rebuild_subclass),
-    "torch.nn.parameter.Parameter": TensorRef,
-    "torch.autograd.variable.Variable": TensorRef,
-    **{
-        f"torch.{device}{prefix}Tensor": TensorRef
-        for _, prefix, _ in TYPES
-        if prefix
-        for device in ("", "cuda.")
-    },
-}
-_GETATTR = ("builtins.getattr", "__builtin__.getattr")
-# Results of some functions, for the list of skipped contents.
-MADE_BY = {
-    "_codecs.encode": "bytes",
-    "numpy.core.multiarray._reconstruct": "numpy.ndarray",
-    "numpy._core.multiarray._reconstruct": "numpy.ndarray",
-    "numpy.core.multiarray.scalar": "numpy scalar",
-    "numpy._core.multiarray.scalar": "numpy scalar",
-    "torch._utils._rebuild_qtensor": "quantized torch.Tensor",
-    "torch._utils._rebuild_sparse_tensor": "sparse torch.Tensor",
-}
-
-
-def _view(whole: Storage, view: Any = None) -> Storage:
-    """The older form's `(key, first, numel)`: a storage that is a part of another one."""
-    if view is None:
-        first, numel = 0, whole.numel
-    else:
-        _key, first, numel = view
-    if not (type(first) is type(numel) is int and 0 <= first <= first + numel <= whole.numel <= MAX_INT):
-        raise pickle.UnpicklingError("a storage of an impossible size")
-    return whole._replace(first=first, numel=numel)
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO):
-        super().__init__(file, encoding="latin1")  # Python 2's strings are bytes; latin1 decodes any
+    def __init__(self, limits: Limits):
         self.storages: dict[str, Storage] = {}
+        self._limits = limits
+        self._stack: list[Any] = []
+        self._depths: list[int] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, tuple[Any, int]] = {}
         self._names: set[str] = set()
+        self._count = self._arguments = self._odd_keys = 0
 
-    def find_class(self, module: str, name: str) -> Any:
-        path = f"{module}.{name}"
-        if path in _GETATTR:
-            return _Allowed(self._attribute)
-        return ALLOWED[path] if path in ALLOWED else self._stand_in(MADE_BY.get(path, path))
+    def run(self, file: Any) -> Any:
+        """The object of one pickle."""
+        for opcode, argument, _ in pickletools.genops(file):
+            name = opcode.name
+            if self._count > self._limits.operations:
+                raise self._too_many("operations or more in a pickle", self._count, self._limits.operations)
+            if name in _ARGUMENTS:
+                self._push(argument)
+            elif name in _MOVES:
+                _MOVES[name](self, argument)
+            elif name in _VALUES:
+                values, depths = self._take(*_TAKES[name])
+                values = values if argument is None else [argument, *values]
+                self._push(_VALUES[name](self, *values), 1 + max(depths, default=0))
+            elif name in _CHANGES:
+                values, (depth, *depths) = self._take(*_TAKES[name])
+                _CHANGES[name](self, *values)
+                self._push(values[0], max(depth, 1 + max(depths, default=0)))
+            else:
+                raise UnpicklingError(f"the operation {name}")
+            self._count += 1
+        return self._top()[0]
 
-    def _attribute(self, owner: Any, name: str) -> type[Opaque]:
+    @staticmethod
+    def _too_many(what: str, found: int, most: int) -> LimitReached:
+        return LimitReached(what, found, "max_tensors", most)
+
+    # The stack and the memo
+
+    def _push(self, value: Any, depth: int = 0) -> None:
+        if depth > self._limits.max_depth:
+            raise LimitReached("levels or more in a pickle", depth, "max_depth", self._limits.max_depth)
+        self._stack.append(value)
+        self._depths.append(depth)
+
+    def _take(self, count: int, to_mark: bool = False) -> tuple[list[Any], list[int]]:
+        """Remove the top `count` values, or those above a mark and `count` below it; and their depths."""
+        begin = (self._marks.pop() if to_mark else len(self._stack)) - count
+        if begin < self._bottom():
+            raise UnpicklingError("an operation on an empty stack")
+        taken = self._stack[begin:], self._depths[begin:]
+        del self._stack[begin:], self._depths[begin:]
+        return taken
+
+    def _bottom(self) -> int:
+        return self._marks[-1] if self._marks else 0
+
+    def _top(self) -> tuple[Any, int]:
+        if len(self._stack) == self._bottom():
+            raise UnpicklingError("an operation on an empty stack")
+        return self._stack[-1], self._depths[-1]
+
+    def mark(self, _: None) -> None:
+        self._marks.append(len(self._stack))
+
+    def pop(self, _: None) -> None:
+        mark_on_top = bool(self._marks) and self._bottom() == len(self._stack)
+        self._take(0 if mark_on_top else 1, mark_on_top)
+
+    def pop_mark(self, _: None) -> None:
+        self._take(0, to_mark=True)
+
+    def duplicate(self, _: None) -> None:
+        self._push(*self._top())
+
+    def put(self, index: int | None) -> None:
+        index = len(self._memo) if index is None else index
+        if index > self._count:
+            raise UnpicklingError(f"memo index {index} after {self._count} operations")
+        self._memo[index] = self._top()
+
+    def get(self, index: int) -> None:
+        self._push(*self._memo[index])
+
+    def check_protocol(self, version: int) -> None:
+        if version > _NEWEST_PROTOCOL:
+            raise UnpicklingError(f"pickle protocol {version}")
+
+    def ignore(self, _: Any) -> None:
+        """A frame has no effect on values, and the last operation is `STOP`."""
+
+    # Containers
+
+    def new_tuple(self, *values: Any) -> tuple[Any, ...]:
+        return values
+
+    def new_list(self, *values: Any) -> list[Any]:
+        return list(values)
+
+    def new_dict(self, *items: Any) -> dict[Any, Any]:
+        return dict(zip(self._keys(items[::2]), items[1::2], strict=True))
+
+    def new_set(self, *members: Any) -> set[Any]:
+        return set(self._keys(members))
+
+    def new_frozenset(self, *members: Any) -> frozenset[Any]:
+        return frozenset(self._keys(members))
+
+    def extend(self, target: Any, *values: Any) -> None:
+        if _is(target, list):
+            target.extend(values)
+
+    def set_items(self, target: Any, *items: Any) -> None:
+        if _is(target, dict):
+            target.update(self.new_dict(*items))
+
+    def add(self, target: Any, *members: Any) -> None:
+        if _is(target, set):
+            target.update(self._keys(members))
+
+    def _keys(self, keys: Sequence[Any]) -> Sequence[Any]:
+        """The keys, with a limit for those that are not text: their hashes may collide or take long."""
+        most = self._limits.max_tensors // 10
+        waiting = [key for key in keys if type(key) not in (str, bytes)]
+        self._odd_keys += len(waiting)
+        while waiting and self._odd_keys <= most:
+            if isinstance(key := waiting.pop(), tuple | frozenset):
+                self._odd_keys += len(key)
+                waiting += key
+        if self._odd_keys > most:
+            raise self._too_many("keys or more in a pickle that are not texts", self._odd_keys, most)
+        return keys
+
+    # Names and calls
+
+    def named(self, module: Any, name: Any) -> Function | Opaque:
+        if not isinstance(module, str) or not isinstance(name, str):
+            raise UnpicklingError("a name that is not text")
+        path = f"{module[:_LONGEST_NAME]}.{name[:_LONGEST_NAME]}"
+        if path in ("builtins.getattr", "__builtin__.getattr"):
+            return Function(path, self._attribute)
+        if path in ("torch._tensor._rebuild_from_type", "torch._tensor._rebuild_from_type_v2"):
+            return Function(path, lambda function, _kind, arguments, _state: self.call(function, arguments))
+        return Function(path, FUNCTIONS[path]) if path in FUNCTIONS else self._opaque(MADE_BY.get(path, path))
+
+    def named_in_one_text(self, text: str) -> Function | Opaque:
+        return self.named(*text.split(" ", 1))
+
+    def _attribute(self, owner: Any, name: Any) -> Opaque:
         """Nested classes are pickled as `getattr(Outer, "Inner")`."""
         if not isinstance(name, str):
-            raise pickle.UnpicklingError("an attribute without a name")
-        return self._stand_in(f"{getattr(owner, 'path', 'object')}.{name[:_LONGEST_NAME]}")
+            raise UnpicklingError("an attribute without a name")
+        return self._opaque(f"{getattr(owner, 'path', 'object')}.{name[:_LONGEST_NAME]}")
 
-    def _stand_in(self, path: str) -> type[Opaque]:
+    def _opaque(self, path: str) -> Opaque:
         path = path[:_LONGEST_NAME]
         self._names.add(path)
         if len(self._names) > _MOST_NAMES:
-            raise pickle.UnpicklingError(f"more than {_MOST_NAMES} names of classes")
-        return _opaque(path)
+            raise UnpicklingError(f"more than {_MOST_NAMES} names of classes")
+        return Opaque(path)
 
-    def persistent_load(self, identity: Any) -> Any:
+    def call(self, function: Any, arguments: Any, _keywords: Any = None) -> Any:
+        if not isinstance(function, Function | Opaque) or not isinstance(arguments, tuple):
+            raise UnpicklingError("a call of something that is not a function")
+        if isinstance(function, Opaque):
+            return Opaque(function.path)
+        self._hand_over(arguments)
+        return function.call(*arguments)
+
+    def call_class(self, kind: Any, *arguments: Any) -> Any:
+        return self.call(kind, arguments)
+
+    def call_named(self, name: str, *arguments: Any) -> Any:
+        return self.call(self.named_in_one_text(name), arguments)
+
+    def set_state(self, target: Any, state: Any) -> None:
+        if _is(target, StateDict | TensorRef):
+            self._hand_over((state, state.get("_metadata") if isinstance(state, dict) else None))
+            target.set_state(state)
+
+    def _hand_over(self, arguments: tuple[Any, ...]) -> None:
+        """Count the values that a function may look at, because one container may be given to many calls."""
+        containers = (
+            value for value in arguments if isinstance(value, tuple | list | dict | set | frozenset)
+        )
+        self._arguments += len(arguments) + sum(map(len, containers))
+        if self._arguments > (most := self._limits.operations):
+            raise self._too_many("arguments or more of the calls in a pickle", self._arguments, most)
+
+    def persistent(self, identity: Any) -> Any:
         match identity:
             case ("module", kind, *_):  # a class and its source code, in whole models of the older form
                 return kind
-            case ("storage", kind, str() as key, _, int() as numel, *view):
+            case ("storage", kind, str() as key, _, int() as numel) | (
+                "storage",
+                kind,
+                str() as key,
+                _,
+                int() as numel,
+                _,
+            ):
                 storage = Storage(key, getattr(kind, "path", "unknown"), numel)
                 self.storages.setdefault(key, storage)
-                return _view(storage, *view)
-        raise pickle.UnpicklingError("a reference to something that is not a storage")
+                return view(storage, *identity[5:])
+        raise UnpicklingError("a reference to something that is not a storage")
+
+
+def _is(target: Any, kind: Any) -> bool:
+    """Whether an operation changes `target`; not if it is a stand-in, and an error for anything else."""
+    if not isinstance(target, kind | Opaque):
+        raise UnpicklingError(f"an operation on a {type(target).__name__}")
+    return not isinstance(target, Opaque)
+
+
+def _takes(opcode: pickletools.OpcodeInfo) -> tuple[int, bool]:
+    """How many values an operation takes, and whether also those above a mark."""
+    kinds = opcode.stack_before
+    to_mark = pickletools.markobject in kinds
+    return (kinds.index(pickletools.markobject) if to_mark else len(kinds)), to_mark
+
+
+def _each(operations: Mapping[str, Callable[..., Any]]) -> dict[str, Callable[..., Any]]:
+    return {name: function for names, function in operations.items() for name in names.split()}
+
+
+_TAKES = {opcode.name: _takes(opcode) for opcode in pickletools.opcodes}
+_ARGUMENTS = {  # the value is the operation's argument in the file
+    "NONE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
+    "STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8",
+    "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
+}  # fmt: skip
+_MOVES = _each(  # with that argument, or None
+    {
+        "NEWTRUE": lambda self, _: self._push(True),
+        "NEWFALSE": lambda self, _: self._push(False),
+        "MARK": _Interpreter.mark,
+        "POP": _Interpreter.pop,
+        "POP_MARK": _Interpreter.pop_mark,
+        "DUP": _Interpreter.duplicate,
+        "PUT BINPUT LONG_BINPUT MEMOIZE": _Interpreter.put,
+        "GET BINGET LONG_BINGET": _Interpreter.get,
+        "PROTO": _Interpreter.check_protocol,
+        "FRAME STOP": _Interpreter.ignore,
+    }
+)
+_VALUES = _each(  # a new value of the values taken
+    {
+        "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3": _Interpreter.new_tuple,
+        "EMPTY_LIST LIST": _Interpreter.new_list,
+        "EMPTY_DICT DICT": _Interpreter.new_dict,
+        "EMPTY_SET": _Interpreter.new_set,
+        "FROZENSET": _Interpreter.new_frozenset,
+        "GLOBAL": _Interpreter.named_in_one_text,
+        "STACK_GLOBAL": _Interpreter.named,
+        "REDUCE NEWOBJ NEWOBJ_EX": _Interpreter.call,
+        "OBJ": _Interpreter.call_class,
+        "INST": _Interpreter.call_named,
+        "BINPERSID": _Interpreter.persistent,
+    }
+)
+_CHANGES = _each(  # the first of the values taken is changed by the others
+    {
+        "APPEND APPENDS": _Interpreter.extend,
+        "SETITEM SETITEMS": _Interpreter.set_items,
+        "ADDITEMS": _Interpreter.add,
+        "BUILD": _Interpreter.set_state,
+    }
+)
 
 
 class _Rest:
@@ -313,65 +328,7 @@ class _Rest:
 def load(file: BinaryIO, limits: Limits = DEFAULT) -> tuple[Any, dict[str, Storage]]:
     """Load one pickle, from the file's position to its end, and the storages that it refers to.
 
-    Raises `UnpicklingError` or nearly any other exception for a damaged pickle.
+    Raises `UnpicklingError`, `LimitReached` or nearly any other exception for a damaged pickle.
     """
-    start = file.tell()
-    frames = check(_Rest(file), limits)
-    end = file.tell()
-    file.seek(start)
-    data = file.read(end - start)
-    if frames:
-        begins = [0, *(frame - start + FRAME_SIZE for frame in frames)]
-        data = b"".join(data[a:b] for a, b in zip(begins, [*(f - start for f in frames), None], strict=True))
-    unpickler = _Unpickler(io.BytesIO(data))
-    return unpickler.load(), unpickler.storages
-
-
-def _global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def _text(text: str) -> bytes:
-    data = text.encode("utf-8", "surrogatepass")
-    return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
-
-
-def _int(value: int) -> bytes:
-    if value < 2**31:
-        return pickle.BININT + struct.pack("<i", value)
-    return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
-
-
-def _tuple(*items: bytes) -> bytes:
-    return pickle.MARK + b"".join(items) + pickle.TUPLE
-
-
-_EMPTY_ORDERED_DICT = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-
-
-def _tensor(key: str, info: TensorInfo) -> bytes:
-    """`_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)` for a contiguous tensor."""
-    storage = _tuple(
-        _text("storage"),
-        _global("torch", STORAGE_CLASS[info.dtype]),
-        _text(key),
-        _text("cpu"),
-        _int(math.prod(info.shape)),
-    )
-    strides = [math.prod(max(n, 1) for n in info.shape[axis + 1 :]) for axis in range(len(info.shape))]
-    arguments = _tuple(
-        storage + pickle.BINPERSID,
-        _int(0),
-        _tuple(*map(_int, info.shape)),
-        _tuple(*map(_int, strides)),
-        pickle.NEWFALSE,
-        _EMPTY_ORDERED_DICT,
-    )
-    return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
-
-
-def dump_state_dict(tensors: Mapping[str, TensorInfo]) -> bytes:
-    """The pickle of an `OrderedDict` of contiguous tensors; the i-th one's storage has the key `str(i)`."""
-    items = [_text(name) + _tensor(str(i), info) for i, (name, info) in enumerate(tensors.items())]
-    body = pickle.MARK + b"".join(items) + pickle.SETITEMS
-    return pickle.PROTO + b"\x02" + _EMPTY_ORDERED_DICT + body + pickle.STOP
+    interpreter = _Interpreter(limits)
+    return interpreter.run(_Rest(file)), interpreter.storages
