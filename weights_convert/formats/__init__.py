@@ -11,7 +11,7 @@ import numpy as np
 from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import Format, Reader, TensorInfo
 from weights_convert.formats.given import Given
-from weights_convert.formats.keras_hdf5 import open_keras, recognises_keras
+from weights_convert.formats.keras_hdf5 import KerasReader, recognises_keras
 from weights_convert.formats.npz_file import NpzReader, recognises_npz, write_npz
 from weights_convert.formats.safetensors_file import (
     SafetensorsReader,
@@ -75,7 +75,7 @@ FORMATS = {
             "Keras 3 HDF5, .keras read",
             "keras",
             recognises_keras,
-            open_keras,
+            KerasReader,
             _write_keras,
         ),
         Format(
