@@ -25,8 +25,8 @@ from weights_convert import (
 )
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.keras_hdf5_writer import write_keras
-from weights_convert.formats.npz_file import write_npz
+from weights_convert.formats.hdf5.writer import write_keras
+from weights_convert.formats.npz import write_npz
 
 SECONDS, MEMORY = 10, 2**28
 

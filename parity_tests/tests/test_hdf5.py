@@ -14,7 +14,7 @@ import pytest
 from fuzz import target
 from weights_convert import LimitError, Limits, SourceError
 from weights_convert.formats import open_reader
-from weights_convert.formats.keras_hdf5 import KerasReader
+from weights_convert.formats.hdf5.keras import KerasReader
 
 ARRAYS = {
     **{name: np.arange(6).reshape(2, 3).astype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8")},

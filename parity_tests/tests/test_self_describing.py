@@ -25,7 +25,7 @@ import torch_impl
 from parity_tests.judge.synthetic import images, tiny, weights
 from parity_tests.tests.live import keras_network, tf1_network, torch_network, without_counts
 from weights_convert import LimitError, Limits, MismatchError, SourceError, load, load_into, load_model, save
-from weights_convert.formats.torch_objects import StateDict
+from weights_convert.formats.torch.objects import StateDict
 
 SPEC = tiny(
     attention="cbam", cbam_order="mean_max", stride_in="conv1", bn_epsilon=1e-3, stem_pool="same", dropout=0.5

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from weights_convert.errors import SourceError
-from weights_convert.formats import torch_objects
-from weights_convert.formats.torch_file import (
+from weights_convert.formats.torch import objects
+from weights_convert.formats.torch.file import (
     TorchReader,
     open_torch,
 )
@@ -23,8 +23,8 @@ from weights_convert.formats.torch_file import (
 torch = pytest.importorskip("torch")
 
 FORMS = {"zip": True, "stream": False}
-TYPED = [name for name, prefix, _ in torch_objects.TYPES if prefix]
-UNTYPED = [name for name, prefix, _ in torch_objects.TYPES if not prefix]
+TYPED = [name for name, prefix, _ in objects.TYPES if prefix]
+UNTYPED = [name for name, prefix, _ in objects.TYPES if not prefix]
 
 
 @pytest.fixture(params=FORMS)
@@ -232,9 +232,9 @@ def test_reads_what_another_tool_packed_again(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "complex64", "bool"])
 def test_reads_big_endian_files(tmp_path, dtype):
     tensor = coded(3, 4, dtype=dtype)
-    kind = getattr(torch, torch_objects.STORAGE_CLASS[np.dtype(torch_objects.DTYPES[f"torch.{dtype}"])])
+    kind = getattr(torch, objects.STORAGE_CLASS[np.dtype(objects.DTYPES[f"torch.{dtype}"])])
     reference = Reference(("storage", kind, "0", "cpu", 12))
-    swapped = np.frombuffer(bits(tensor), torch_objects.DTYPES[f"torch.{dtype}"]).byteswap().tobytes()
+    swapped = np.frombuffer(bits(tensor), objects.DTYPES[f"torch.{dtype}"]).byteswap().tobytes()
     path = zip_file(
         tmp_path / "x", {"w": placed(reference, 0, (3, 4), (4, 1))}, {"0": swapped}, byteorder=b"big"
     )

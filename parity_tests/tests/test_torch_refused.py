@@ -36,7 +36,7 @@ from parity_tests.tests.test_torch_file import (
 )
 from parity_tests.tests.test_torch_written import write
 from weights_convert.errors import SourceError
-from weights_convert.formats.torch_file import (
+from weights_convert.formats.torch.file import (
     looks_like_torch_stream,
     open_torch,
     torch_zip_stem,
@@ -122,8 +122,8 @@ def test_no_framework_is_imported(tmp_path):
     torch.save(training_checkpoint()[0], tmp_path / "x")
     code = (
         "import sys; from pathlib import Path\n"
-        "from weights_convert.formats.torch_file import open_torch\n"
-        "from weights_convert.formats.torch_writer import write_torch\n"
+        "from weights_convert.formats.torch.file import open_torch\n"
+        "from weights_convert.formats.torch.writer import write_torch\n"
         "source, target = map(Path, sys.argv[1:])\n"
         "with open_torch(source) as reader: write_torch(target, reader.tensors, reader.read, {})\n"
         "print(sorted({'torch', 'tensorflow', 'keras'} & set(sys.modules)))"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weights_convert.errors import SourceError, nearest
-from weights_convert.formats.torch_objects import Function, Opaque, Storage, TensorRef
+from weights_convert.formats.torch.objects import Function, Opaque, Storage, TensorRef
 
 # Keys of the state dict in training checkpoints, in order of preference: raw weights before averaged ones.
 ENTRIES = (

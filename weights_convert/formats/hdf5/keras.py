@@ -4,7 +4,7 @@ Layout, from Keras's `saving_lib.py`: a group per layer with the layer's variabl
 trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`. The older `.h5`
 (`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` for a whole model; here the names
 become `<layer>/<variable>`. Only numbers are read, and this project's metadata: `vars/samenet` in a weights
-file, and the config (`keras_config`).
+file, and the config (`config`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from weights_convert.errors import SourceError, WeightsConvertError
-from weights_convert.formats.archive import stored, unpacked
 from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, one_line, parse_metadata
 from weights_convert.formats.given import Given
-from weights_convert.formats.hdf5_plain import Dataset, PlainFile, Unusual
-from weights_convert.formats.keras_config import agreeing, keywords_in_config
+from weights_convert.formats.hdf5.config import agreeing, keywords_in_config
+from weights_convert.formats.hdf5.plain import Dataset, PlainFile, Unusual
+from weights_convert.formats.zip import stored, unpacked
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"

@@ -20,8 +20,6 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from weights_convert.errors import SourceError
-from weights_convert.formats import torch_objects, torch_pickle
-from weights_convert.formats.archive import stored
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
@@ -30,8 +28,10 @@ from weights_convert.formats.base import (
     parse_metadata,
 )
 from weights_convert.formats.given import Given
-from weights_convert.formats.torch_entries import choose, describe, label, left_out, short
-from weights_convert.formats.torch_objects import Storage, TensorRef
+from weights_convert.formats.torch.entries import choose, describe, label, left_out, short
+from weights_convert.formats.torch.objects import MAX_INT, Storage, TensorRef
+from weights_convert.formats.torch.pickle import load
+from weights_convert.formats.zip import stored
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
 
 DAMAGED = "the file is truncated or damaged"
@@ -91,7 +91,7 @@ class _Zip:
         folder = f"{stem}/"
         inside = [info for info in self._zip.infolist() if info.filename.startswith(folder)]
         self._infos = {info.filename.removeprefix(folder): info for info in inside}
-        self.root, _ = torch_pickle.load(io.BytesIO(self._whole("data.pkl")), limits)
+        self.root, _ = load(io.BytesIO(self._whole("data.pkl")), limits)
         text = self._whole(METADATA_ENTRY) if METADATA_ENTRY in self._infos else b"{}"
         self.metadata = parse_metadata(text, path, limits)
         order = self._whole("byteorder") if "byteorder" in self._infos else b"little"
@@ -149,13 +149,13 @@ class _Stream:
         self._file = file
         self.metadata: dict[str, Any] = {}
         file.seek(0)
-        _magic, version, _system = (torch_pickle.load(file, limits)[0] for _ in range(3))
+        _magic, version, _system = (load(file, limits)[0] for _ in range(3))
         if version != _STREAM_VERSION:
             raise SourceError(
                 f"{path}: not version {_STREAM_VERSION} of the older form of torch.save; {DAMAGED}"
             )
-        self.root, storages = torch_pickle.load(file, limits)
-        keys, _ = torch_pickle.load(file, limits)
+        self.root, storages = load(file, limits)
+        keys, _ = load(file, limits)
         self._places: dict[str, tuple[int, int]] = {}  # key -> first byte, number of bytes
         for key in keys:
             start, nbytes = self._places[key] = _next_place(file, storages[key])
@@ -280,7 +280,7 @@ class TorchReader(Reader):
             problem = f"needs {max(claims, needs)} bytes of storage data, but the file has {has}"
         elif needs > claims:
             problem = f"needs {needs} bytes of a storage of {claims}"
-        elif full > torch_objects.MAX_INT:
+        elif full > MAX_INT:
             problem = f"would expand {claims} bytes to {full}"
         else:
             return TensorInfo(ref.shape, ref.dtype)

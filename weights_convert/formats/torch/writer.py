@@ -15,8 +15,8 @@ import numpy as np
 
 from weights_convert.errors import MismatchError
 from weights_convert.formats.base import TensorInfo, as_announced, dump_metadata
-from weights_convert.formats.torch_file import METADATA_ENTRY
-from weights_convert.formats.torch_objects import STORAGE_CLASS
+from weights_convert.formats.torch.file import METADATA_ENTRY
+from weights_convert.formats.torch.objects import STORAGE_CLASS
 from weights_convert.memory import write
 
 _STEM = "archive"

@@ -10,7 +10,7 @@ make Python's unpickler fill the memory, loop for hours or crash:
 - a list of 100,000 values, held in the memo, can be the argument of 100,000 calls.
 
 A pickle names functions and classes to import and call. Here it can only call the functions of
-`torch_objects`.
+`objects`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
-from weights_convert.formats.torch_objects import (
+from weights_convert.formats.torch.objects import (
     FUNCTIONS,
     MADE_BY,
     Function,
