@@ -43,20 +43,12 @@ def _make_corpus(reader: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-c", code, reader, str(folder)], check=True)
 
 
-def _no_library(path: Path, limits: object, unusual: str) -> None:  # noqa: ARG001
-    """Skip files that HDF5's library reads in another process: half a second each, and not our code."""
-    from weights_convert.errors import SourceError
-
-    raise SourceError(f"{path}: for HDF5's library")
-
-
 def main() -> None:
     import atheris
 
     with atheris.instrument_imports(include=["weights_convert", "zipfile", "pickletools", "numpy.lib"]):
         from fuzz import target
         from fuzz.mutations import mutate
-        from weights_convert.formats import hdf5_process
 
     arguments = _parser().parse_args()
     reader = arguments.reader
@@ -70,7 +62,6 @@ def main() -> None:
             if path.is_file():
                 path = target.put(reader, path.read_bytes(), folder)
                 target.read_all(path)
-        setattr(hdf5_process, "ProcessReader", _no_library)  # noqa: B010  (mypy: a class)
         taken = _address_space()
         resource.setrlimit(resource.RLIMIT_AS, (taken + target.MEMORY, -1))
         counts, start = [0, 0], time.process_time()

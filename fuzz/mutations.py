@@ -15,9 +15,9 @@ import zipfile
 from collections.abc import Callable
 
 from fuzz.target import joined, parts
-from weights_convert.formats import leveldb_table
-from weights_convert.formats.crc32c import crc32c, masked
-from weights_convert.formats.tf1_proto import Entry, dump_entry, parse_entry
+from weights_convert.formats.tf1 import table
+from weights_convert.formats.tf1.crc32c import crc32c, masked
+from weights_convert.formats.tf1.proto import Entry, dump_entry, parse_entry
 
 Change = Callable[[bytes], bytes]
 Inner = Callable[[str, bytes, random.Random, Change], bytes]  # changes an entry, by its name
@@ -155,11 +155,11 @@ def change_tf1(data: bytes, rng: random.Random, change: Change) -> bytes:
 
 
 def _pairs(index: bytes) -> list[tuple[bytes, bytes]]:
-    return list(leveldb_table._table(io.BytesIO(index), len(index)))
+    return list(table._table(io.BytesIO(index), len(index)))
 
 
 def _block(pairs: list[tuple[bytes, bytes]]) -> bytes:
-    block = leveldb_table._Block()
+    block = table._Block()
     for key, value in pairs:
         block.add(key, value)
     return block.finish()
@@ -167,15 +167,15 @@ def _block(pairs: list[tuple[bytes, bytes]]) -> bytes:
 
 def _table(pairs: list[tuple[bytes, bytes]], block: bytes | None = None) -> bytes:
     """A table of one block with these pairs or these bytes."""
-    file, index = io.BytesIO(), leveldb_table._Block(restart_interval=1)
+    file, index = io.BytesIO(), table._Block(restart_interval=1)
     index.add(b"\xff", _append(file, _block(pairs) if block is None else block))
-    handles = _append(file, leveldb_table._Block().finish()) + _append(file, index.finish())
-    file.write(handles.ljust(40, b"\0") + leveldb_table._MAGIC)
+    handles = _append(file, table._Block().finish()) + _append(file, index.finish())
+    file.write(handles.ljust(40, b"\0") + table._MAGIC)
     return file.getvalue()
 
 
 def _append(file: io.BytesIO, content: bytes) -> bytes:
-    handle = leveldb_table.varint(file.tell()) + leveldb_table.varint(len(content))
+    handle = table.varint(file.tell()) + table.varint(len(content))
     file.write(content + b"\0" + masked(crc32c(content + b"\0")).to_bytes(4, "little"))
     return handle
 

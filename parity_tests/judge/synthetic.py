@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from weights_convert import Checkpoint
-from weights_convert.formats.leveldb_table import read_table, write_table
-from weights_convert.formats.tf1_place import data_path, index_path
-from weights_convert.formats.tf1_proto import dump_header
+from weights_convert.formats.tf1.place import data_path, index_path
+from weights_convert.formats.tf1.proto import dump_header
+from weights_convert.formats.tf1.table import read_table, write_table
 from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, parameters
 
 # Factor of the last batch norm of every residual branch (without batch norms: of the last kernel). Undamped

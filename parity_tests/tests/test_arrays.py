@@ -16,7 +16,7 @@ from parity_tests.tests.test_round_trips import MEMORY
 from weights_convert import MismatchError, save
 from weights_convert.formats import FORMATS
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.tf1_place import tf1_files
+from weights_convert.formats.tf1.place import tf1_files
 from weights_convert.memory import sha256
 
 DTYPES = ["float16", "bfloat16", "float32", "float64", "bool", "uint8", "int8", "int16", "int32", "int64"]

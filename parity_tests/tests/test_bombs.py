@@ -25,8 +25,8 @@ from weights_convert import (
 )
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.keras_hdf5_writer import write_keras
-from weights_convert.formats.npz_file import write_npz
+from weights_convert.formats.hdf5.writer import write_keras
+from weights_convert.formats.npz import write_npz
 
 SECONDS, MEMORY = 10, 2**28
 
@@ -58,6 +58,12 @@ TUPLES = b"".join(  # 2^12 tuples of -1 and -2, whose hashes are all the same
     b"(" + b"".join(b"J" + struct.pack("<i", number) for number in numbers) + b"tN"
     for numbers in itertools.product((-1, -2), repeat=12)
 )
+TWICE = b")q\x01" + b"".join(b"0h%ch%c\x86q%c" % (i, i, i + 1) for i in range(1, 60))  # 2**60 tuples
+ITEMS = [b"X\x01\x00\x00\x00%cN" % letter for letter in range(100)]  # a key and a value
+PAIRS = b"](" + b"\x86".join(ITEMS) + b"\x86e"
+METADATA = b"}X\x09\x00\x00\x00_metadata}(" + b"".join(ITEMS) + b"us"
+TUPLE = b"(" + b"N" * 10_000 + b"t"
+ORDERED_DICT = b"ccollections\nOrderedDict\n"
 NAMES = b"".join(b"cm\nn%d\n0" % number for number in range(20_000))
 PICKLES = {
     "a key that overflows the stack": (b"})" + b"\x85" * 1_000_000 + b"Ns", "101 levels or more in a pickle"),
@@ -66,6 +72,20 @@ PICKLES = {
     "lists within lists": (b"]" * 50_000 + b"a" * 49_999, "101 levels or more in a pickle"),
     "keys that collide": (b"}(" + TUPLES + b"u", "keys or more in a pickle that are not texts, limit 200"),
     "members that collide": (b"\x8f(" + TUPLES + b"\x90", "keys or more in a pickle that are not texts"),
+    "a key whose hash takes hours": (b"}" + TWICE + b"Ns", "keys or more in a pickle that are not texts"),
+    "members whose hashes take hours": (b"\x8f(" + TWICE + b"\x90", "keys or more in a pickle that are"),
+    "one long tuple for many calls": (
+        b"ctorch\nFloatTensor\nq\x01" + TUPLE + b"q\x02" + b"h\x01h\x02R0" * 1_000,
+        "130,000 arguments or more of the calls in a pickle, limit 128,000",
+    ),
+    "one list of pairs for many calls": (
+        ORDERED_DICT + b"q\x01" + PAIRS + b"q\x02" + b"h\x01h\x02\x85R0" * 2_000,
+        "128,068 arguments or more of the calls in a pickle, limit 128,000",
+    ),
+    "one dict of metadata for many objects": (
+        ORDERED_DICT + b")Rq\x01" + METADATA + b"q\x02" + b"h\x01h\x02b0" * 2_000,
+        "128,029 arguments or more of the calls in a pickle, limit 128,000",
+    ),
     "sets that fill the memory": (b"\x8f" * 200_000, "128,001 operations or more in a pickle"),
     "classes by the thousand": (NAMES + b"N", "more than 10000 names of classes"),
 }

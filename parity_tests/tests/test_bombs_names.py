@@ -25,9 +25,9 @@ from weights_convert import (
 from weights_convert.errors import nearest
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import TensorInfo, parse_metadata
-from weights_convert.formats.crc32c import crc32c, masked
-from weights_convert.formats.leveldb_table import varint
-from weights_convert.formats.safetensors_file import write_safetensors
+from weights_convert.formats.safetensors import write_safetensors
+from weights_convert.formats.tf1.crc32c import crc32c, masked
+from weights_convert.formats.tf1.table import varint
 from weights_convert.identify.candidates import infer
 from weights_convert.identify.reading import Listing
 from weights_convert.layouts import LAYOUTS

@@ -1,4 +1,4 @@
-"""HDF5 read without its library, compared with h5py; another process reads files that need the library."""
+"""HDF5 read without its library, compared with h5py."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import pytest
 
 from fuzz import target
 from weights_convert import LimitError, Limits, SourceError
-from weights_convert.formats import hdf5_process, open_reader
-from weights_convert.formats.keras_hdf5 import KerasReader
+from weights_convert.formats import open_reader
+from weights_convert.formats.hdf5.keras import KerasReader
 
 ARRAYS = {
     **{name: np.arange(6).reshape(2, 3).astype(name) for name in ("f2", "f4", "f8", "i1", "i2", "i4", "i8")},
@@ -78,6 +78,36 @@ def test_reads_what_h5py_writes(tmp_path):
         assert reader.metadata == {"a": 1}
 
 
+TEXTS = {
+    "variable": '{"a": 1}',
+    "bytes": b'{"a": 1}',
+    "fixed": np.bytes_(b'{"a": 1}'),
+    "long": '{"a": 1, "text": "' + "x" * 100_000 + '"}',
+}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+def test_reads_a_text_among_many_attributes(tmp_path, kind):
+    """Keras 2 splits long lists into `weight_names0` and so on, beside a config of any length."""
+
+    def fill(file: h5py.File) -> None:
+        for number in range(100):
+            file.attrs[f"weight_names{number}"] = np.array([b"conv/kernel:0"] * number, "S40")
+        file.attrs["samenet"] = TEXTS[kind]
+        file["w"] = np.ones(2)
+        file["w"].attrs.update({f"a{number}": number for number in range(20)})
+
+    with open_reader(hdf5(tmp_path / "x", fill)) as reader:
+        assert reader.metadata["a"] == 1
+        assert reader.read("w").tolist() == [1, 1]
+
+
+def test_metadata_that_are_no_text(tmp_path):
+    for value in (3, ["a", "b"], h5py.Empty("f4")):
+        path = hdf5(tmp_path / "x", lambda file, value=value: file.attrs.update(samenet=value))
+        assert "its attribute 'samenet' is not one text" in refusal(path)
+
+
 def test_lists_objects_that_are_not_arrays(tmp_path):
     def fill(file: h5py.File) -> None:
         for name, make in OTHERS.items():
@@ -87,11 +117,13 @@ def test_lists_objects_that_are_not_arrays(tmp_path):
             h5py.SoftLink("/text"),
             np.dtype("f4"),
         )
+        file.create_dataset("elsewhere", (4,), "u1", external=[("/etc/passwd", 0, 4)])
         file["w"] = np.ones(2)
 
     with open_reader(hdf5(tmp_path / "x", fill)) as reader:
         assert list(reader.tensors) == ["w"]
-        assert set(reader.left_out) == {*OTHERS, "reference", "soft"}
+        assert set(reader.left_out) == {*OTHERS, "reference", "soft", "elsewhere"}
+        assert reader.left_out["elsewhere"] == "data kept in another file, never read"
         assert reader.left_out["soft"] == "link to elsewhere, never followed"
 
 
@@ -137,24 +169,6 @@ def test_booleans_are_one_or_zero(tmp_path):
     path.write_bytes(path.read_bytes().replace(b"\1" * 64, b"\2" * 64))
     with open_reader(path) as reader:
         assert reader.read("w").tobytes() == b"\1" * 64
-
-
-@pytest.fixture(autouse=True)
-def others(monkeypatch) -> list[Path]:
-    """Collects files for the other process instead of starting it, which takes half a second."""
-    seen: list[Path] = []
-
-    def refuse(path: Path, *_: object) -> None:
-        seen.append(path)
-        raise SourceError(f"{path}: for HDF5's library")
-
-    monkeypatch.setattr(hdf5_process, "ProcessReader", refuse)
-    return seen
-
-
-@pytest.fixture
-def process(monkeypatch, others) -> None:  # noqa: ARG001
-    monkeypatch.undo()
 
 
 def test_groups_that_hold_one_another(tmp_path):

@@ -26,20 +26,10 @@ from hypothesis import strategies as st
 from fuzz import corpus, target
 from fuzz.mutations import change_bytes, mutate
 from weights_convert.errors import SourceError
-from weights_convert.formats import hdf5_process, open_reader
+from weights_convert.formats import open_reader
 
 SECONDS = 10  # time limit of one input
 seeds = functools.cache(corpus.seeds)
-
-
-@pytest.fixture(autouse=True)
-def no_other_process(monkeypatch):
-    """Refuse HDF5 that needs another process, which takes half a second; `test_hdf5.py` tests it."""
-
-    def refuse(path: Path, *_: object) -> None:
-        raise SourceError(f"{path}: for HDF5's library")
-
-    monkeypatch.setattr(hdf5_process, "ProcessReader", refuse)
 
 
 def tried(reader: str, data: bytes, folder: Path) -> bool:

@@ -19,7 +19,7 @@ import pytest
 
 from parity_tests.judge.synthetic import SMALL, position_coded, weights, with_shards
 from weights_convert import DestinationError, ResNetSpec, convert, load, save
-from weights_convert.formats.tf1_place import index_path, tf1_files
+from weights_convert.formats.tf1.place import index_path, tf1_files
 
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")
 MOST = (".pth", ".ckpt")  # one file, several files: the other containers are written like .pth

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from weights_convert.errors import SourceError
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.safetensors_file import SafetensorsReader, write_safetensors
+from weights_convert.formats.safetensors import SafetensorsReader, write_safetensors
 
 ARRAYS = {
     "float64": np.linspace(-1, 1, 6).reshape(2, 3),

@@ -25,7 +25,7 @@ import torch_impl
 from parity_tests.judge.synthetic import images, tiny, weights
 from parity_tests.tests.live import keras_network, tf1_network, torch_network, without_counts
 from weights_convert import LimitError, Limits, MismatchError, SourceError, load, load_into, load_model, save
-from weights_convert.formats.torch_pickle import StateDict
+from weights_convert.formats.torch.objects import StateDict
 
 SPEC = tiny(
     attention="cbam", cbam_order="mean_max", stride_in="conv1", bn_epsilon=1e-3, stem_pool="same", dropout=0.5
@@ -238,10 +238,8 @@ def test_a_long_text_of_metadata_takes_no_more_than_its_limit(tmp_path):
 
 def test_a_state_dict_of_the_pickle_takes_no_other_attribute():
     state = StateDict()
-    state.__setstate__({"_metadata": {"": {"samenet": "a"}, "b": 3, "c": {"samenet": "d"}}, "__class__": int})
-    assert (state.said, type(state)) == (["a", "d"], StateDict)
-    StateDict.__setstate__({"_metadata": {"": {"samenet": "a"}}})  # on the class itself, without effect
-    assert not isinstance(StateDict.said, list)
+    state.set_state({"_metadata": {"": {"samenet": "a"}, "b": 3, "c": {"samenet": "d"}}, "__class__": int})
+    assert (state.metadata, type(state)) == (["a", "d"], StateDict)
 
 
 # --------------------------------------------------------------------------------------------------

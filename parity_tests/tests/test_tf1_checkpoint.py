@@ -11,12 +11,12 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from weights_convert.errors import DestinationError, MismatchError, SourceError
-from weights_convert.formats import crc32c as crc_module
-from weights_convert.formats import leveldb_table, tf1_checkpoint, tf1_proto
 from weights_convert.formats.base import METADATA_NAME, TensorInfo
-from weights_convert.formats.crc32c import crc32c, masked
-from weights_convert.formats.leveldb_table import read_table, write_table
-from weights_convert.formats.tf1_checkpoint import open_tf1, tf1_files, write_tf1
+from weights_convert.formats.tf1 import checkpoint, proto, table
+from weights_convert.formats.tf1 import crc32c as crc_module
+from weights_convert.formats.tf1.checkpoint import open_tf1, tf1_files, write_tf1
+from weights_convert.formats.tf1.crc32c import crc32c, masked
+from weights_convert.formats.tf1.table import read_table, write_table
 
 FUZZ = settings(
     derandomize=True,
@@ -231,16 +231,16 @@ def test_an_index_of_several_blocks(tf, tmp_path, count):
         shape_and_slices=[""] * count,
         tensors=[tf.constant(arrays[name]) for name in sorted(arrays)],
     )
-    assert tf1_files(ours)[1].stat().st_size > leveldb_table._BLOCK_SIZE
+    assert tf1_files(ours)[1].stat().st_size > table._BLOCK_SIZE
     assert_same_bits(read_by_tf(tf, ours), arrays)
     assert_same_bits(read_all(theirs), arrays)
     assert same_files(ours, theirs)
 
 
 def test_every_dtype_number_is_tf_s(tf):
-    for dtype, number in tf1_proto.DTYPE_NUMBERS.items():
+    for dtype, number in proto.DTYPE_NUMBERS.items():
         assert tf.as_dtype(number).as_numpy_dtype == dtype.type
-    for number, description in tf1_proto._NO_ARRAYS.items():
+    for number, description in proto._NO_ARRAYS.items():
         assert description == f"{tf.as_dtype(number).name} tensor"
 
 
@@ -370,7 +370,7 @@ def test_leaves_out_strings_and_slices(tf, tmp_path):
 )
 def test_leaves_out_other_dtypes(tmp_path, number, description):
     prefix = write(tmp_path / "model.ckpt", {"w": coded((2,))})
-    edit_index(prefix, odd=tf1_proto._field(tf1_proto._DTYPE, number))
+    edit_index(prefix, odd=proto._field(proto._DTYPE, number))
     with open_tf1(prefix) as reader:
         assert reader.left_out == {"odd": description}
         assert list(reader.tensors) == ["w"]
@@ -380,9 +380,9 @@ def test_big_endian_checkpoints(tf, tmp_path):
     """TensorFlow on a big-endian machine writes swapped numbers and CRCs of the swapped bytes."""
     swapped = {name: array.copy() for name, array in ARRAYS.items()}
     for array in swapped.values():
-        tf1_checkpoint._swap_bytes(array)
+        checkpoint._swap_bytes(array)
     prefix = write(tmp_path / "model.ckpt", swapped)
-    edit_index(prefix, **{"": tf1_proto.dump_header() + tf1_proto._field(tf1_proto._ENDIANNESS, 1)})
+    edit_index(prefix, **{"": proto.dump_header() + proto._field(proto._ENDIANNESS, 1)})
     assert_same_bits(read_by_tf(tf, prefix), ARRAYS)
     assert_same_bits(read_all(prefix), ARRAYS)
 
@@ -390,7 +390,7 @@ def test_big_endian_checkpoints(tf, tmp_path):
 def test_swapping_complex_numbers_keeps_their_parts_in_place():
     array = np.array([1 + 2j, 3 + 4j], np.complex64)
     expected = array.astype(">c8").tobytes()
-    tf1_checkpoint._swap_bytes(array)
+    checkpoint._swap_bytes(array)
     assert array.tobytes() == expected
 
 

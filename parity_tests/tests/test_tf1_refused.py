@@ -21,12 +21,12 @@ from parity_tests.tests.test_tf1_checkpoint import (
     write,
 )
 from weights_convert.errors import SourceError
-from weights_convert.formats import leveldb_table, tf1_proto
 from weights_convert.formats.base import METADATA_NAME, TensorInfo
-from weights_convert.formats.crc32c import crc32c, masked
-from weights_convert.formats.leveldb_table import read_table, varint, write_table
-from weights_convert.formats.tf1_checkpoint import open_tf1, tf1_files
-from weights_convert.formats.tf1_find import find_tf1_prefix
+from weights_convert.formats.tf1 import proto, table
+from weights_convert.formats.tf1.checkpoint import open_tf1, tf1_files
+from weights_convert.formats.tf1.crc32c import crc32c, masked
+from weights_convert.formats.tf1.find import find_tf1_prefix
+from weights_convert.formats.tf1.table import read_table, varint, write_table
 
 
 @pytest.fixture
@@ -113,16 +113,16 @@ def seal(block):
 
 def table_of(block, offset=0, length=None):
     """A table of one data block, valid except for the contents of the block or its index entry."""
-    index = leveldb_table._Block(restart_interval=1)
+    index = table._Block(restart_interval=1)
     index.add(b"z", varint(offset) + varint(len(block) if length is None else length))
     index = index.finish()
     footer = varint(0) + varint(0) + varint(len(block) + 5) + varint(len(index))
-    return seal(block) + seal(index) + footer.ljust(40, b"\0") + leveldb_table._MAGIC
+    return seal(block) + seal(index) + footer.ljust(40, b"\0") + table._MAGIC
 
 
 def test_opening_reads_no_tensor_and_a_flipped_bit_names_its_tensor(checkpoint):
     data, index = tf1_files(checkpoint)
-    entry = tf1_proto.parse_entry(read_table(index)[b"half"])
+    entry = proto.parse_entry(read_table(index)[b"half"])
     for position in (entry.offset, entry.offset + entry.size - 1):
         flip(data, position, bit=5)
         with open_tf1(checkpoint) as reader:
@@ -172,7 +172,7 @@ def test_a_data_block_that_lies_under_a_correct_checksum(checkpoint, data):
     index = tf1_files(checkpoint)[1]
     content = index.read_bytes()
     with index.open("rb") as file:
-        end = leveldb_table._index_handle(file, len(content))[0]
+        end = table._index_handle(file, len(content))[0]
     block = bytearray(content[: end - 13 - 5])  # the part before the metaindex, without its trailer
     for _ in range(data.draw(st.integers(1, 4))):
         block[data.draw(st.integers(0, len(block) - 1))] = data.draw(st.integers(0, 255))
@@ -207,14 +207,14 @@ def test_a_missing_file_is_named(checkpoint, file):
 
 
 def test_compressed_blocks_are_refused(checkpoint, monkeypatch):
-    monkeypatch.setattr(leveldb_table, "_UNCOMPRESSED", 1)
+    monkeypatch.setattr(table, "_UNCOMPRESSED", 1)
     write(checkpoint, ARRAYS)
     monkeypatch.undo()
     assert refused(checkpoint, "compressed index blocks are not supported")
 
 
 def field(number, value):
-    return tf1_proto._field(8 * number + (2 if isinstance(value, bytes) else 0), value)
+    return proto._field(8 * number + (2 if isinstance(value, bytes) else 0), value)
 
 
 def entry(*dims, dtype=1, size=8, **fields):
@@ -246,7 +246,7 @@ ENTRIES_THAT_LIE = [
     ("", field(1, 1) + field(3, field(2, 2)), "reader of version 2"),
     (
         METADATA_NAME,
-        tf1_proto.dump_entry(tf1_proto.Entry(TensorInfo((0,), np.dtype("u1")), 0, 0, 0, 0xA282EAD8)),
+        proto.dump_entry(proto.Entry(TensorInfo((0,), np.dtype("u1")), 0, 0, 0, 0xA282EAD8)),
         "JSON",
     ),
 ]
@@ -267,7 +267,7 @@ NO_RESTARTS = bytes(4)
 
 TABLES_THAT_LIE = [
     (b"", "0 bytes, but a checkpoint index has at least 48"),
-    (leveldb_table._MAGIC, "8 bytes, but a checkpoint index has at least 48"),
+    (table._MAGIC, "8 bytes, but a checkpoint index has at least 48"),
     (b"a text file of more than forty-eight bytes, whatever its name", "magic number"),
     (table_of(bytes(8), offset=2**63), "ends at byte"),
     (table_of(bytes(8), length=2**63), "ends at byte"),
@@ -296,7 +296,7 @@ def test_a_table_that_is_no_checkpoint(tmp_path):
 
 def test_prefixes_that_would_fill_the_memory(tmp_path, monkeypatch):
     """4 MB of keys from a file of 29 kB: prefix compression as a decompression bomb."""
-    monkeypatch.setattr(leveldb_table._Block.__init__, "__defaults__", (1 << 30,))
+    monkeypatch.setattr(table._Block.__init__, "__defaults__", (1 << 30,))
     keys = [b"x" * 1000 + i.to_bytes(4, "big") for i in range(4000)]
     write_table(tmp_path / "model.ckpt.index", [(key, b"") for key in keys])
     assert refused(tmp_path / "model.ckpt", "64 times as long")
@@ -305,4 +305,4 @@ def test_prefixes_that_would_fill_the_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize("value", [0, 1, 127, 128, 300, 2**32, 2**64 - 1])
 def test_varints(value):
     encoded = varint(value)
-    assert leveldb_table.read_varint(b"\x80" + encoded, 1) == (value, 1 + len(encoded))
+    assert table.read_varint(b"\x80" + encoded, 1) == (value, 1 + len(encoded))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from parity_tests.tests.test_torch_file import FORMS, assert_same, coded, error_of, seen, torch
-from weights_convert.formats.torch_file import (
+from weights_convert.formats.torch.file import (
     open_torch,
 )
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from weights_convert.errors import SourceError
-from weights_convert.formats import torch_pickle
-from weights_convert.formats.torch_file import (
+from weights_convert.formats.torch import objects
+from weights_convert.formats.torch.file import (
     TorchReader,
     open_torch,
 )
@@ -23,8 +23,8 @@ from weights_convert.formats.torch_file import (
 torch = pytest.importorskip("torch")
 
 FORMS = {"zip": True, "stream": False}
-TYPED = [name for name, prefix, _ in torch_pickle.TYPES if prefix]
-UNTYPED = [name for name, prefix, _ in torch_pickle.TYPES if not prefix]
+TYPED = [name for name, prefix, _ in objects.TYPES if prefix]
+UNTYPED = [name for name, prefix, _ in objects.TYPES if not prefix]
 
 
 @pytest.fixture(params=FORMS)
@@ -195,8 +195,18 @@ def test_arrays_are_fresh(save):
 @pytest.mark.parametrize("form", FORMS)
 def test_reads_every_pickle_protocol(tmp_path, form, protocol):
     expected = {"a.weight": coded(3, 4).t(), "a.bias": coded(4, dtype="float64")}
-    torch.save(expected, tmp_path / "x", pickle_protocol=protocol, _use_new_zipfile_serialization=FORMS[form])
+    others = {
+        "array": np.arange(3),
+        "number": np.float64(0.5),
+        "empty": np.zeros((0, 3), np.float32),
+        "containers": [{"a"}, frozenset("b"), (), ((1, 2), [3.5]), {(1, "a"): None}, {0: b"bytes"}],
+        "large": 2**70,
+        "nested": collections.Counter("ab"),
+    }
+    root = {"model": expected, **others}
+    torch.save(root, tmp_path / "x", pickle_protocol=protocol, _use_new_zipfile_serialization=FORMS[form])
     assert_same(tmp_path / "x", expected)
+    assert list(seen(tmp_path / "x").left_out) == list(others)
 
 
 def test_reads_without_checksums(tmp_path):
@@ -222,9 +232,9 @@ def test_reads_what_another_tool_packed_again(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int64", "complex64", "bool"])
 def test_reads_big_endian_files(tmp_path, dtype):
     tensor = coded(3, 4, dtype=dtype)
-    kind = getattr(torch, torch_pickle.STORAGE_CLASS[np.dtype(torch_pickle.DTYPES[f"torch.{dtype}"])])
+    kind = getattr(torch, objects.STORAGE_CLASS[np.dtype(objects.DTYPES[f"torch.{dtype}"])])
     reference = Reference(("storage", kind, "0", "cpu", 12))
-    swapped = np.frombuffer(bits(tensor), torch_pickle.DTYPES[f"torch.{dtype}"]).byteswap().tobytes()
+    swapped = np.frombuffer(bits(tensor), objects.DTYPES[f"torch.{dtype}"]).byteswap().tobytes()
     path = zip_file(
         tmp_path / "x", {"w": placed(reference, 0, (3, 4), (4, 1))}, {"0": swapped}, byteorder=b"big"
     )

@@ -36,7 +36,7 @@ from parity_tests.tests.test_torch_file import (
 )
 from parity_tests.tests.test_torch_written import write
 from weights_convert.errors import SourceError
-from weights_convert.formats.torch_file import (
+from weights_convert.formats.torch.file import (
     looks_like_torch_stream,
     open_torch,
     torch_zip_stem,
@@ -122,7 +122,8 @@ def test_no_framework_is_imported(tmp_path):
     torch.save(training_checkpoint()[0], tmp_path / "x")
     code = (
         "import sys; from pathlib import Path\n"
-        "from weights_convert.formats.torch_file import open_torch, write_torch\n"
+        "from weights_convert.formats.torch.file import open_torch\n"
+        "from weights_convert.formats.torch.writer import write_torch\n"
         "source, target = map(Path, sys.argv[1:])\n"
         "with open_torch(source) as reader: write_torch(target, reader.tensors, reader.read, {})\n"
         "print(sorted({'torch', 'tensorflow', 'keras'} & set(sys.modules)))"
@@ -167,6 +168,11 @@ HOSTILE = {  # after the protocol, before STOP
     "a function given defaults": GLOBAL_W + b"N}X\x0c\x00\x00\x00__defaults__)s\x86b",
     "a function replaced": GLOBAL_W + b"N}X\x09\x00\x00\x00_functioncmodule\nname\ns\x86b",
     "a class given attributes": b"ctorch\nFloatTensor\nN}X\x04\x00\x00\x00spanK\x01s\x86b",
+    "OrderedDict itself given attributes": b"ccollections\nOrderedDict\n}X\x09\x00\x00\x00_metadata}sb",
+    "a mark above the value": b"}(",
+    "an odd number of items": b"}(X\x01\x00\x00\x00au",
+    "items of a list": b"](K\x00K\x01u",
+    "a newer protocol": b"\x80\x06}",
     "a memo index that fills the memory": b"]r\x00\x00\x00\x01",
     "a text longer than the file": b"X\xff\xff\xff\x7fabc",
     "bytes longer than memory": b"\x8e\xff\xff\xff\xff\xff\xff\xff\x0fabc",

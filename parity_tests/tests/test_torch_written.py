@@ -13,19 +13,17 @@ import pytest
 
 from parity_tests.tests.test_torch_file import TYPED, assert_same, bits, coded, layouts, seen, torch
 from weights_convert.errors import MismatchError
-from weights_convert.formats import torch_pickle
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.torch_file import (
-    open_torch,
-    write_torch,
-)
+from weights_convert.formats.torch import objects
+from weights_convert.formats.torch.file import open_torch
+from weights_convert.formats.torch.writer import write_torch
 
 # --- Our files read by torch
 
 
 def write(path: Path, tensors: dict[str, torch.Tensor], metadata: dict | None = None) -> Path:
     arrays = {
-        name: np.frombuffer(bits(tensor), torch_pickle.DTYPES[str(tensor.dtype)]).reshape(tensor.shape)
+        name: np.frombuffer(bits(tensor), objects.DTYPES[str(tensor.dtype)]).reshape(tensor.shape)
         for name, tensor in tensors.items()
     }
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in arrays.items()}

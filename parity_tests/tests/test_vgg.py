@@ -15,7 +15,7 @@ from parity_tests.compare.investigate import investigate
 from parity_tests.judge import numpy_reference, synthetic
 from weights_convert import MismatchError, convert, load, load_model, save, state_of
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.npz_file import write_npz
+from weights_convert.formats.npz import write_npz
 from weights_convert.layouts import LAYOUTS
 from weights_convert.spec import VGGSpec, model_spec, parameters
 

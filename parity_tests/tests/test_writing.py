@@ -19,7 +19,7 @@ from parity_tests.judge.synthetic import SMALL, position_coded, weights
 from weights_convert import SourceError, WriteError, atomic, convert, load, save
 from weights_convert import convert as convert_function
 from weights_convert.formats import FORMATS
-from weights_convert.formats.tf1_place import tf1_files
+from weights_convert.formats.tf1.place import tf1_files
 
 pytestmark = pytest.mark.usefixtures("folder")
 CONTAINERS = (".pth", ".safetensors", ".npz", ".weights.h5", ".ckpt")

@@ -54,7 +54,7 @@ def test_a_full_disk(unchanged, suffix: str):
 AS_NOBODY = """
 import os, sys
 import encodings.cp437, encodings.utf_32_le  # now: uid 65534 may not read Python's folders
-import weights_convert.formats.keras_hdf5_writer
+import weights_convert.formats.hdf5.writer
 from weights_convert.__main__ import main
 os.chmod(".", 0o555)
 if os.getuid() == 0:  # root ignores modes

@@ -11,16 +11,17 @@ import numpy as np
 from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import Format, Reader, TensorInfo
 from weights_convert.formats.given import Given
-from weights_convert.formats.keras_hdf5 import open_keras, recognises_keras
-from weights_convert.formats.npz_file import NpzReader, recognises_npz, write_npz
-from weights_convert.formats.safetensors_file import (
+from weights_convert.formats.hdf5.keras import KerasReader, recognises_keras
+from weights_convert.formats.npz import NpzReader, recognises_npz, write_npz
+from weights_convert.formats.safetensors import (
     SafetensorsReader,
     recognises_safetensors,
     write_safetensors,
 )
-from weights_convert.formats.tf1_checkpoint import open_tf1, recognises_tf1, write_tf1
-from weights_convert.formats.tf1_place import orphans_of_tf1, place_tf1, tf1_files
-from weights_convert.formats.torch_file import open_torch, recognises_torch, write_torch
+from weights_convert.formats.tf1.checkpoint import open_tf1, recognises_tf1, write_tf1
+from weights_convert.formats.tf1.place import orphans_of_tf1, place_tf1, tf1_files
+from weights_convert.formats.torch.file import open_torch, recognises_torch
+from weights_convert.formats.torch.writer import write_torch
 from weights_convert.limits import Limits
 
 
@@ -30,7 +31,7 @@ def _write_keras(
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
 ) -> None:
-    from weights_convert.formats.keras_hdf5_writer import write_keras  # imports h5py, 40 ms
+    from weights_convert.formats.hdf5.writer import write_keras  # imports h5py, 40 ms
 
     write_keras(path, tensors, read, metadata)
 
@@ -74,7 +75,7 @@ FORMATS = {
             "Keras 3 HDF5, .keras read",
             "keras",
             recognises_keras,
-            open_keras,
+            KerasReader,
             _write_keras,
         ),
         Format(

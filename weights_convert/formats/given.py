@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from weights_convert.errors import SourceError, nearest
-from weights_convert.formats.archive import open_zip
-from weights_convert.formats.leveldb_table import WireError, read_table
-from weights_convert.formats.tf1_find import find_tf1_prefix
-from weights_convert.formats.tf1_place import described_files, index_path
+from weights_convert.formats.tf1.find import find_tf1_prefix
+from weights_convert.formats.tf1.place import described_files, index_path
+from weights_convert.formats.tf1.table import WireError, read_table
+from weights_convert.formats.zip import open_zip
 from weights_convert.limits import DEFAULT, Limits
 
 _HEAD = 64  # bytes by which a file is recognised

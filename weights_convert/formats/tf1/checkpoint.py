@@ -25,13 +25,12 @@ from weights_convert.formats.base import (
     dump_metadata,
     parse_metadata,
 )
-from weights_convert.formats.crc32c import crc32c, masked
 from weights_convert.formats.given import Given
-from weights_convert.formats.leveldb_table import WireError, write_table
-from weights_convert.formats.tf1_find import STATE, is_file
-from weights_convert.formats.tf1_meta import meta_path, networks_in_meta
-from weights_convert.formats.tf1_place import data_path, index_path, tf1_files
-from weights_convert.formats.tf1_proto import (
+from weights_convert.formats.tf1.crc32c import crc32c, masked
+from weights_convert.formats.tf1.find import STATE, is_file
+from weights_convert.formats.tf1.meta import meta_path, networks_in_meta
+from weights_convert.formats.tf1.place import data_path, index_path, tf1_files
+from weights_convert.formats.tf1.proto import (
     DTYPE_NUMBERS,
     Entry,
     dump_entry,
@@ -39,6 +38,7 @@ from weights_convert.formats.tf1_proto import (
     parse_entry,
     parse_header,
 )
+from weights_convert.formats.tf1.table import WireError, write_table
 from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import pieces
 

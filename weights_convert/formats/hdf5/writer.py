@@ -1,4 +1,4 @@
-"""Writes `.weights.h5` with h5py, like Keras; `keras_hdf5` describes the layout."""
+"""Writes `.weights.h5` with h5py, like Keras; `keras` describes the layout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from weights_convert.errors import DestinationError
 from weights_convert.formats.base import METADATA_NAME, TensorInfo, as_announced, dump_metadata, is_number
-from weights_convert.formats.hdf5_plain import BFLOAT16
+from weights_convert.formats.hdf5.plain import BFLOAT16
 from weights_convert.memory import slabs
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from weights_convert.errors import SourceError, nearest
-from weights_convert.formats.torch_pickle import Opaque, Storage, TensorRef
+from weights_convert.formats.torch.objects import Function, Opaque, Storage, TensorRef
 
 # Keys of the state dict in training checkpoints, in order of preference: raw weights before averaged ones.
 ENTRIES = (
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
 
     steps: tuple[str, ...]  # the keys of its path
     tensors: dict[str, TensorRef]
-    said: list[Any]  # metadata of this project's networks
+    metadata: list[Any]  # metadata of this project's networks
 
 
 def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
@@ -83,7 +83,7 @@ class _Look:
 def describe(value: Any, look: _Look | None = None) -> str:
     """A short description of any value that the unpickler can produce."""
     match value:
-        case Opaque():
+        case Opaque() | Function():
             return short(value.path)
         case TensorRef():
             return short(f"{value.dtype} tensor {value.shape}") if value.storage else "tensor without data"
@@ -103,8 +103,6 @@ def describe(value: Any, look: _Look | None = None) -> str:
             return f"{type(value).__name__} {value}"
         case str():
             return f"str {short(ascii(value[:100]))}"
-        case type() if issubclass(value, Opaque):
-            return short(value.path)
     return type(value).__name__
 
 
@@ -133,8 +131,8 @@ def _entries(root: dict) -> dict[str, Entry]:
                 pairs = ((name, value) for name, value in mapping.items() if isinstance(name, str))
                 inner += [((*steps, name), value) for name, value in pairs if isinstance(value, dict)]
             if tensors := seen[id(mapping)]:
-                said = getattr(mapping, "said", [])
-                found.setdefault(".".join(steps) or TOP, Entry(steps, tensors, said))
+                metadata = getattr(mapping, "metadata", [])
+                found.setdefault(".".join(steps) or TOP, Entry(steps, tensors, metadata))
         level = inner
     return found
 

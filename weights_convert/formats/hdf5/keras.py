@@ -4,7 +4,7 @@ Layout, from Keras's `saving_lib.py`: a group per layer with the layer's variabl
 trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`. The older `.h5`
 (`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` for a whole model; here the names
 become `<layer>/<variable>`. Only numbers are read, and this project's metadata: `vars/samenet` in a weights
-file, and the config (`keras_config`).
+file, and the config (`config`).
 """
 
 from __future__ import annotations
@@ -12,20 +12,17 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from weights_convert.errors import SourceError, WeightsConvertError
-from weights_convert.formats.archive import stored, unpacked
 from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, one_line, parse_metadata
 from weights_convert.formats.given import Given
-from weights_convert.formats.hdf5_plain import Dataset, PlainFile, Unusual
-from weights_convert.formats.keras_config import agreeing, keywords_in_config
+from weights_convert.formats.hdf5.config import agreeing, keywords_in_config
+from weights_convert.formats.hdf5.plain import Dataset, PlainFile, Unusual
+from weights_convert.formats.zip import stored, unpacked
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
-
-if TYPE_CHECKING:
-    from weights_convert.formats.hdf5_library import LibraryFile
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _INNER, _CONFIG = "model.weights.h5", "config.json"
@@ -36,49 +33,39 @@ def recognises_keras(given: Given) -> bool:
     return given.head.startswith(_MAGIC) or _INNER in given.entries
 
 
-def open_keras(source: Path | Given, limits: Limits = DEFAULT) -> Reader:
-    """A reader of `.weights.h5`, `.keras` or `.h5`; it uses another process if HDF5's library is needed."""
-    given = Given.of(source, limits)
-    try:
-        return KerasReader(given)
-    except Unusual as unusual:
-        from weights_convert.formats.hdf5_process import ProcessReader
-
-        return ProcessReader(given.path, given.limits, str(unusual))
-
-
 class KerasReader(Reader):
     """A `.weights.h5` file or the one inside a `.keras` file; names are HDF5 paths (`conv1/vars/0`).
 
-    Args:
-        source: the file.
-        limits: for untrusted files.
-        kind: the reader of HDF5. `PlainFile` raises `Unusual` for HDF5 that Keras does not write.
+    Raises:
+        SourceError: the file is damaged, or is HDF5 that neither h5py nor Keras writes by default. The error
+            has the line of Python that saves such a file again.
     """
 
     format = "keras"
 
-    def __init__(
-        self,
-        source: Path | Given,
-        limits: Limits = DEFAULT,
-        kind: type[PlainFile] | type[LibraryFile] = PlainFile,
-    ):
+    def __init__(self, source: Path | Given, limits: Limits = DEFAULT):
         self._given = Given.of(source, limits)
         path, limits = self._given.path, self._given.limits
         super().__init__(path, limits)
         self._datasets: dict[str, Dataset] = {}
         self._config: str | bytes | None = None
         try:
-            self._contents = kind(*self._inner(), limits)
+            self._contents = PlainFile(*self._inner(), limits)
             self._list()
-        except (WeightsConvertError, Unusual):
+        except WeightsConvertError:
             self.close()
             raise
+        except Unusual as unusual:
+            self.close()
+            raise SourceError(
+                f"{path}: HDF5 with {unusual}, expected what h5py and Keras write by default; "
+                "if you trust the file, save it again with this line of Python:",
+                [_saving_again(path, inside_zip=self._given.archive is not None)],
+            ) from None
         except LimitReached as reached:
             self.close()
             raise reached.at(path) from None
-        except Exception as error:  # h5py raises nearly any exception for damaged input
+        except Exception as error:  # damaged input raises nearly any exception
             self.close()
             raise SourceError(
                 f"{path}: not a readable Keras file, it is truncated or damaged ({one_line(error)})"
@@ -162,3 +149,15 @@ def _short_names(paths: Iterable[str]) -> dict[str, str]:
             alone = len(same) == 1
             names[name if alone else inner_name if inner_name not in names else path] = path
     return names
+
+
+def _saving_again(path: Path, inside_zip: bool) -> str:
+    """A line of Python that copies an HDF5 file to the layout that is read, as `NAME.plain.h5` beside it."""
+    source = f"zipfile.ZipFile({str(path)!r}).open({_INNER!r})" if inside_zip else repr(str(path))
+    target = str(path.with_name(f"{path.stem}.plain.h5"))
+    return (
+        f"import h5py, zipfile; old, new = h5py.File({source}), h5py.File({target!r}, 'x'); "
+        "new.attrs.update(old.attrs); old.visititems(lambda name, item: "
+        "(new.create_dataset(name, data=item[()]) if isinstance(item, h5py.Dataset) "
+        "else new.require_group(name)).attrs.update(item.attrs)); new.close()"
+    )

@@ -13,30 +13,26 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from weights_convert.errors import MismatchError, SourceError
-from weights_convert.formats import torch_pickle
-from weights_convert.formats.archive import stored
+from weights_convert.errors import SourceError
 from weights_convert.formats.base import (
     METADATA_NAME,
     Reader,
     TensorInfo,
-    as_announced,
-    dump_metadata,
     fill,
     parse_metadata,
 )
 from weights_convert.formats.given import Given
-from weights_convert.formats.torch_entries import choose, describe, label, left_out, short
-from weights_convert.formats.torch_pickle import Storage, TensorRef
+from weights_convert.formats.torch.entries import choose, describe, label, left_out, short
+from weights_convert.formats.torch.objects import MAX_INT, Storage, TensorRef
+from weights_convert.formats.torch.pickle import load
+from weights_convert.formats.zip import stored
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
-from weights_convert.memory import write
 
 DAMAGED = "the file is truncated or damaged"
 
@@ -65,9 +61,7 @@ _STREAM_VERSION = 1001
 # Limit of an entry's claimed size, as a multiple of its packed bytes.
 _MAX_RATIO = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
-_STEM = "archive"
-_ALIGNMENT = 64
-_METADATA = f"{METADATA_NAME}.json"
+METADATA_ENTRY = f"{METADATA_NAME}.json"
 
 
 def looks_like_torch_stream(head: bytes) -> bool:
@@ -97,8 +91,8 @@ class _Zip:
         folder = f"{stem}/"
         inside = [info for info in self._zip.infolist() if info.filename.startswith(folder)]
         self._infos = {info.filename.removeprefix(folder): info for info in inside}
-        self.root, _ = torch_pickle.load(io.BytesIO(self._whole("data.pkl")), limits)
-        text = self._whole(_METADATA) if _METADATA in self._infos else b"{}"
+        self.root, _ = load(io.BytesIO(self._whole("data.pkl")), limits)
+        text = self._whole(METADATA_ENTRY) if METADATA_ENTRY in self._infos else b"{}"
         self.metadata = parse_metadata(text, path, limits)
         order = self._whole("byteorder") if "byteorder" in self._infos else b"little"
         if order not in (b"little", b"big"):
@@ -155,13 +149,13 @@ class _Stream:
         self._file = file
         self.metadata: dict[str, Any] = {}
         file.seek(0)
-        _magic, version, _system = (torch_pickle.load(file, limits)[0] for _ in range(3))
+        _magic, version, _system = (load(file, limits)[0] for _ in range(3))
         if version != _STREAM_VERSION:
             raise SourceError(
                 f"{path}: not version {_STREAM_VERSION} of the older form of torch.save; {DAMAGED}"
             )
-        self.root, storages = torch_pickle.load(file, limits)
-        keys, _ = torch_pickle.load(file, limits)
+        self.root, storages = load(file, limits)
+        keys, _ = load(file, limits)
         self._places: dict[str, tuple[int, int]] = {}  # key -> first byte, number of bytes
         for key in keys:
             start, nbytes = self._places[key] = _next_place(file, storages[key])
@@ -248,7 +242,7 @@ class TorchReader(Reader):
             self._container = _open_container(given)
             root, self.metadata = self._container.root, self._container.metadata
             chosen, self.notes = choose(path, root, key)
-            self.metadata = self.metadata or _said(path, chosen.said, limits)
+            self.metadata = self.metadata or _own_metadata(path, chosen.metadata, limits)
             self._refs = chosen.tensors
             for name, ref in self._refs.items():
                 self.add(name, self._info(name, ref), self._cost(ref))
@@ -286,7 +280,7 @@ class TorchReader(Reader):
             problem = f"needs {max(claims, needs)} bytes of storage data, but the file has {has}"
         elif needs > claims:
             problem = f"needs {needs} bytes of a storage of {claims}"
-        elif full > torch_pickle.MAX_INT:
+        elif full > MAX_INT:
             problem = f"would expand {claims} bytes to {full}"
         else:
             return TensorInfo(ref.shape, ref.dtype)
@@ -298,13 +292,13 @@ class TorchReader(Reader):
         return before + ref.span * ref.dtype.itemsize
 
 
-def _said(path: Path, said: list[Any], limits: Limits) -> dict[str, Any]:
+def _own_metadata(path: Path, texts: list[Any], limits: Limits) -> dict[str, Any]:
     """The metadata of `torch_impl.ResNet` in a state dict; {} if there are none."""
-    for text in said:
-        if not isinstance(text, str) or text != said[0]:
+    for text in texts:
+        if not isinstance(text, str) or text != texts[0]:
             what = "keywords of several networks" if isinstance(text, str) else describe(text)
             raise SourceError(f"{path}: its state dict's metadata has {what}, expected one text of keywords")
-    return parse_metadata(said[0], path, limits) if said else {}
+    return parse_metadata(texts[0], path, limits) if texts else {}
 
 
 def recognises_torch(given: Given) -> bool:
@@ -314,45 +308,3 @@ def recognises_torch(given: Given) -> bool:
 def open_torch(source: Path | Given, key: str | None = None, limits: Limits = DEFAULT) -> TorchReader:
     """Open either form. `SourceError` for any other file, and for a file without a state dict."""
     return TorchReader(Given.of(source, limits), key)
-
-
-def write_torch(
-    path: Path,
-    tensors: Mapping[str, TensorInfo],
-    read: Callable[[str], np.ndarray],
-    metadata: Mapping[str, Any],
-) -> None:
-    """Write the zip form, for `torch.load(path, weights_only=True, mmap=True)`."""
-    for name, info in tensors.items():
-        if info.dtype not in torch_pickle.STORAGE_CLASS:
-            known = ", ".join(map(str, torch_pickle.STORAGE_CLASS))
-            raise MismatchError(f"{path}: tensor {name!r} is {info.dtype}, expected one of {known}")
-    read = as_announced(path, tensors, read)
-    with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
-        add = partial(_add_entry, archive, file)
-        # torch takes the stem from the first entry
-        add("data.pkl", _bytes(torch_pickle.dump_state_dict(tensors)))
-        add("byteorder", _bytes(b"little"))
-        for index, name in enumerate(tensors):
-            add(f"data/{index}", read(name))
-        add("version", _bytes(b"3\n"))
-        add(_METADATA, _bytes(dump_metadata(metadata).encode()))
-
-
-def _bytes(data: bytes) -> np.ndarray:
-    return np.frombuffer(data, np.uint8)
-
-
-def _add_entry(archive: zipfile.ZipFile, file: BinaryIO, name: str, data: np.ndarray) -> None:
-    """Store `data` aligned, with padding in an extra field of the local header, as in torch."""
-    info = zipfile.ZipInfo(f"{_STEM}/{name}")  # dated 1980-01-01
-    info.create_system = 3  # the same on every system
-    zip64 = data.nbytes > zipfile.ZIP64_LIMIT
-    begin = file.tell() + 30 + len(info.filename) + (20 if zip64 else 0)
-    padding = -begin % _ALIGNMENT
-    if padding:
-        padding += _ALIGNMENT if padding < 4 else 0  # an extra field has a header of four bytes
-        info.extra = b"FB" + struct.pack("<H", padding - 4) + b"Z" * (padding - 4)
-    with archive.open(info, "w", force_zip64=zip64) as entry:
-        write(entry, data)
-    info.extra = b""  # not needed in the directory

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from weights_convert.errors import SourceError
-from weights_convert.formats.crc32c import crc32c, masked
+from weights_convert.formats.tf1.crc32c import crc32c, masked
 from weights_convert.limits import DEFAULT, Limits, too_many
 
 _MAGIC = bytes.fromhex("57fb808b247547db")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from weights_convert.formats.tf1_place import index_path
+from weights_convert.formats.tf1.place import index_path
 
 _FILE_OF_PREFIX = re.compile(r"(?P<prefix>.+)\.(index|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
 STATE = "checkpoint"  # a CheckpointState as protobuf text; its first line names the newest checkpoint

@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from weights_convert.errors import SourceError
 from weights_convert.formats.base import one_line
@@ -90,34 +90,6 @@ def stored(file: BinaryIO, info: zipfile.ZipInfo, check: bool = True) -> int:
     if crc != info.CRC:
         raise zipfile.BadZipFile("the checksum (CRC-32) differs")
     return start
-
-
-class Window(io.RawIOBase):
-    """A part of a file as a separate file."""
-
-    def __init__(self, file: BinaryIO, start: int, length: int):
-        self._file, self._start, self._length, self._at = file, start, length, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        self._at = offset + (0, self._at, self._length)[whence]
-        return self._at
-
-    def tell(self) -> int:
-        return self._at
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")[: max(self._length - self._at, 0)]
-        self._file.seek(self._start + self._at)
-        data = self._file.read(len(view))
-        view[: len(data)] = data
-        self._at += len(data)
-        return len(data)
 
 
 def unpacked(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> io.BytesIO:

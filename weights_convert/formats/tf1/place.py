@@ -16,8 +16,8 @@ from pathlib import Path
 
 from weights_convert.atomic import flush, flush_folder, place_file, second_name, take_mode
 from weights_convert.errors import SourceError
-from weights_convert.formats.leveldb_table import WireError, read_table, write_table
-from weights_convert.formats.tf1_proto import dump_header, parse_header
+from weights_convert.formats.tf1.proto import dump_header, parse_header
+from weights_convert.formats.tf1.table import WireError, read_table, write_table
 
 _OLD = ".old-"
 

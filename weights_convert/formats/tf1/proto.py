@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.leveldb_table import WireError, read_bytes, read_varint, varint
+from weights_convert.formats.tf1.table import WireError, read_bytes, read_varint, varint
 
 # Wire types, and tags: 8 * the field's number in the .proto + its wire type.
 VARINT, _FIXED64, BYTES, _FIXED32 = 0, 1, 2, 5
@@ -82,7 +82,7 @@ def parse_header(message: bytes) -> Header:
 
 
 def dump_header(shards: int = 1) -> bytes:
-    """The header of our files: little-endian, one data file except during a move (`tf1_place`)."""
+    """The header of our files: little-endian, one data file except during a move (`place`)."""
     return _field(_NUM_SHARDS, shards) + _field(_VERSION, _field(_PRODUCER, _SUPPORTED_VERSION))
 
 

@@ -16,7 +16,6 @@ from typing import IO, Any
 import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
-from weights_convert.formats.archive import DAMAGE
 from weights_convert.formats.base import (
     MAX_NDIM,
     METADATA_NAME,
@@ -29,6 +28,7 @@ from weights_convert.formats.base import (
     parse_metadata,
 )
 from weights_convert.formats.given import Given
+from weights_convert.formats.zip import DAMAGE
 from weights_convert.limits import DEFAULT, Limits
 from weights_convert.memory import write
 

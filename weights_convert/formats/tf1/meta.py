@@ -13,8 +13,8 @@ from typing import Any, BinaryIO
 
 from weights_convert.errors import SourceError
 from weights_convert.formats.base import parse_metadata
-from weights_convert.formats.leveldb_table import WireError, read_varint
-from weights_convert.formats.tf1_proto import BYTES, FIXED_LENGTHS, VARINT, last, parse
+from weights_convert.formats.tf1.proto import BYTES, FIXED_LENGTHS, VARINT, last, parse
+from weights_convert.formats.tf1.table import WireError, read_varint
 from weights_convert.limits import Limits, too_many
 from weights_convert.spec import KINDS
 

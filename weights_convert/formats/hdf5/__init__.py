@@ -1,0 +1,1 @@
+"""HDF5 files of Keras: `.weights.h5`, `.keras`, `.h5`."""

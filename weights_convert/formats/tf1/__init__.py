@@ -1,0 +1,1 @@
+"""TensorFlow 1 checkpoints: an index and data files under one prefix."""
