@@ -127,8 +127,8 @@ class ResidualBlock(keras.layers.Layer):
 
     def _settings(self) -> dict[str, Any]:
         """The settings of its layers; the attention has its own config."""
-        inner = f"{self.name}.{self.attention}."
-        return {name: value for name, value in settings(self, self.name).items() if not name.startswith(inner)}
+        inner, found = f"{self.name}.{self.attention}.", settings(self, self.name)
+        return {name: value for name, value in found.items() if not name.startswith(inner)}
 
     def get_config(self) -> dict[str, Any]:
         config = live_keywords(self._made, self._settings(), self.config)
@@ -357,11 +357,6 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
     else:
         return None
     return name, layer
-
-
-def with_attention(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved config with the name and layer of its attention instead of their config."""
-    return {**config, "attention": keras.saving.deserialize_keras_object(config.get("attention"))}
 
 
 def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:

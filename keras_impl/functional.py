@@ -1,8 +1,8 @@
 """What users of keras.applications expect of a model: `input`, `output`, `layer.output`, features to save.
 
-A network is a subclassed model, so that its layers keep their names in files. Its constructor also runs it once
-on a symbolic input. `keras.Model(model.input, model.get_layer("layer3_0").output)` therefore works, is saved
-and loaded like every functional model, and keeps the network's keywords, which the converter reads.
+A network is a subclassed model, so that its layers keep their names in files. Its constructor also runs it
+once on a symbolic input. `keras.Model(model.input, model.get_layer("layer3_0").output)` therefore works, is
+saved and loaded like every functional model, and keeps the network's keywords, which the converter reads.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ class Keywords(keras.layers.Layer):
         """Load nothing: the layer has no variables."""
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"metadata": self.metadata()}
+        return super().get_config() | {"metadata": json.dumps(self.metadata())}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Keywords:
-        metadata = config["metadata"]
+        metadata = json.loads(config["metadata"])
         return super().from_config(config | {"metadata": lambda: metadata})
 
 
 @dataclass
 class _Graph:
-    """The symbolic run of a network. Keras would track its layer and rename the layers in files without it."""
+    """The symbolic run of a network, in an object whose layer Keras does not take for one of the network."""
 
     keywords: Keywords
     input: Any
@@ -79,8 +79,8 @@ class TracedModel(keras.Model):
         keywords = Keywords(self.part_metadata, name="keywords", dtype=self.dtype_policy)
         images = keras.Input((None, None, channels), dtype=self.variable_dtype, name="images")
         self._graph = _Graph(keywords, images)
-        self(self.input)  # `export` asks for a call
         self._graph.output = self.call(self.input)
+        self._called = True  # asked for by `export`; a call would add a node, which Keras counts in files
 
     def entrance(self, images: Any) -> Any:
         """The images, in a functional model with the network's keywords."""

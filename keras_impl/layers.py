@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -217,3 +217,8 @@ def _windows(n: Any, size: int, dtype: Any) -> Any:
     place, i = ops.arange(n), ops.arange(size)[:, None]
     inside = (place >= i * n // size) & (place < ((i + 1) * n + size - 1) // size)
     return ops.cast(inside, dtype) / ops.cast(ops.sum(ops.cast(inside, "int32"), 1, keepdims=True), dtype)
+
+
+def with_attention(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved config with the name and layer of its attention instead of their config."""
+    return {**config, "attention": keras.saving.deserialize_keras_object(config.get("attention"))}

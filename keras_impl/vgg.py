@@ -19,8 +19,8 @@ import keras
 from keras import ops
 
 from .attention import dense
-from .blocks import build_chain, make_attention, make_head, make_norm, with_attention
-from .layers import Conv2D, adaptive_average_pool
+from .blocks import build_chain, make_attention, make_head, make_norm
+from .layers import Conv2D, adaptive_average_pool, with_attention
 from .live import Network
 
 
@@ -153,7 +153,9 @@ class VGG(Network):
         self.complete()
 
     def make_head(self, num_classes: int) -> keras.layers.Layer:
-        return make_head(self.num_features, num_classes, self.config["head_bias"], "classifier_6", self.dtype_policy)
+        return make_head(
+            self.num_features, num_classes, self.config["head_bias"], "classifier_6", self.dtype_policy
+        )
 
     def build(self, input_shape: tuple) -> None:
         if self.built:

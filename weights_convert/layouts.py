@@ -132,7 +132,8 @@ class Layout:
         tensorflow_axes: whether kernels have TensorFlow's axes.
         mlp_1x1: the attentions whose MLP is stored as 1x1 convolutions.
         bookkeeping: patterns of names that are not weights, with descriptions.
-        scoped: whether names may begin with a variable scope; otherwise only with a wrapper's `module.`.
+        scoped: whether names may begin with a scope, or in Keras with the path of a layer; otherwise only
+            with a wrapper's `module.`.
         part: name in a file -> number of the part of a tensor, for groups stored separately.
         marks: ends of names that show a network and its scope in a file.
     """
@@ -276,14 +277,14 @@ _DOWNSAMPLE = {"downsample/conv2d": "downsample.0", "downsample/batch_normalizat
 
 
 def _keras_parse(name: str) -> str | None:
-    """For networks whose depths only a file shows."""
+    """For networks whose depths only a file shows, and for functional models by their layers' names."""
     match = _KERAS_NAME.fullmatch(name)
     if match is None or int(match[2]) >= len(_KERAS_LEAVES):
         return None
     module = _KERAS_BLOCK.sub(lambda found: f"{found[1]}.{found[2] or 0}.", match[1])
     for member, number in _DOWNSAMPLE.items():
         module = module.replace(member, number)
-    canonical = f"{module.replace('/', '.')}.{_KERAS_LEAVES[int(match[2])]}"
+    canonical = f"{tf1_module(module)}.{_KERAS_LEAVES[int(match[2])]}"
     parameter = like(canonical)
     return canonical if parameter and ROLES[parameter.role].keras_index == int(match[2]) else None
 
@@ -306,6 +307,12 @@ _FIRST = tuple(
         str(_tf1_rename(next(spec.tensors()), spec)) for kind in KINDS.values() for spec in kind.widest()
     )
 )
+_FIRST_IN_KERAS = tuple(
+    dict.fromkeys(
+        [str(_keras_rename(next(spec.tensors()), spec)) for kind in KINDS.values() for spec in kind.widest()]
+        + [f"{name.rpartition('/')[0]}/vars/0" for name in _FIRST]  # by the layers' names
+    )
+)
 LAYOUTS = {
     "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse, bookkeeping=TORCH_BOOKKEEPING),
     "keras": Layout(
@@ -314,6 +321,8 @@ LAYOUTS = {
         parse=_keras_parse,
         tensorflow_axes=True,
         bookkeeping=KERAS_BOOKKEEPING,
+        scoped=True,
+        marks=_FIRST_IN_KERAS,
     ),
     "tf1": Layout(
         name="tf1",

@@ -178,7 +178,7 @@ def answering(script: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 
 def listing(*tensor: object) -> str:
-    return "echo '" + json.dumps({"tensors": [tensor], "left_out": {}, "metadata": {}}) + "'"
+    return "echo '" + json.dumps({"tensors": [tensor], "left_out": {}, "metadata": {}, "networks": {}}) + "'"
 
 
 ENDINGS = {

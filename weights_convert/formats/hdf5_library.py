@@ -24,7 +24,7 @@ import numpy as np
 from weights_convert.errors import WeightsConvertError
 from weights_convert.formats.archive import Window
 from weights_convert.formats.base import Reader, one_line
-from weights_convert.formats.hdf5_plain import BFLOAT16, STEPS_PER_TENSOR, Dataset
+from weights_convert.formats.hdf5_plain import BFLOAT16, OF_LAYER, STEPS_PER_TENSOR, Dataset
 from weights_convert.formats.hdf5_process import DTYPES
 from weights_convert.formats.keras_hdf5 import KerasReader
 from weights_convert.limits import LimitError, LimitReached, Limits
@@ -42,6 +42,7 @@ class LibraryFile:
 
     def __init__(self, file: BinaryIO, start: int, length: int, limits: Limits):
         self._limits, self._steps, self._chunks = limits, 0, 0
+        self.layers: dict[str, str] = {}
         _give_up_files()
         self._file = h5py.File(Window(file, start, length), "r")
 
@@ -79,6 +80,8 @@ class LibraryFile:
                 continue
             item = group[name]
             if isinstance(item, h5py.Group):
+                if OF_LAYER.fullmatch(path) and isinstance(layer := item.attrs.get("name"), str):
+                    self.layers[path.removesuffix("/vars")] = layer
                 yield from self._walk(item, f"{path}/", depth + 1)
             elif isinstance(item, h5py.Dataset):
                 yield self._dataset(path, item)
@@ -178,7 +181,8 @@ def _refuse(answers: BinaryIO, error: WeightsConvertError) -> None:
 
 def _serve(reader: Reader, requests: BinaryIO, answers: BinaryIO) -> None:
     tensors = [[name, info.shape, info.dtype.name] for name, info in reader.tensors.items()]
-    _say(answers, {"tensors": tensors, "left_out": reader.left_out, "metadata": reader.metadata})
+    about = {"left_out": reader.left_out, "metadata": reader.metadata, "networks": reader.networks}
+    _say(answers, {"tensors": tensors, **about})
     for line in requests:
         try:
             array = reader.read(json.loads(line))

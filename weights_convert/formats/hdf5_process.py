@@ -71,6 +71,7 @@ class ProcessReader(Reader):
             for name, why in said["left_out"].items():
                 self.leave_out(name, str(why))
             self.metadata = dict(said["metadata"])
+            self.networks = {str(name): dict(of) for name, of in said["networks"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._failed(f"gave an invalid answer ({one_line(error)})") from None
 
