@@ -395,7 +395,7 @@ def dense(inputs: int, units: int, bias: bool = True, **keywords: Any) -> keras.
 
 def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
     """`ops.mean` that keeps float64: on the JAX backend Keras computes it in float32."""
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax" and not isinstance(x, keras.KerasTensor):
         import jax.numpy as jnp
 
         return jnp.mean(x, axis, keepdims=keepdims)

@@ -19,6 +19,7 @@ from .layers import (
     anti_aliasing_pool,
     average_pool,
     dilated_average_pool,
+    identity,
     pooled_shape,
     with_attention,
 )
@@ -362,7 +363,7 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
 def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:
     """The norm layer after a convolution, from the keywords of `ResNet`."""
     if c["norm"] == "bias":
-        return keras.layers.Identity(name=name, dtype=dtype)
+        return identity(name, dtype)
     # Keras's momentum is the weight of the old value
     return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
 
@@ -370,7 +371,7 @@ def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer
 def make_head(inputs: int, num_classes: int, bias: bool, name: str, dtype: Any) -> keras.layers.Layer:
     """Return the classifier, which without classes does nothing."""
     if not num_classes:
-        return keras.layers.Identity(name=name, dtype=dtype)
+        return identity(name, dtype)
     return dense(inputs, num_classes, bias, name=name, dtype=dtype)
 
 

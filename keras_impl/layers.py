@@ -219,6 +219,11 @@ def _windows(n: Any, size: int, dtype: Any) -> Any:
     return ops.cast(inside, dtype) / ops.cast(ops.sum(ops.cast(inside, "int32"), 1, keepdims=True), dtype)
 
 
+def identity(name: str, dtype: Any) -> keras.layers.Layer:
+    """A layer that does nothing; Keras saves its dtype policy only as a name."""
+    return keras.layers.Identity(name=name, dtype=keras.dtype_policies.get(dtype).name)
+
+
 def with_attention(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a saved config with the name and layer of its attention instead of their config."""
     return {**config, "attention": keras.saving.deserialize_keras_object(config.get("attention"))}

@@ -277,14 +277,14 @@ _DOWNSAMPLE = {"downsample/conv2d": "downsample.0", "downsample/batch_normalizat
 
 
 def _keras_parse(name: str) -> str | None:
-    """For networks whose depths only a file shows, and for functional models by their layers' names."""
+    """For networks whose depths only a file shows."""
     match = _KERAS_NAME.fullmatch(name)
     if match is None or int(match[2]) >= len(_KERAS_LEAVES):
         return None
     module = _KERAS_BLOCK.sub(lambda found: f"{found[1]}.{found[2] or 0}.", match[1])
     for member, number in _DOWNSAMPLE.items():
         module = module.replace(member, number)
-    canonical = f"{tf1_module(module)}.{_KERAS_LEAVES[int(match[2])]}"
+    canonical = f"{module.replace('/', '.')}.{_KERAS_LEAVES[int(match[2])]}"
     parameter = like(canonical)
     return canonical if parameter and ROLES[parameter.role].keras_index == int(match[2]) else None
 
@@ -302,17 +302,13 @@ TF1_BOOKKEEPING = (
 )
 
 # the first variable of each kind of network, and of each attention block
-_FIRST = tuple(
-    dict.fromkeys(
-        str(_tf1_rename(next(spec.tensors()), spec)) for kind in KINDS.values() for spec in kind.widest()
-    )
-)
-_FIRST_IN_KERAS = tuple(
-    dict.fromkeys(
-        [str(_keras_rename(next(spec.tensors()), spec)) for kind in KINDS.values() for spec in kind.widest()]
-        + [f"{name.rpartition('/')[0]}/vars/0" for name in _FIRST]  # by the layers' names
-    )
-)
+_FIRST = tuple((next(spec.tensors()), spec) for kind in KINDS.values() for spec in kind.widest())
+
+
+def _marks(rename: Callable[[Parameter, Spec], str | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(rename(parameter, spec)) for parameter, spec in _FIRST))
+
+
 LAYOUTS = {
     "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse, bookkeeping=TORCH_BOOKKEEPING),
     "keras": Layout(
@@ -322,7 +318,7 @@ LAYOUTS = {
         tensorflow_axes=True,
         bookkeeping=KERAS_BOOKKEEPING,
         scoped=True,
-        marks=_FIRST_IN_KERAS,
+        marks=_marks(_keras_rename),
     ),
     "tf1": Layout(
         name="tf1",
@@ -331,6 +327,6 @@ LAYOUTS = {
         tensorflow_axes=True,
         bookkeeping=TF1_BOOKKEEPING,
         scoped=True,
-        marks=_FIRST,
+        marks=_marks(_tf1_rename),
     ),
 }

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
+
+_IN_A_LIST = re.compile(r"(layer\d{1,9}|features|classifier)_(\d{1,9})")  # a network's layer and its number
 
 
 def layer_names(paths: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
@@ -14,17 +18,33 @@ def layer_names(paths: Iterable[str], layers: Mapping[str, str]) -> dict[str, st
 
     >>> layer_names(["layers/res_net/conv1/vars/0"], {"layers/res_net": "student"})
     {'student/conv1/vars/0': 'layers/res_net/conv1/vars/0'}
+    >>> layer_names(["layers/bottleneck/conv1/vars/0"], {"layers/bottleneck": "layer1_0"})
+    {'layer1/bottleneck/conv1/vars/0': 'layers/bottleneck/conv1/vars/0'}
     """
     names: dict[str, str] = {}
+    named = _in_lists({path: name for path, name in layers.items() if "/" not in name})
     for path in paths:
         parts, steps, at = path.split("/"), [], 0
         while at < len(parts):
-            layer = layers.get("/".join(parts[: at + 2]), "/") if parts[at] == "layers" else "/"
-            named = "/" not in layer
-            steps.append(layer if named else parts[at])
-            at += 2 if named else 1
+            layer = named.get("/".join(parts[: at + 2])) if parts[at] == "layers" else None
+            steps.append(layer or parts[at])
+            at += 2 if layer else 1
         name = "/".join(steps)
         names[path if name in names else name] = path
+    return names
+
+
+def _in_lists(layers: Mapping[str, str]) -> dict[str, str]:
+    """A network's layers by their places in its own file, where lists number their members by class."""
+    found = {path: match for path, name in layers.items() if (match := _IN_A_LIST.fullmatch(name))}
+    counts: Counter[tuple[str, ...]] = Counter()
+    names = dict(layers)
+    for path in sorted(found, key=lambda path: int(found[path][2])):
+        folder, _, member = path.rpartition("/")
+        of_class = re.sub(r"_\d+$", "", member)
+        place = folder, found[path][1], of_class
+        names[path] = f"{place[1]}/{of_class}_{counts[place]}" if counts[place] else f"{place[1]}/{of_class}"
+        counts[place] += 1
     return names
 
 

@@ -148,8 +148,9 @@ class ResNetSpec(Spec):
             raise SpecError(
                 "a part of a residual network that ends before its first block, expected layer1_0 too"
             )
-        sizes = self.eca_kernel_sizes and self.eca_kernel_sizes[: len(depths)]
-        return changed(super().part(names), {"depths": tuple(depths), "eca_kernel_sizes": sizes})
+        of_stages = ("strides", "dilations", "eca_kernel_sizes")
+        fewer = {name: sizes[: len(depths)] for name in of_stages if (sizes := getattr(self, name))}
+        return changed(super().part(names), {"depths": tuple(depths), **fewer})
 
     def stages(self) -> dict[str, tuple[str, ...]]:
         numbers = range(1, 1 + len(stem_widths(self.stem, self.stem_width)))
