@@ -38,6 +38,7 @@ _SETTINGS = (  # attributes that a layer's call reads
     *("anti_aliasing", "global_pool", "pools", "stride"),
 )
 _ABSENT = "absent"
+_QUANTIZED = ".quantization_mode"
 
 
 def settings(layer: keras.layers.Layer, path: str = "") -> dict[str, Any]:
@@ -48,6 +49,8 @@ def settings(layer: keras.layers.Layer, path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     if path and not isinstance(layer, keras.layers.Identity):
         found[path] = type(layer).__name__
+    if getattr(layer, "quantization_mode", None) is not None:
+        found[f"{path}{_QUANTIZED}"] = layer.quantization_mode
     for name in _SETTINGS:
         value = vars(layer).get(name, _ABSENT)
         if isinstance(value, (bool, int, float, str, tuple, type(None))) and value != _ABSENT:
@@ -216,6 +219,9 @@ def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str,
             changed = [name for name in changed if name not in shown]
     if changed:
         name = changed[0]
+        if name.endswith(_QUANTIZED):
+            what = f"{name.removesuffix(_QUANTIZED)} is quantized to {now.get(name)}"
+            raise ValueError(f"{what}; save and convert before quantize(), and export() the quantized network")
         raise ValueError(
             f"{name} is {now.get(name, _ABSENT)!r}, but {made.get(name, _ABSENT)!r} by the network's keywords"
             f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
