@@ -6,6 +6,7 @@ from .blocks import BasicBlock, Bottleneck
 from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
+from .preprocessing import Preprocessing
 from .resnet import ResNet
 from .vgg import VGG
 
@@ -16,6 +17,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "ChannelAttention",
+    "Preprocessing",
     "ResNet",
     "SpatialAttention",
     "SqueezeExcitation",

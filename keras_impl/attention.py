@@ -202,8 +202,10 @@ class SpatialAttention(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         names = ("kernel_size", "order", "bn_momentum", "bn_epsilon", "bias")
-        config = {name: getattr(self, name) for name in names}
-        return super().get_config() | config | {"bn": self.bn is not None}
+        config = {name: getattr(self, name) for name in names} | {"bn": self.bn is not None}
+        if self.bn is not None:  # they may have changed
+            config |= {"bn_momentum": round(1 - self.bn.momentum, 12), "bn_epsilon": self.bn.epsilon}
+        return super().get_config() | config
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -265,8 +267,8 @@ class CBAM(_ChannelLayer):
     def get_config(self) -> dict[str, Any]:
         channel, spatial = self.channel, self.spatial
         config = {name: getattr(channel, name) for name in ("reduction", "hidden_rule")}
-        names = ("order", "kernel_size", "bn_momentum", "bn_epsilon")
-        config |= {name: getattr(spatial, name) for name in names} | {"bn": spatial.bn is not None}
+        names = ("order", "kernel_size", "bn_momentum", "bn_epsilon", "bn")
+        config |= {name: value for name, value in spatial.get_config().items() if name in names}
         config |= {"mlp_bias": channel.bias, "spatial_bias": spatial.bias}
         return super().get_config() | config | {"spatial_input": self.spatial_input}
 
@@ -393,7 +395,7 @@ def dense(inputs: int, units: int, bias: bool = True, **keywords: Any) -> keras.
 
 def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:
     """`ops.mean` that keeps float64: on the JAX backend Keras computes it in float32."""
-    if keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax" and not isinstance(x, keras.KerasTensor):
         import jax.numpy as jnp
 
         return jnp.mean(x, axis, keepdims=keepdims)

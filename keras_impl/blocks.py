@@ -19,8 +19,13 @@ from .layers import (
     anti_aliasing_pool,
     average_pool,
     dilated_average_pool,
+    identity,
     pooled_shape,
+    with_attention,
 )
+from .live import live_keywords, settings
+
+_OF_LAYER = ("self", "__class__", "name", "dtype", "keywords", "attention")  # not in a block's `config`
 
 
 class ResidualBlock(keras.layers.Layer):
@@ -29,6 +34,7 @@ class ResidualBlock(keras.layers.Layer):
     A subclass creates its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
 
     Args:
+        config: the keywords of the subclass.
         stride: 1 or 2.
         norm, bn_epsilon, bn_momentum: see `ResNet`.
         dilation: of the 3x3 convolutions.
@@ -37,6 +43,9 @@ class ResidualBlock(keras.layers.Layer):
             attention's.
         anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
             "avg" (2x2 means) or "blur" (see `blur_pool`).
+
+    Attributes:
+        config: the keywords of its construction, without the attention.
     """
 
     branch: Callable[[Any, bool | None], Any]
@@ -46,6 +55,7 @@ class ResidualBlock(keras.layers.Layer):
         self,
         stride: int = 1,
         *,
+        config: Mapping[str, Any],
         norm: str,
         bn_epsilon: float,
         bn_momentum: float,
@@ -56,6 +66,7 @@ class ResidualBlock(keras.layers.Layer):
         **keywords: Any,
     ):
         super().__init__(**keywords)
+        self.config = {name: value for name, value in config.items() if name not in _OF_LAYER}
         self.norm_keywords = {"norm": norm, "bn_epsilon": bn_epsilon, "bn_momentum": bn_momentum}
         self.activation = activation
         self.dilation, self.first_dilation = dilation, first_dilation or dilation
@@ -113,11 +124,31 @@ class ResidualBlock(keras.layers.Layer):
             dilation = self.first_dilation if kernel > 1 else 1
             conv = self.conv("downsample_0", outputs, kernel, stride, dilation=dilation)
             self.downsample = [conv, self.norm("downsample_1")]
+        self._made = self._settings()
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings of its layers; the attention has its own config."""
+        inner, found = f"{self.name}.{self.attention}.", settings(self, self.name)
+        return {name: value for name, value in found.items() if not name.startswith(inner)}
+
+    def get_config(self) -> dict[str, Any]:
+        config = live_keywords(self._made, self._settings(), self.config)
+        if self.attention is not None:
+            config["attention"] = self.attention, getattr(self, self.attention)
+        return super().get_config() | config
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        config = with_attention(config)
+        trainable = config.pop("trainable")
+        block = super().from_config(config)
+        block.trainable = trainable
+        return block
 
     def build(self, input_shape: tuple) -> None:
         shape = build_chain(input_shape, *self.branch_layers())
         if self.attention is not None:
-            getattr(self, self.attention).build(shape)
+            build_chain(shape, getattr(self, self.attention))
         if self.downsample is not None:
             build_chain(input_shape, *self.downsample)
 
@@ -148,11 +179,13 @@ class ResidualBlock(keras.layers.Layer):
 def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
     """Build consecutive layers for an input of this shape; return the shape of the output."""
     for layer in layers:
-        layer.build(shape)
+        if not layer.built:  # Keras builds a layer that it loads, such as an attention
+            layer.build(shape)
         shape = layer.compute_output_shape(shape)
     return shape
 
 
+@keras.saving.register_keras_serializable("samenet")
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
 
@@ -193,6 +226,7 @@ class BasicBlock(ResidualBlock):
     ):
         super().__init__(
             stride,
+            config=locals() | keywords,
             norm=norm,
             bn_epsilon=bn_epsilon,
             bn_momentum=bn_momentum,
@@ -217,6 +251,7 @@ class BasicBlock(ResidualBlock):
         return self.bn2(self.conv2(y), training=training)
 
 
+@keras.saving.register_keras_serializable("samenet")
 class Bottleneck(ResidualBlock):
     """1x1, 3x3 (in groups: ResNeXt), 1x1 convolutions, arXiv 1512.03385 fig. 5 right.
 
@@ -263,6 +298,7 @@ class Bottleneck(ResidualBlock):
     ):
         super().__init__(
             stride,
+            config=locals() | keywords,
             norm=norm,
             bn_epsilon=bn_epsilon,
             bn_momentum=bn_momentum,
@@ -327,7 +363,7 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
 def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:
     """The norm layer after a convolution, from the keywords of `ResNet`."""
     if c["norm"] == "bias":
-        return keras.layers.Identity(name=name, dtype=dtype)
+        return identity(name, dtype)
     # Keras's momentum is the weight of the old value
     return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
 
@@ -335,7 +371,7 @@ def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer
 def make_head(inputs: int, num_classes: int, bias: bool, name: str, dtype: Any) -> keras.layers.Layer:
     """Return the classifier, which without classes does nothing."""
     if not num_classes:
-        return keras.layers.Identity(name=name, dtype=dtype)
+        return identity(name, dtype)
     return dense(inputs, num_classes, bias, name=name, dtype=dtype)
 
 

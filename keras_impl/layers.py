@@ -8,7 +8,7 @@ alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -190,9 +190,26 @@ def pool_globally(x: Any, rule: str) -> Any:
 
 def adaptive_average_pool(x: Any, size: int) -> Any:
     """Means of size x size windows that cover an input (N, H, W, C), as (N, C, size, size)."""
+    if isinstance(x, keras.KerasTensor):
+        return AdaptiveAveragePool(size)(x)
     rows, columns = (_windows(n, size, x.dtype) for n in ops.shape(x)[1:3])
     x = ops.transpose(x, (0, 3, 1, 2))  # (N, C, H, W)
     return ops.matmul(rows, ops.matmul(x, ops.transpose(columns)))
+
+
+@keras.saving.register_keras_serializable("samenet")
+class AdaptiveAveragePool(keras.Operation):
+    """`adaptive_average_pool` in a functional model, whose images may have any size."""
+
+    def __init__(self, size: int, name: str | None = None):
+        super().__init__(name=name)
+        self.size = size
+
+    def call(self, x: Any) -> Any:
+        return adaptive_average_pool(x, self.size)
+
+    def compute_output_spec(self, x: Any) -> Any:
+        return keras.KerasTensor((x.shape[0], x.shape[-1], self.size, self.size), x.dtype)
 
 
 def _windows(n: Any, size: int, dtype: Any) -> Any:
@@ -200,3 +217,13 @@ def _windows(n: Any, size: int, dtype: Any) -> Any:
     place, i = ops.arange(n), ops.arange(size)[:, None]
     inside = (place >= i * n // size) & (place < ((i + 1) * n + size - 1) // size)
     return ops.cast(inside, dtype) / ops.cast(ops.sum(ops.cast(inside, "int32"), 1, keepdims=True), dtype)
+
+
+def identity(name: str, dtype: Any) -> keras.layers.Layer:
+    """A layer that does nothing; Keras saves its dtype policy only as a name."""
+    return keras.layers.Identity(name=name, dtype=keras.dtype_policies.get(dtype).name)
+
+
+def with_attention(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a saved config with the name and layer of its attention instead of their config."""
+    return {**config, "attention": keras.saving.deserialize_keras_object(config.get("attention"))}

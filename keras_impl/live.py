@@ -6,18 +6,15 @@ these keywords must describe the current layers.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, ClassVar
 
 import keras
-import numpy as np
 
-from .keywords import check_keywords
-
-_METADATA = "samenet"  # name of the keywords in a weights file
+from .functional import METADATA, TracedModel, write_metadata
+from .keywords import check_classes, check_keywords
 
 _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a layer and attribute
     "num_classes": r"(fc|classifier\.6)\.units",
@@ -41,6 +38,7 @@ _SETTINGS = (  # attributes that a layer's call reads
     *("anti_aliasing", "global_pool", "pools", "stride"),
 )
 _ABSENT = "absent"
+_QUANTIZED = ".quantization_mode"
 
 
 def settings(layer: keras.layers.Layer, path: str = "") -> dict[str, Any]:
@@ -51,6 +49,8 @@ def settings(layer: keras.layers.Layer, path: str = "") -> dict[str, Any]:
     found: dict[str, Any] = {}
     if path and not isinstance(layer, keras.layers.Identity):
         found[path] = type(layer).__name__
+    if getattr(layer, "quantization_mode", None) is not None:
+        found[f"{path}{_QUANTIZED}"] = layer.quantization_mode
     for name in _SETTINGS:
         value = vars(layer).get(name, _ABSENT)
         if isinstance(value, (bool, int, float, str, tuple, type(None))) and value != _ABSENT:
@@ -73,20 +73,68 @@ def _inner(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]
             yield from ((f"{name}.{i}", item) for i, item in numbered if isinstance(item, keras.layers.Layer))
 
 
-class Network(keras.Model):
+class Network(TracedModel):
     """Base class of all networks: writes the current keywords to its config and its weights files.
 
     Attributes:
         kind: the name of this kind of network in the metadata.
+        head: the name of its classifier.
         config: the keywords of its construction.
     """
 
     kind: ClassVar[str]
+    head: ClassVar[str]
+    num_features: int
 
     def __init__(self, config: Mapping[str, Any], **keywords: Any):
         super().__init__(**keywords)
         self.config = check_keywords(config, self.kind)
         self._made: dict[str, Any] = {}
+
+    def complete(self) -> None:
+        """Build the network, note its settings, and connect its layers. A constructor ends with it."""
+        self.build((None, None, None, self.config["in_channels"]))
+        self._made = settings(self)
+        self.trace(self.config["in_channels"])
+
+    def make_head(self, num_classes: int) -> keras.layers.Layer:
+        """Return a new classifier."""
+        raise NotImplementedError
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one with random weights.
+
+        A compiled model must be compiled again, because its optimizer knows the old classifier's variables.
+
+        Args:
+            num_classes: of the new classifier; 0 for none, the output is then its input.
+
+        Raises:
+            ValueError: `num_classes` is invalid.
+
+        Example:
+            >>> import keras_impl
+            >>> model = keras_impl.se_resnet20()
+            >>> model.reset_classifier(4)
+            >>> model.output.shape
+            (None, 4)
+        """
+        num_classes = check_classes("num_classes", num_classes)
+        name, _, number = self.head.partition(".")
+        holder = getattr(self, name)
+        old, new = holder[int(number)] if number else holder, self.make_head(num_classes)
+        new.build((None, self.num_features))
+        self._tracker.replace_tracked_value("layers", old, new)  # Keras locks the layers of a built model
+        if number:
+            holder[int(number)] = new
+        else:
+            setattr(self, name, new)
+        self.config["num_classes"] = num_classes
+        others = {key: value for key, value in self._made.items() if not _below(self.head, key)}
+        self._made = others | {key: value for key, value in settings(self).items() if _below(self.head, key)}
+        self._graph.output = new(old.input)
+        self.compiled, self.optimizer = False, None
+        self.train_function = self.test_function = self.predict_function = None
 
     def live_keywords(self) -> dict[str, Any]:
         """The current keywords of the network, including changes of its layers after construction.
@@ -99,26 +147,54 @@ class Network(keras.Model):
             return dict(self.config)
         return check_keywords(live_keywords(self._made, now, self.config), self.kind)
 
+    def metadata(self) -> dict[str, Any]:
+        """The metadata of a weights file; `ValueError` as `live_keywords`."""
+        return {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
+
+    def part_metadata(self) -> dict[str, Any]:
+        return self.metadata() | {"part": True}
+
     def save_own_variables(self, store: Any) -> None:
-        """Also write the keywords, as the bytes of a text, so that `save_weights` files hold them.
+        """Also write the keywords, so that `save_weights` files hold them.
 
         If no keywords describe the network, it is saved without them.
         """
         super().save_own_variables(store)
         with suppress(ValueError):
-            metadata = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
-            store[_METADATA] = np.frombuffer(json.dumps(metadata).encode(), np.uint8)
+            write_metadata(store, self.metadata())
 
     def load_own_variables(self, store: Any) -> None:
-        super().load_own_variables({name: store[name] for name in store.keys() if name != _METADATA})  # noqa: SIM118
+        super().load_own_variables({name: store[name] for name in store.keys() if name != METADATA})  # noqa: SIM118
 
-    def check_input(self, shape: tuple) -> None:
-        """Raise `ValueError` unless the shape is (N, H, W, C) with the network's C."""
-        if shape[-1] != self.config["in_channels"]:
-            raise ValueError(f"input of shape {shape}, expected (N, H, W, {self.config['in_channels']})")
+    def entrance(self, images: Any) -> Any:
+        self.check_input(images.shape, images.dtype)
+        return super().entrance(images)
+
+    def check_input(self, shape: tuple, dtype: Any = "float32") -> None:
+        """Raise `ValueError` unless images are floats (N, H, W, C) with the network's C."""
+        channels = self.config["in_channels"]
+        if len(shape) != 4 or shape[-1] != channels:
+            first = len(shape) == 4 and shape[1] == channels
+            hint = "; transpose (N, C, H, W) with (0, 2, 3, 1)" if first else ""
+            raise ValueError(f"images of shape {tuple(shape)}, expected (N, H, W, {channels}){hint}")
+        dtype = keras.backend.standardize_dtype(dtype)
+        if not keras.backend.is_float_dtype(dtype):
+            raise ValueError(
+                f"images of dtype {dtype}, expected floats, preprocessed as for training; "
+                "keras_impl.Preprocessing does it"
+            )
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        self.check_input(input_shape)
+        return (input_shape[0], self.config["num_classes"] or self.num_features)
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | self.live_keywords()
+
+
+def _below(head: str, path: str) -> bool:
+    """Whether a setting belongs to the classifier."""
+    return path == head or path.startswith(f"{head}.")
 
 
 def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any]) -> dict[str, Any]:
@@ -143,6 +219,11 @@ def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str,
             changed = [name for name in changed if name not in shown]
     if changed:
         name = changed[0]
+        if name.endswith(_QUANTIZED):
+            what = f"{name.removesuffix(_QUANTIZED)} is quantized to {now.get(name)}"
+            raise ValueError(
+                f"{what}; save and convert before quantize(), and export() the quantized network"
+            )
         raise ValueError(
             f"{name} is {now.get(name, _ABSENT)!r}, but {made.get(name, _ABSENT)!r} by the network's keywords"
             f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "

@@ -19,7 +19,7 @@ import keras
 
 from .blocks import Bottleneck, build_chain, make_head, make_norm, make_stage
 from .layers import ACTIVATIONS, Conv2D, anti_aliasing_pool, pool_globally, pool_stem
-from .live import Network, settings
+from .live import Network
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -71,7 +71,7 @@ class ResNet(Network):
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], (1, 8, 8, 64))
     """
 
-    kind = "resnet"
+    kind, head = "resnet", "fc"
 
     def __init__(
         self,
@@ -147,9 +147,11 @@ class ResNet(Network):
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
         self.dropout = keras.layers.Dropout(c["dropout"], dtype=dtype, name="dropout")
         self.num_features = channels * (2 if self.global_pool == "catavgmax" else 1)
-        self.fc = make_head(self.num_features, c["num_classes"], c["head_bias"], "fc", dtype)
-        self.build((None, None, None, c["in_channels"]))
-        self._made = settings(self)
+        self.fc = self.make_head(c["num_classes"])
+        self.complete()
+
+    def make_head(self, num_classes: int) -> keras.layers.Layer:
+        return make_head(self.num_features, num_classes, self.config["head_bias"], "fc", self.dtype_policy)
 
     def build(self, input_shape: tuple) -> None:
         if self.built:
@@ -170,7 +172,7 @@ class ResNet(Network):
         return ACTIVATIONS[self.activation](x)
 
     def forward_stem(self, x: Any, training: bool | None = None) -> Any:
-        x = self.act(self.bn1(self.conv1(x), training=training))
+        x = self.act(self.bn1(self.conv1(self.entrance(x)), training=training))
         if self.deep_stem:
             x = self.act(self.bn2(self.conv2(x), training=training))
             x = self.act(self.bn3(self.conv3(x), training=training))
@@ -198,9 +200,6 @@ class ResNet(Network):
             for block in getattr(self, name):
                 x = block(x, training=training)
         return self.fc(self.dropout(pool_globally(x, self.global_pool), training=training))
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], self.config["num_classes"] or self.num_features)
 
 
 network = ResNet  # the name in `models.py`, the same in the three folders

@@ -19,9 +19,9 @@ import keras
 from keras import ops
 
 from .attention import dense
-from .blocks import make_attention, make_head, make_norm
-from .layers import Conv2D, adaptive_average_pool
-from .live import Network, settings
+from .blocks import build_chain, make_attention, make_head, make_norm
+from .layers import Conv2D, adaptive_average_pool, with_attention
+from .live import Network
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -37,7 +37,7 @@ class Rectified(keras.layers.Layer):
 
     def build(self, input_shape: tuple) -> None:
         if self.attention is not None:
-            getattr(self, self.attention).build(input_shape)
+            build_chain(input_shape, getattr(self, self.attention))
         super().build(input_shape)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
@@ -46,6 +46,14 @@ class Rectified(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        attention = None if self.attention is None else (self.attention, getattr(self, self.attention))
+        return super().get_config() | {"attention": attention}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        return super().from_config(with_attention(config))
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -80,7 +88,7 @@ class VGG(Network):
         {'stage1': (1, 15, 16, 8), 'stage2': (1, 7, 8, 16), 'pooled': (1, 784), 'logits': (1, 4)}
     """
 
-    kind = "vgg"
+    kind, head = "vgg", "classifier.6"
 
     def __init__(
         self,
@@ -131,6 +139,7 @@ class VGG(Network):
         self.features = features
         self.pool_size = c["pool_size"]
         width, hidden = c["widths"][-1] * self.pool_size**2, c["head_width"]
+        self.num_features = hidden
         drop = partial(keras.layers.Dropout, c["dropout"], dtype=dtype)
         self.classifier = [
             dense(width, hidden, dtype=dtype, name="classifier_0"),
@@ -139,11 +148,14 @@ class VGG(Network):
             dense(hidden, hidden, dtype=dtype, name="classifier_3"),
             keras.layers.ReLU(dtype=dtype),
             drop(),
-            make_head(hidden, c["num_classes"], c["head_bias"], "classifier_6", dtype),
+            self.make_head(c["num_classes"]),
         ]
-        self.num_features = hidden
-        self.build((None, None, None, c["in_channels"]))
-        self._made = settings(self)
+        self.complete()
+
+    def make_head(self, num_classes: int) -> keras.layers.Layer:
+        return make_head(
+            self.num_features, num_classes, self.config["head_bias"], "classifier_6", self.dtype_policy
+        )
 
     def build(self, input_shape: tuple) -> None:
         if self.built:
@@ -165,7 +177,7 @@ class VGG(Network):
 
     def forward_features(self, x: Any, training: bool | None = None) -> dict[str, Any]:
         """Every stage's output: `stage1` ..., `pooled` (N, C * 7 * 7) and `logits` (N, num_classes)."""
-        features = {}
+        features, x = {}, self.entrance(x)
         for name, layers in self.stages():
             features[name] = x = _chain(layers, x, training)
         # flat in the order (C, H, W), so that the weights of the classifier are PyTorch's, transposed
@@ -176,9 +188,6 @@ class VGG(Network):
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         return self.forward_features(x, training)["logits"]
-
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (input_shape[0], self.config["num_classes"] or self.num_features)
 
 
 def _chain(layers: Sequence[keras.layers.Layer], x: Any, training: bool | None) -> Any:

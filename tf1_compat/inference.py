@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
-from .resnet import CONFIG_COLLECTION, resnet
+from .resnet import CONFIG_COLLECTION as RESNETS
+from .resnet import resnet
+from .vgg import CONFIG_COLLECTION as VGGS
+from .vgg import vgg
 
 
 def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.GraphDef:
@@ -39,7 +43,7 @@ def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.
         ...     session.run("logits:0", {"images:0": np.zeros((1, 32, 32, 3))}).shape
         (1, 10)
     """
-    scope, keywords = _network(session.graph, scope)
+    scope, network, keywords = _network(session.graph, scope)
     prefix = f"{scope}/" if scope else ""
     variables = {
         variable.op.name.removeprefix(prefix): variable
@@ -48,34 +52,44 @@ def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.
     }
     values, dtype = session.run(variables), next(iter(variables.values())).dtype.base_dtype
     spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
-    keywords |= {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    folded = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     with tf.Graph().as_default(), tf.Session() as frozen:
         images = tf.placeholder(dtype, (None, None, None, keywords["in_channels"]), "images")
-        tf.identity(resnet(images, **keywords)[0], "logits")
+        tf.identity(network(images, **folded)[0], "logits")
         feed = {
             # the tensor of the initial value: the variable takes the value fed for it
-            variable.initializer.inputs[1]: _folded(variable.op.name, values, keywords["bn_epsilon"])
+            variable.initializer.inputs[1]: _folded(variable.op.name, values, keywords)
             for variable in tf.global_variables()
         }
         frozen.run(tf.global_variables_initializer(), feed)
         return tf.graph_util.convert_variables_to_constants(frozen, frozen.graph_def, ["logits"])
 
 
-def _network(graph: tf.Graph, scope: str | None) -> tuple[str, dict]:
-    """Scope and keywords of the selected network."""
-    notes = [json.loads(text) for text in graph.get_collection(CONFIG_COLLECTION)]
-    found = {note["scope"]: note["keywords"] for note in notes}
+def _network(graph: tf.Graph, scope: str | None) -> tuple[str, Callable, dict]:
+    """Scope, function and keywords of the selected network."""
+    found = {
+        note["scope"]: (network, note["keywords"])
+        for collection, network in ((RESNETS, resnet), (VGGS, vgg))
+        for note in map(json.loads, graph.get_collection(collection))
+    }
     if scope is None and len(found) == 1:
-        return found.popitem()
+        scope = next(iter(found))
     if scope is None or scope not in found:
         raise ValueError(f"scope={scope!r}: expected one of the graph's networks, {sorted(found)}")
-    return scope, found[scope]
+    return scope, *found[scope]
 
 
-def _folded(name: str, values: Mapping[str, np.ndarray], epsilon: float) -> np.ndarray:
-    """The variable `name` of the network without batch norms."""
+def _folded(name: str, values: Mapping[str, np.ndarray], keywords: Mapping[str, Any]) -> np.ndarray:
+    """The variable `name` of the network without batch norms.
+
+    Args:
+        values, keywords: of the network with batch norms.
+    """
+    if "widths" in keywords:
+        numbers = _numbers(keywords)
+        name = re.sub(r"features_(\d+)", lambda found: f"features_{numbers[int(found[1])]}", name)
     layer, _, leaf = name.rpartition("/")
-    bn = re.sub(r"downsample_0$", "downsample_1", re.sub(r"conv(\d?)$", r"bn\1", layer))
+    bn, epsilon = _bn_after(layer), keywords["bn_epsilon"]
     if f"{bn}/gamma" not in values:
         return values[name]
     gamma, beta, mean, variance = (
@@ -85,3 +99,22 @@ def _folded(name: str, values: Mapping[str, np.ndarray], epsilon: float) -> np.n
     if leaf == "kernel":  # (kH, kW, C, O)
         return values[name] * scale
     return beta + (values.get(name, 0) - mean) * scale
+
+
+def _numbers(keywords: Mapping[str, Any]) -> list[int]:
+    """The numbers of a VGG's layers that are not batch norms, in `features`."""
+    step = 2 if keywords["norm"] == "bias" else 3  # a convolution, its batch norm, the ReLU
+    numbers, number = [], 0
+    for depth in keywords["depths"]:
+        for _ in range(depth):
+            numbers += [number, number + step - 1]
+            number += step
+        numbers.append(number)  # the max-pool
+        number += 1
+    return numbers
+
+
+def _bn_after(conv: str) -> str:
+    """The name of the batch norm after a convolution."""
+    name = re.sub(r"conv(\d?)$", r"bn\1", conv)
+    return re.sub(r"(downsample|features)_(\d+)$", lambda found: f"{found[1]}_{int(found[2]) + 1}", name)

@@ -13,13 +13,14 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .live import settings
 from .resnet import ResNet
+from .vgg import VGG
 
 # Number of compiled versions to keep, one per image size and batch size; each holds a copy of the weights.
 # With torch's own limit, 8, a server with a few sizes and batches loses the gain, reported only in a log.
 _MOST_SHAPES = 32
 
 
-def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
+def optimize_for_inference(model: ResNet | VGG, *, compile: bool = True) -> nn.Module:
     """The same network for inference only, and faster.
 
     With each batch norm W' = W gamma / sqrt(variance + epsilon) and
@@ -33,11 +34,11 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
             False needs no compiler and keeps a part of the gain.
 
     Returns:
-        A module without gradients, fastest with channels_last images. Without `compile` it is a `ResNet` with
+        A module without gradients, fastest with channels_last images. Without `compile` it is a network with
         `norm="bias"`; call it under `torch.inference_mode()`.
 
     Raises:
-        TypeError: `model` is not a `ResNet` of this package.
+        TypeError: `model` is not a network of this package.
         RuntimeError: on a GPU, TensorFlow was imported before triton, which the compiler needs.
         ValueError: `model` was changed, and no keywords describe it now.
 
@@ -48,22 +49,34 @@ def optimize_for_inference(model: ResNet, *, compile: bool = True) -> nn.Module:
         ...     fast(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])
     """
-    if not isinstance(model, ResNet):
-        raise TypeError(f"received a {type(model).__name__}, expected a torch_impl.ResNet")
+    if not isinstance(model, (ResNet, VGG)):
+        raise TypeError(f"received a {type(model).__name__}, expected a network of torch_impl")
     keywords = model.live_keywords()
     if compile:
         _check_compiler(next(model.parameters()).device)
     fast: Any = copy.deepcopy(model).eval().requires_grad_(False)
     for name, bn in list(fast.named_modules()):
         if isinstance(bn, nn.BatchNorm2d):
-            conv = re.sub(r"downsample\.1$", "downsample.0", re.sub(r"bn(\d?)$", r"conv\1", name))
+            conv = _conv_before(name)
             fast.set_submodule(conv, _fused(fast.get_submodule(conv), bn))
             fast.set_submodule(name, nn.Identity())
+    if isinstance(fast, VGG):  # without batch norms its layers have other numbers
+        fast.features = nn.Sequential(
+            *(layer for layer in fast.features if not isinstance(layer, nn.Identity))
+        )
+        pools = [i for i, layer in enumerate(fast.features) if isinstance(layer, nn.MaxPool2d)]
+        fast.stage_ends = [i + 1 for i in pools]
     spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
     fast.config = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     fast._made = settings(fast)
     fast.to(memory_format=torch.channels_last)
     return _Compiled(fast) if compile else fast
+
+
+def _conv_before(bn: str) -> str:
+    """The name of the convolution before a batch norm."""
+    name = re.sub(r"bn(\d?)$", r"conv\1", bn)
+    return re.sub(r"(downsample|features)\.(\d+)$", lambda found: f"{found[1]}.{int(found[2]) - 1}", name)
 
 
 def _check_compiler(device: torch.device) -> None:

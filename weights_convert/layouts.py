@@ -132,7 +132,8 @@ class Layout:
         tensorflow_axes: whether kernels have TensorFlow's axes.
         mlp_1x1: the attentions whose MLP is stored as 1x1 convolutions.
         bookkeeping: patterns of names that are not weights, with descriptions.
-        scoped: whether names may begin with a variable scope; otherwise only with a wrapper's `module.`.
+        scoped: whether names may begin with a scope, or in Keras with the path of a layer; otherwise only
+            with a wrapper's `module.`.
         part: name in a file -> number of the part of a tensor, for groups stored separately.
         marks: ends of names that show a network and its scope in a file.
     """
@@ -301,11 +302,13 @@ TF1_BOOKKEEPING = (
 )
 
 # the first variable of each kind of network, and of each attention block
-_FIRST = tuple(
-    dict.fromkeys(
-        str(_tf1_rename(next(spec.tensors()), spec)) for kind in KINDS.values() for spec in kind.widest()
-    )
-)
+_FIRST = tuple((next(spec.tensors()), spec) for kind in KINDS.values() for spec in kind.widest())
+
+
+def _marks(rename: Callable[[Parameter, Spec], str | None]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(rename(parameter, spec)) for parameter, spec in _FIRST))
+
+
 LAYOUTS = {
     "torch": Layout(name="torch", rename=_torch_rename, parse=_torch_parse, bookkeeping=TORCH_BOOKKEEPING),
     "keras": Layout(
@@ -314,6 +317,8 @@ LAYOUTS = {
         parse=_keras_parse,
         tensorflow_axes=True,
         bookkeeping=KERAS_BOOKKEEPING,
+        scoped=True,
+        marks=_marks(_keras_rename),
     ),
     "tf1": Layout(
         name="tf1",
@@ -322,6 +327,6 @@ LAYOUTS = {
         tensorflow_axes=True,
         bookkeeping=TF1_BOOKKEEPING,
         scoped=True,
-        marks=_FIRST,
+        marks=_marks(_tf1_rename),
     ),
 }

@@ -25,7 +25,7 @@ from weights_convert.errors import SourceError, SpecError
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.formats.given import Given
-from weights_convert.identify.candidates import Candidate, declared, identify
+from weights_convert.identify.candidates import Candidate, declared, identify, part_of, several_networks
 from weights_convert.identify.misfits import do_not_fit, title
 from weights_convert.identify.reading import Reading
 from weights_convert.limits import Limits
@@ -110,13 +110,16 @@ def _load(
         raise SourceError(
             f"{reader.path}: written by a newer samenet, mapping version {version} (here: {MAPPING_VERSION})"
         )
-    if not reader.metadata and (said := _network_of(reader, scope)):
-        reader.metadata = said
+    scope = _scope(reader, scope)
+    if not reader.metadata and scope in reader.networks:
+        reader.metadata = reader.networks[scope]
     family = family or reader.said("family", str)
     saved = reader.said("spec", dict)
     unsaid = saved is None and model is None
     if saved is not None and model is None:
         spec, assumed = _saved_spec(reader, saved, settings)
+        if reader.said("part", bool):
+            spec = part_of(reader, spec, scope)
         found = declared(reader, spec, assumed, family, scope)
     else:
         found = identify(reader, model=model, settings=settings, family=family, scope=scope)
@@ -145,16 +148,22 @@ def _load(
     )
 
 
-def _network_of(reader: Reader, scope: str | None) -> dict[str, Any] | None:
-    """The file's metadata of the network in a scope, or of its only network."""
+def _scope(reader: Reader, scope: str | None) -> str | None:
+    """The scope of the network to read: the requested one, or that of the file's only network.
+
+    Raises:
+        SourceError: the file holds several networks.
+    """
+    tensors, there = list(reader.tensors), []
     if scope is not None:
-        return reader.networks.get(scope.rstrip("/"))
-    there = [
-        said
-        for name, said in reader.networks.items()
-        if not name or any(tensor.startswith(f"{name}/") for tensor in reader.tensors)
-    ]
-    return there[0] if len(there) == 1 else None
+        scope = scope.rstrip("/")
+        in_source = reader.format != "keras" or any(name.startswith(f"{scope}/") for name in tensors)
+        return scope if in_source else None  # it may be one for writing
+    if not reader.metadata:
+        there = [of for of in reader.networks if not of or any(n.startswith(f"{of}/") for n in tensors)]
+    if len(there) > 1:
+        raise several_networks(reader, there)
+    return there[0] if there else None
 
 
 def _notes(found: Candidate) -> list[str]:

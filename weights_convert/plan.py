@@ -128,7 +128,7 @@ def make_plan(
     family = target_family.name
     checkpoint = as_in_family(checkpoint, target_family)
     if scope and family != "tf1":
-        if checkpoint.family != "tf1":  # otherwise it selected the network in the source
+        if checkpoint.family not in ("tf1", "keras"):  # otherwise it selected the network in the source
             raise DestinationError(
                 f"{destination}: --scope applies to the tf1 layout, but the output is {family}"
             )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tensorflow.compat.v1 as tf
 import torch
+from keras import layers as L
 
 import keras_impl
 import tf1_compat
@@ -20,7 +21,7 @@ from parity_tests.judge.synthetic import tiny
 from parity_tests.watch.build import RUNNERS, same_bits
 from weights_convert import Checkpoint, load_into, state_of
 from weights_convert.changes import fold_bn
-from weights_convert.spec import ResNetSpec
+from weights_convert.spec import Spec, VGGSpec
 
 SPECS = {
     "grouped_se": tiny(depths=(1, 1), groups=8, width_per_group=16, attention="se", bn_epsilon=1e-3),
@@ -30,13 +31,17 @@ SPECS = {
     "eca": tiny(attention="eca", stem="deep", downsample_pool="avg"),
     "bias_bn": tiny(depths=(1, 1), norm="bias_bn", stem="deep_tiered", dropout=0.5),
     "bias": tiny(norm="bias", attention="cbam"),
+    "vgg": VGGSpec(
+        depths=(2, 1), widths=(8, 12), head_width=16, num_classes=5, attention="cbam", reduction=4
+    ),
+    "vgg_bias": VGGSpec(depths=(1,), widths=(8,), head_width=16, num_classes=0, norm="bias"),
 }
-ORDINARY = ("grouped_se", "cbam_bias", "bias_bn")
+ORDINARY = ("grouped_se", "cbam_bias", "bias_bn", "vgg")
 Optimized = tuple[np.ndarray, Checkpoint | None, Checkpoint]  # logits, its weights, the plain ones
 
 
-def optimized_torch(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
-    model = torch_impl.ResNet(**spec.model_kwargs()).to(getattr(torch, dtype))
+def optimized_torch(spec: Spec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
+    model = getattr(torch_impl, spec.network)(**spec.model_kwargs()).to(getattr(torch, dtype))
     load_into(model, weights)
     fast = torch_impl.optimize_for_inference(model, compile=False)
     with torch.inference_mode():
@@ -46,8 +51,8 @@ def optimized_torch(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype:
     return logits.numpy(), state_of(fast), state_of(model)
 
 
-def optimized_keras(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
-    model = keras_impl.ResNet(**spec.model_kwargs(), dtype=dtype)
+def optimized_keras(spec: Spec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
+    model = getattr(keras_impl, spec.network)(**spec.model_kwargs(), dtype=dtype)
     load_into(model, weights)
     fast = keras_impl.optimize_for_inference(model)
     assert model.trainable
@@ -56,10 +61,12 @@ def optimized_keras(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype:
     return logits, state_of(fast), state_of(model)
 
 
-def optimized_tf1(spec: ResNetSpec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
+def optimized_tf1(spec: Spec, weights: Checkpoint, x: np.ndarray, dtype: str) -> Optimized:
     with tf.Graph().as_default(), tf.Session() as session:
-        images = tf.placeholder(dtype, (None, None, None, spec.in_channels))
-        tf1_compat.resnet(images, is_training=True, scope="net", **spec.model_kwargs())
+        images = tf.placeholder(dtype, (None, None, None, spec.input_channels))
+        getattr(tf1_compat, spec.network.lower())(
+            images, is_training=True, scope="net", **spec.model_kwargs()
+        )
         load_into(session, weights)
         graph_def = tf1_compat.optimize_for_inference(session)
         state = state_of(session)
@@ -92,7 +99,7 @@ def test_the_numbers_are_those_of_the_plain_network(name, framework):
     noise = tolerances.relative_error(RUNNERS["torch"](spec, weights, x, "float32").points["logits"], plain)
     logits, fast, _ = OPTIMIZED[framework](spec, weights, x, "float32")
     assert tolerances.relative_error(logits, plain) < tolerances.float32_limit(noise)
-    if fast is not None and name != "bias":  # the converter folds the same, bit for bit
+    if fast is not None and spec.norm != "bias":  # the converter folds the same, bit for bit
         assert same_bits(fold_bn(weights), fast, "float32") == []
 
 
@@ -135,11 +142,46 @@ def test_every_shape_of_images_is_compiled(monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
 
 
+class Wraps(keras.Model):
+    """A subclass, whose structure nobody knows."""
+
+    def __init__(self, spec: Spec):
+        super().__init__()
+        self.net = keras_impl.ResNet(**spec.model_kwargs())
+
+
+WRAPPED: dict[str, Callable[[keras.Model], keras.Model]] = {
+    "sequential": lambda net: keras.Sequential([L.Input((37, 45, 3)), L.Rescaling(0.5), net, L.Dense(3)]),
+    "nested": lambda net: keras.Sequential([keras.Sequential([L.Input((37, 45, 3)), L.Rescaling(0.5), net])]),
+    "functional": lambda net: keras.Model(net.input, L.Dense(3)(net(net.input))),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_a_keras_model_with_a_network_in_it(wrap):
+    spec, x = (
+        SPECS["vgg" if wrap == "nested" else "cbam_bias"],
+        synthetic.images((37, 45)).transpose(0, 2, 3, 1),
+    )
+    net = getattr(keras_impl, spec.network)(**spec.model_kwargs())
+    load_into(net, synthetic.weights(spec))
+    model = WRAPPED[wrap](net)
+    fast = keras_impl.optimize_for_inference(model)
+    assert not fast.trainable_variables
+    assert model.trainable_variables
+    plain = model.predict_on_batch(x)
+    assert tolerances.relative_error(fast.predict_on_batch(x), plain) < 4e-6
+    assert same_bits(fold_bn(synthetic.weights(spec)), state_of(fast), "float32") == []
+
+
 def test_other_models_are_refused(session):
-    with pytest.raises(TypeError, match=r"received a Linear, expected a torch_impl\.ResNet"):
+    with pytest.raises(TypeError, match="received a Linear, expected a network of torch_impl"):
         torch_impl.optimize_for_inference(torch.nn.Linear(1, 1))
-    with pytest.raises(TypeError, match=r"received a Dense, expected a keras_impl\.ResNet"):
-        keras_impl.optimize_for_inference(keras.layers.Dense(1))
+    for other in (keras.layers.Dense(1), keras.Sequential([keras.layers.Dense(1)]), Wraps(SPECS["eca"])):
+        with pytest.raises(
+            TypeError, match=f"received a {type(other).__name__}, expected a network of keras_impl"
+        ):
+            keras_impl.optimize_for_inference(other)
     with session.graph.as_default():
         for scope in ("a", "b"):
             tf1_compat.resnet(tf.zeros((1, 32, 32, 3)), scope=scope, **SPECS["eca"].model_kwargs())

@@ -116,6 +116,9 @@ def declared(
     listing = Listing(reader, scope)
     read = [r for f in families if spec.kind in f.kinds and (r := listing.read_for(f, spec))]
     best = max(read, key=lambda r: len(r.names), default=None)
+    if best is not None and reader.said("part", bool):  # a functional model may have layers of its own too
+        others = {name: f"another layer's {shape}" for name, shape in best.extra.items()}
+        best.left_out, best.extra = best.left_out | others, {}
     if best is None and scope is not None:
         raise _no_scope(reader, scope)
     if best is None or 2 * len(best.extra) > len(reader.tensors):
@@ -124,6 +127,20 @@ def declared(
     candidate = Candidate(best, spec, assumed, {}, None, best.misfits(reader, spec))
     candidate.check(reader)
     return candidate
+
+
+def part_of(reader: Reader, spec: Spec, scope: str | None) -> Spec:
+    """The network that a functional Keras model holds, made of the first layers of the network `spec`.
+
+    Raises:
+        SourceError: it ends too early to be a network.
+    """
+    listing = Listing(reader, scope)
+    read = [listing.read_for(family, spec) for family in FAMILIES.values() if family.own]
+    try:
+        return spec.part(max((list(reading.names) for reading in read if reading), key=len, default=[]))
+    except SpecError as error:
+        raise SourceError(f"{reader.path}: holds {error}") from None
 
 
 def find_family(name: str) -> Family:
@@ -254,7 +271,11 @@ def _one_answer(reader: Reader, fitting: list[Candidate]) -> Candidate:
 
 def _one_scope(reader: Reader, reading: Reading) -> None:
     if reading.scopes:
-        raise SourceError(f"{reader.path}: holds several networks, choose one with --scope", reading.scopes)
+        raise several_networks(reader, reading.scopes)
+
+
+def several_networks(reader: Reader, scopes: Sequence[str]) -> SourceError:
+    return SourceError(f"{reader.path}: holds several networks, choose one with --scope", list(scopes))
 
 
 def _ambiguous(reader: Reader, fitting: list[Candidate]) -> MismatchError:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -113,6 +113,15 @@ class Spec(AttentionOptions):
     def matters_unseen(self, keyword: str) -> bool:
         """Whether a keyword changes the numbers but neither names nor shapes."""
         return keyword in self.unseen and self.unseen[keyword](self)
+
+    def part(self, names: Collection[str]) -> Self:
+        """The network that ends where these tensors of it end.
+
+        Raises:
+            SpecError: they end too early.
+        """
+        has_head = any(name.startswith(f"{self.head}.") for name in names)
+        return self if has_head else changed(self, {"num_classes": 0})
 
     def model_kwargs(self) -> dict[str, Any]:
         """Every field as a keyword of the network in each framework."""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
+from weights_convert.errors import SpecError
 from weights_convert.spec import checks
 from weights_convert.spec.attention import attention_tensors
 from weights_convert.spec.base import (
     Parameter,
     Spec,
     as_spec_error,
+    changed,
     conv_norm,
     dense,
     has_cbam,
@@ -22,7 +24,7 @@ from weights_convert.spec.base import (
     set_fields,
 )
 
-_BLOCK = re.compile(r"layer\d{1,9}\.\d{1,9}\.")
+_BLOCK = re.compile(r"layer(\d{1,9})\.(\d{1,9})\.")
 BLOCK_CLASSES = {"basic": "basic_block", "bottleneck": "bottleneck"}  # Keras's names in lists
 
 
@@ -136,6 +138,19 @@ class ResNetSpec(Spec):
     @classmethod
     def like(cls, name: str) -> Parameter | None:
         return super().like(_BLOCK.sub("layer1.0.", name, count=1))
+
+    def part(self, names: Collection[str]) -> Self:
+        blocks = [tuple(map(int, found.groups())) for name in names if (found := _BLOCK.match(name))]
+        depths: list[int] = []
+        while of_stage := [index for stage, index in blocks if stage == len(depths) + 1]:
+            depths.append(max(of_stage) + 1)
+        if not depths:
+            raise SpecError(
+                "a part of a residual network that ends before its first block, expected layer1_0 too"
+            )
+        of_stages = ("strides", "dilations", "eca_kernel_sizes")
+        fewer = {name: sizes[: len(depths)] for name in of_stages if (sizes := getattr(self, name))}
+        return changed(super().part(names), {"depths": tuple(depths), **fewer})
 
     def stages(self) -> dict[str, tuple[str, ...]]:
         numbers = range(1, 1 + len(stem_widths(self.stem, self.stem_width)))

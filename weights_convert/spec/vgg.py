@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Self
 
+from weights_convert.errors import SpecError
 from weights_convert.spec import checks
 from weights_convert.spec.attention import attention_tensors
 from weights_convert.spec.base import (
@@ -72,6 +73,11 @@ class VGGSpec(Spec):
         yield from dense("classifier.3", self.head_width, self.head_width)
         if self.num_classes:
             yield from dense("classifier.6", self.head_width, self.num_classes, self.head_bias)
+
+    def part(self, names: Collection[str]) -> Self:
+        if not any(name.startswith("classifier.3.") for name in names):
+            raise SpecError("a part of a VGG that ends before classifier_3, expected all but the last layer")
+        return super().part(names)
 
     @property
     def layers(self) -> int:

@@ -2,15 +2,14 @@
 
 Layout, from Keras's `saving_lib.py`: a group per layer with the layer's variables `vars/<i>` in order,
 trainable ones first. bfloat16 is stored as two opaque bytes with the attribute `dtype`. The older `.h5`
-(`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` for a whole model; here the names
-become `<layer>/<variable>`. Only numbers are read, and this project's metadata: `vars/samenet` in a weights
-file, and the config (`config`).
+(`legacy_h5_format.py`): `<layer>/<variable's path>`, below `model_weights` for a whole model. `names.py`
+makes the names here. Only numbers are read, and this project's metadata: `vars/samenet` of each network in a
+weights file, and the config (`config.py`).
 """
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,13 +19,14 @@ from weights_convert.errors import SourceError, WeightsConvertError
 from weights_convert.formats.base import METADATA_NAME, Reader, TensorInfo, one_line, parse_metadata
 from weights_convert.formats.given import Given
 from weights_convert.formats.hdf5.config import agreeing, keywords_in_config
+from weights_convert.formats.hdf5.names import layer_names, legacy_names
 from weights_convert.formats.hdf5.plain import Dataset, PlainFile, Unusual
 from weights_convert.formats.zip import stored, unpacked
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
 
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 _INNER, _CONFIG = "model.weights.h5", "config.json"
-_SAID = f"vars/{METADATA_NAME}"  # written by `keras_impl.ResNet`: the bytes of a text
+_SAID = f"vars/{METADATA_NAME}"  # written by each network of `keras_impl`: the bytes of a text
 
 
 def recognises_keras(given: Given) -> bool:
@@ -97,7 +97,11 @@ class KerasReader(Reader):
         older = any(map(contents.has_attribute, ("layer_names", "layer_names0")))
         datasets = {dataset.path: dataset for dataset in contents.datasets()}
         if older or any(path.startswith("model_weights/") for path in datasets):  # Keras 2, or 3's `.h5`
-            datasets = {name: datasets[path] for name, path in _short_names(datasets).items()}
+            self._config = contents.attribute("model_config") if self._config is None else self._config
+            named = legacy_names(datasets, bool(self._of_config()))
+        else:
+            named = layer_names(datasets, contents.layers)
+        datasets = {name: datasets[path] for name, path in named.items()}
         for name, dataset in datasets.items():
             if dataset.why:
                 self.leave_out(name, dataset.why)
@@ -107,19 +111,26 @@ class KerasReader(Reader):
         if text is not None:
             self.metadata = parse_metadata(text, self.path, self.limits)
             return
-        if self._config is None:
-            self._config = contents.attribute("model_config")
-        self.metadata = agreeing(self.path, self._said(), self._of_config())
+        said, of_config = self._said(), self._of_config()
+        self.metadata = agreeing(self.path, said.pop("", {}), of_config.pop("", {}))
+        self.networks = of_config | said
 
-    def _said(self) -> dict[str, Any]:
-        """The metadata that the network wrote beside its weights; removes them from the tensors."""
-        info = self.tensors.get(_SAID)
-        if info is None or info.dtype != np.uint8 or len(info.shape) != 1:
-            return {}
-        del self.tensors[_SAID]
-        return parse_metadata(self.read(_SAID).tobytes(), self.path, self.limits)
+    def _said(self) -> dict[str, dict[str, Any]]:
+        """Path of a network -> the metadata beside its weights; removes them from the tensors."""
+        found = {}
+        for name, info in list(self.tensors.items()):
+            is_text = info.dtype == np.uint8 and len(info.shape) == 1
+            if not is_text or name.removesuffix(_SAID)[-1:] not in ("", "/"):
+                continue
+            del self.tensors[name]
+            metadata = parse_metadata(self.read(name).tobytes(), self.path, self.limits)
+            scope = name.removesuffix(_SAID).rstrip("/")
+            if metadata.get("part"):  # written by a layer beside the network's
+                scope = scope.rpartition("/")[0]
+            found[scope] = metadata
+        return found
 
-    def _of_config(self) -> dict[str, Any]:
+    def _of_config(self) -> dict[str, dict[str, Any]]:
         return {} if self._config is None else keywords_in_config(self._config, self.path, self.limits)
 
     def read(self, name: str) -> np.ndarray:
@@ -131,24 +142,6 @@ class KerasReader(Reader):
     def close(self) -> None:
         super().close()
         self._given.close()
-
-
-def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """`conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`; nested layers keep their names."""
-    found: dict[str, list[str]] = {}
-    for path in paths:
-        layer, *inner = path.removeprefix("model_weights/").split("/")
-        leaf = inner[-1].removesuffix(":0") if inner else ""
-        found.setdefault(path if path.startswith("optimizer_weights/") else f"{layer}/{leaf}", []).append(
-            path
-        )
-    names = {}
-    for name, same in found.items():
-        for path in same:
-            inner_name = "/".join(path.removesuffix(":0").split("/")[-2:])
-            alone = len(same) == 1
-            names[name if alone else inner_name if inner_name not in names else path] = path
-    return names
 
 
 def _saving_again(path: Path, inside_zip: bool) -> str:

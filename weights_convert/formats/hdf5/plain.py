@@ -10,6 +10,7 @@ groups with a symbol table, datasets in one piece. Chunks, compression and newer
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
@@ -25,6 +26,7 @@ _STEPS_PER_TENSOR = 8  # groups on its path
 _TEXT_PER_TENSOR = 8  # times the limit of other formats, for headers, groups, names; 3 in honest files
 _READ = 64  # bytes counted for a short read
 _NOWHERE = 2**64 - 1
+OF_LAYER = re.compile(r"(.*/)?layers/[^/]+/vars")  # the group of a layer's variables, with its name
 
 # Header messages; others do not affect the data.
 _SPACE, _TYPE, _EXTERNAL, _LAYOUT = 0x01, 0x03, 0x07, 0x08
@@ -64,9 +66,14 @@ class Dataset(NamedTuple):
 
 
 class PlainFile:
-    """`length` bytes of `file` from `start` as an HDF5 file."""
+    """`length` bytes of `file` from `start` as an HDF5 file.
+
+    Attributes:
+        layers: path of a model's layer -> its name in Keras, complete after `datasets`.
+    """
 
     def __init__(self, file: BinaryIO, start: int, length: int, limits: Limits):
+        self.layers: dict[str, str] = {}
         self._file, self._start, self._length, self._limits = file, start, length, limits
         self._steps = self._described = 0
         head = self._at(0, 96)
@@ -150,6 +157,8 @@ class PlainFile:
             messages = self._messages(address)
             kinds = {kind for kind, _ in messages}
             if _SYMBOLS in kinds:
+                if OF_LAYER.fullmatch(path) and (layer := self._attribute(messages, "name")):
+                    self.layers[path.removesuffix("/vars")] = layer
                 yield from self._walk(messages, f"{path}/", depth + 1)
             elif {_SPACE, _TYPE, _LAYOUT} <= kinds:
                 yield self._dataset(path, messages)

@@ -1,0 +1,90 @@
+"""The names of tensors in Keras files by the layers' own names, which a path in the file does not show."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+_IN_A_LIST = re.compile(r"(layer\d{1,9}|features|classifier)_(\d{1,9})")  # a network's layer and its number
+
+
+def layer_names(paths: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
+    """Name -> path, with the layers of functional and sequential models by their names.
+
+    Args:
+        paths: of the tensors.
+        layers: path of a layer -> its name.
+
+    >>> layer_names(["layers/res_net/conv1/vars/0"], {"layers/res_net": "student"})
+    {'student/conv1/vars/0': 'layers/res_net/conv1/vars/0'}
+    >>> layer_names(["layers/bottleneck/conv1/vars/0"], {"layers/bottleneck": "layer1_0"})
+    {'layer1/bottleneck/conv1/vars/0': 'layers/bottleneck/conv1/vars/0'}
+    """
+    names: dict[str, str] = {}
+    named = _in_lists({path: name for path, name in layers.items() if "/" not in name})
+    for path in paths:
+        parts, steps, at = path.split("/"), [], 0
+        while at < len(parts):
+            layer = named.get("/".join(parts[: at + 2])) if parts[at] == "layers" else None
+            steps.append(layer or parts[at])
+            at += 2 if layer else 1
+        name = "/".join(steps)
+        names[path if name in names else name] = path
+    return names
+
+
+def _in_lists(layers: Mapping[str, str]) -> dict[str, str]:
+    """A network's layers by their places in its own file, where lists number their members by class."""
+    found = {path: match for path, name in layers.items() if (match := _IN_A_LIST.fullmatch(name))}
+    counts: Counter[tuple[str, ...]] = Counter()
+    names = dict(layers)
+    for path in sorted(found, key=lambda path: int(found[path][2])):
+        folder, _, member = path.rpartition("/")
+        of_class = re.sub(r"_\d+$", "", member)
+        place = folder, found[path][1], of_class
+        names[path] = f"{place[1]}/{of_class}_{counts[place]}" if counts[place] else f"{place[1]}/{of_class}"
+        counts[place] += 1
+    return names
+
+
+def legacy_names(paths: Iterable[str], ours: bool) -> dict[str, str]:
+    """Name -> path in an older `.h5`: `conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`.
+
+    Args:
+        paths: of the tensors.
+        ours: whether the file holds networks of this project, whose layers have several variables of a name.
+
+    >>> legacy_names(["model_weights/layer1_0/net/layer1_0/conv1/kernel"], ours=True)
+    {'layer1_0/conv1/kernel': 'model_weights/layer1_0/net/layer1_0/conv1/kernel'}
+    """
+    return _from_their_layer(paths) if ours else _short_names(paths)
+
+
+def _from_their_layer(paths: Iterable[str]) -> dict[str, str]:
+    """Each path from the last step that is its layer's name; nested layers keep their path."""
+    names = {}
+    for path in paths:
+        layer, _, inner = path.removeprefix("model_weights/").partition("/")
+        _, found, rest = f"/{inner}".rpartition(f"/{layer}/")
+        name = f"{layer}/{rest if found else inner}"
+        names[path if name in names else name] = path
+    return names
+
+
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
+    """`<layer>/<leaf>`; nested layers keep their names."""
+    found: dict[str, list[str]] = {}
+    for path in paths:
+        layer, *inner = path.removeprefix("model_weights/").split("/")
+        leaf = inner[-1].removesuffix(":0") if inner else ""
+        found.setdefault(path if path.startswith("optimizer_weights/") else f"{layer}/{leaf}", []).append(
+            path
+        )
+    names = {}
+    for name, same in found.items():
+        for path in same:
+            inner_name = "/".join(path.removesuffix(":0").split("/")[-2:])
+            alone = len(same) == 1
+            names[name if alone else inner_name if inner_name not in names else path] = path
+    return names
