@@ -132,7 +132,8 @@ def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
     if what in MODELS:
         from parity_tests.judge.synthetic import weights
 
-        if given := [name for name in ("model", "family", "key", "scope") if options[name] is not None]:
+        of_files = ("model", "family", "key", "scope", "ema")
+        if given := [name for name in of_files if options[name] not in (None, False)]:
             option = "--from" if given[0] == "family" else f"--{given[0]}"
             raise SpecError(f"{option} applies to a file, but {what} is a model; omit {option}")
         return partial(weights, model_spec(what, **options["settings"]))

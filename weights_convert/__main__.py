@@ -202,7 +202,7 @@ def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
     options["--scope"] = arguments.scope
     for option, value in options.items():
         words += [option, value] if value is not None else []
-    words += ["--assume"] if arguments.assume else []
+    words += [f"--{flag}" for flag in ("ema", "assume") if getattr(arguments, flag)]
     for key, value in arguments.settings:
         words += ["--set", f"{key}={value}"]
     return shlex.join(words)

@@ -72,6 +72,7 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--from", metavar="FAMILY", dest="family", help="origin of the file (list families)")
     command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
     command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
+    command.add_argument("--ema", action="store_true", help="take the moving averages of a TF1 checkpoint")
     command.add_argument(
         "--assume", action="store_true", help="accept defaults for keywords that the file does not specify"
     )
@@ -80,7 +81,7 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load` from the options of a command."""
-    said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope", "assume")}
+    said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope", "ema", "assume")}
     return said | {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
 
 

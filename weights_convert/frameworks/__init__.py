@@ -27,6 +27,7 @@ _BASES = {  # base class of a model -> framework
     ("torch.nn.modules.module", "Module"): "torch",
     ("keras.src.layers.layer", "Layer"): "keras",
     ("tensorflow.python.client.session", "BaseSession"): "tf1",
+    ("tensorflow.python.training.monitored_session", "_MonitoredSession"): "tf1",
 }
 
 
