@@ -85,6 +85,21 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     return said | {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
 
 
+def checkpoint_file(text: str) -> str:
+    """The type of an argument that names a checkpoint."""
+    if text == "-":
+        raise argparse.ArgumentTypeError(
+            "a checkpoint is read from a file, not from stdin: its tensors are read in any order"
+        )
+    return text
+
+
+def add_quiet(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--quiet", action="store_true", help="print errors, warnings and the JSON for `--json -` only"
+    )
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser with one-line errors."""
 
