@@ -21,8 +21,10 @@ from weights_convert.commandline import (
     HTML,
     JSON,
     Parser,
+    add_quiet,
     add_reading_options,
     check_target,
+    checkpoint_file,
     exit_code,
     reading,
     write_json,
@@ -42,6 +44,7 @@ def parser() -> Parser:
         nargs="*",
         default=["se_resnext50_32x4d"],
         metavar="MODEL | CHECKPOINT",
+        type=checkpoint_file,
         help="a model's name (random weights) or a file; default: se_resnext50_32x4d",
     )
     root.add_argument("--frameworks", nargs="+", choices=FRAMEWORKS, default=FRAMEWORKS)
@@ -72,6 +75,7 @@ def parser() -> Parser:
     root.add_argument("--dump", metavar="FILE", type=Path, help="record a run for later comparison")
     root.add_argument("--against", metavar="FILE", type=Path, help="compare with a recorded run")
     add_reading_options(root)
+    add_quiet(root)
     return root
 
 
@@ -96,7 +100,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     from rich.console import Console
 
-    console = Console(stderr=arguments.json == "-", highlight=False, soft_wrap=True)
+    to_stderr = arguments.json == "-"
+    console = Console(stderr=to_stderr, quiet=arguments.quiet, highlight=False, soft_wrap=True)
     job = next((jobs for option, jobs in JOBS.items() if getattr(arguments, option)), prove)
     holds, facts = job(arguments, console, dict(zip(arguments.what, sources, strict=True)))
     write_json(arguments.json, facts)
@@ -132,7 +137,8 @@ def _source(what: str, options: dict[str, Any]) -> Callable[[], Checkpoint]:
     if what in MODELS:
         from parity_tests.judge.synthetic import weights
 
-        if given := [name for name in ("model", "family", "key", "scope") if options[name] is not None]:
+        of_files = ("model", "family", "key", "scope", "ema")
+        if given := [name for name in of_files if options[name] not in (None, False)]:
             option = "--from" if given[0] == "family" else f"--{given[0]}"
             raise SpecError(f"{option} applies to a file, but {what} is a model; omit {option}")
         return partial(weights, model_spec(what, **options["settings"]))

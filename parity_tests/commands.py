@@ -41,7 +41,7 @@ def prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
     for what, source in sources.items():
         checkpoint = source()
         images = _images(arguments, checkpoint)
-        with _progress(what) as say:
+        with _progress(what, arguments.quiet) as say:
             result = harness.prove(
                 what,
                 checkpoint,
@@ -54,7 +54,7 @@ def prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
         results.append(result)
         if (failing := result.failing()) is not None:
             framework, dtype = failing
-            with _progress(what) as say:
+            with _progress(what, arguments.quiet) as say:
                 report = investigate(
                     f"{what}, {dtype}, layer by layer",
                     checkpoint,
@@ -89,7 +89,7 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
         for dtype in _dtypes(arguments):
             if dtype == "float64" and list(arguments.frameworks) == ["torch"]:
                 continue  # the reference itself
-            with _progress(what) as say:
+            with _progress(what, arguments.quiet) as say:
                 report = investigate(
                     f"{what}, {dtype}",
                     checkpoint,
@@ -127,7 +127,7 @@ def _sweep(arguments: argparse.Namespace, console: Console, sources: Sources) ->
     for what, source in sources.items():
         checkpoint = source()
         images = _images(arguments, checkpoint)
-        with _progress(what) as say:
+        with _progress(what, arguments.quiet) as say:
             costs = sweep(checkpoint, images, arguments.frameworks, say)
         table = Table(
             "framework", "switch", "float32", "float64", "", box=None, header_style="bold", title=what
@@ -151,7 +151,7 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
     what, source = next(iter(sources.items()))
     checkpoint = source()
     images = _images(arguments, checkpoint, CLOSER)
-    with _progress(what) as say:
+    with _progress(what, arguments.quiet) as say:
         say("torch in float64, layer by layer")
         model = torch_module(checkpoint.spec, checkpoint, "float64")
         tracer = tracer_of(model, "float64")
@@ -177,7 +177,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
     checkpoint, dump, reports = source(), read_dump(arguments.against), []
     powers: list[Power] = []
     for dtype in _dtypes(arguments):
-        with ExitStack() as stack, _progress(what) as say:
+        with ExitStack() as stack, _progress(what, arguments.quiet) as say:
             say(f"against {arguments.against}, {dtype}")
             tracers = {
                 framework: stack.enter_context(live(framework, checkpoint.spec, checkpoint, dtype)).tracer
@@ -223,14 +223,15 @@ def _dtypes(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 @contextmanager
-def _progress(what: str) -> Iterator[Callable[[str], None]]:
-    """Show the current step and the elapsed time on a terminal."""
+def _progress(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
+    """Show the current step and the elapsed time on a terminal, unless `quiet`."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
     console = Console(stderr=True)  # rich leaves an empty line if this is no terminal
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(what, total=None)
         yield lambda step: progress.update(task, description=f"{what}: {step}")
 

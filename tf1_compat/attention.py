@@ -49,7 +49,7 @@ def squeeze_excitation(
 
     Raises:
         ValueError: an argument is invalid, or the input has the wrong shape.
-        RuntimeError: called in eager mode.
+        RuntimeError: called in eager mode or in `tf.function`.
 
     Example:
         >>> with tf.Graph().as_default():
@@ -85,7 +85,7 @@ def channel_attention(
 
     Raises:
         ValueError: an argument is invalid, or the input has the wrong shape.
-        RuntimeError: called in eager mode.
+        RuntimeError: called in eager mode or in `tf.function`.
 
     Example:
         >>> with tf.Graph().as_default():
@@ -138,7 +138,7 @@ def spatial_attention(
 
     Raises:
         ValueError: an argument is invalid, or the input has the wrong shape.
-        RuntimeError: called in eager mode.
+        RuntimeError: called in eager mode or in `tf.function`.
         TypeError: `is_training` is not a Python bool.
 
     Example:
@@ -196,7 +196,7 @@ def cbam(
 
     Raises:
         ValueError: an argument is invalid, or the input has the wrong shape.
-        RuntimeError: called in eager mode.
+        RuntimeError: called in eager mode or in `tf.function`.
         TypeError: `is_training` is not a Python bool.
 
     Example:
@@ -243,7 +243,7 @@ def eca(
 
     Raises:
         ValueError: an argument is invalid, or the input has the wrong shape.
-        RuntimeError: called in eager mode.
+        RuntimeError: called in eager mode or in `tf.function`.
 
     Example:
         >>> with tf.Graph().as_default():
@@ -317,17 +317,29 @@ def check_is_training(is_training: Any) -> None:
         raise TypeError(f"is_training: expected a Python bool, got {is_training!r}; build one graph for each")
 
 
+def check_graph() -> None:
+    """Raise `RuntimeError` where variables are not kept: in eager mode and in `tf.function`."""
+    graph = tf.get_default_graph()
+    with tf.init_scope():
+        if not tf.executing_eagerly():  # a graph of TensorFlow 1
+            return
+    while hasattr(graph, "outer_graph"):  # of a function, or of a branch inside it
+        if graph.name.startswith("wrapped_function"):
+            return
+        graph = graph.outer_graph
+    raise RuntimeError(
+        "tf1_compat builds graphs: call it inside tf.Graph().as_default(), after tf.compat.v1."
+        "disable_eager_execution(), or in tf.compat.v1.wrap_function in the place of tf.function"
+    )
+
+
 def graph_input(x: Any, channels: int | None = None, name: str = "input") -> tf.Tensor:
     """Convert `x` (a tensor or a NumPy array) to a tensor of the current graph and check its shape.
 
-    Raises `RuntimeError` in eager mode, where each call would create new random variables, and `ValueError`
-    unless `x` is (N, H, W, C) with C = `channels` (None: any C).
+    Raises `RuntimeError` as `check_graph`, and `ValueError` unless `x` is (N, H, W, C) with C = `channels`
+    (None: any C).
     """
-    if tf.executing_eagerly():
-        raise RuntimeError(
-            "tf1_compat builds graphs: call it inside tf.Graph().as_default() "
-            "or after tf.compat.v1.disable_eager_execution()"
-        )
+    check_graph()
     x = tf.convert_to_tensor(x)
     known = x.shape.as_list()[-1] if x.shape.rank == 4 else None
     if known is None or channels not in (None, known):

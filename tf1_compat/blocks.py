@@ -6,13 +6,15 @@ Attention follows the last batch normalisation and precedes the addition: SE (17
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import tensorflow.compat.v1 as tf
 
-from .attention import batch_norm, cbam, dense, eca, graph_input, squeeze_excitation
+from .attention import batch_norm, cbam, dense, eca, graph_input, open_scope, squeeze_excitation
 from .keywords import stage_steps
 from .layers import ACTIVATIONS, anti_aliasing_pool, average_pool, conv2d, dilated_average_pool
 
@@ -106,7 +108,7 @@ def basic_block(
 
     Raises:
         ValueError: `x` has the wrong shape.
-        RuntimeError: called in eager mode.
+        RuntimeError: called in eager mode or in `tf.function`.
 
     Example:
         >>> with tf.Graph().as_default():
@@ -160,7 +162,7 @@ def bottleneck(
 
     Raises:
         ValueError: `x` has the wrong shape.
-        RuntimeError: called in eager mode.
+        RuntimeError: called in eager mode or in `tf.function`.
 
     Example:
         >>> with tf.Graph().as_default():
@@ -223,6 +225,25 @@ def make_norm(c: Mapping[str, Any], is_training: bool) -> Callable[..., tf.Tenso
     if c["norm"] == "bias":
         return lambda x, **_: x
     return partial(batch_norm, is_training=is_training, epsilon=c["bn_epsilon"], momentum=c["bn_momentum"])
+
+
+@contextmanager
+def open_network(
+    collection: str, keywords: Mapping[str, Any], scope: str | None, reuse: bool | None
+) -> Iterator[None]:
+    """Open the variable scope of a network, and record scope and keywords in a collection of the graph.
+
+    Raises `ValueError` if the scope holds a network already, unless the two share their variables.
+    """
+    with open_scope(scope, reuse) as opened:
+        there = [json.loads(text)["scope"] for text in tf.get_collection(collection)]
+        if opened.name in there and not opened.reuse:
+            raise ValueError(
+                f"a network already exists in the variable scope {opened.name!r}: give this one another "
+                "scope=NAME, or reuse=tf.AUTO_REUSE to share the variables"
+            )
+        tf.add_to_collection(collection, json.dumps({"scope": opened.name, "keywords": keywords}))
+        yield
 
 
 def make_head(x: tf.Tensor, num_classes: int, bias: bool, *, scope: str) -> tf.Tensor:

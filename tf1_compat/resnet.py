@@ -11,18 +11,13 @@ Variables are named by their scopes: `layer1_0/conv1/kernel`. Read it beside the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import partial
 
 import tensorflow.compat.v1 as tf
 
-from .attention import (
-    check_is_training,
-    graph_input,
-    open_scope,
-)
-from .blocks import make_head, make_norm, make_stage
+from .attention import check_graph, check_is_training, graph_input
+from .blocks import make_head, make_norm, make_stage, open_network
 from .keywords import check_keywords
 from .layers import ACTIVATIONS, anti_aliasing_pool, conv2d, pool_globally, pool_stem
 
@@ -119,8 +114,9 @@ def resnet(
         logits (N, num_classes), and the end points: `stem`, `layer1` ..., `pooled` (N, C), `logits`.
 
     Raises:
-        ValueError: an argument is invalid, or `images` has another number of channels.
-        RuntimeError: called in eager mode.
+        ValueError: an argument is invalid, `images` has another number of channels, or the scope already
+            holds a network.
+        RuntimeError: called in eager mode or in `tf.function`.
         TypeError: `is_training` is not a Python bool.
 
     Example:
@@ -130,6 +126,7 @@ def resnet(
         ...     list(end_points), tf.trainable_variables()[0].name
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], 'net/conv1/kernel:0')
     """
+    check_graph()
     c = {
         name: value
         for name, value in locals().items()
@@ -146,8 +143,7 @@ def resnet(
     act = ACTIVATIONS[c["activation"]]
     end_points: dict[str, tf.Tensor] = {}
 
-    with open_scope(scope, reuse) as opened:
-        tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": c}))
+    with open_network(CONFIG_COLLECTION, c, scope, reuse):
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
         x = act(bn(conv(images, first, kernel_size, stride, scope="conv1"), scope="bn1"))

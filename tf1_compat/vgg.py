@@ -10,13 +10,12 @@ Variables are named by their scopes: `features_0/kernel`. Read it beside the sam
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 import tensorflow.compat.v1 as tf
 
-from .attention import check_is_training, dense, graph_input, open_scope
-from .blocks import make_attention, make_head, make_norm
+from .attention import check_graph, check_is_training, dense, graph_input
+from .blocks import make_attention, make_head, make_norm, open_network
 from .keywords import check_keywords
 from .layers import adaptive_average_pool, conv2d
 
@@ -85,8 +84,9 @@ def vgg(
         logits (N, num_classes), and the end points: `stage1` ..., `pooled` (N, C * 7 * 7), `logits`.
 
     Raises:
-        ValueError: an argument is invalid, or `images` has another number of channels.
-        RuntimeError: called in eager mode.
+        ValueError: an argument is invalid, `images` has another number of channels, or the scope already
+            holds a network.
+        RuntimeError: called in eager mode or in `tf.function`.
         TypeError: `is_training` is not a Python bool.
 
     Example:
@@ -96,6 +96,7 @@ def vgg(
         ...     {name: tuple(x.shape.as_list()) for name, x in end_points.items()}
         {'stage1': (1, 15, 16, 8), 'stage2': (1, 7, 8, 16), 'pooled': (1, 784), 'logits': (1, 4)}
     """
+    check_graph()
     c = {
         name: value
         for name, value in locals().items()
@@ -109,8 +110,7 @@ def vgg(
     bn, layer = make_norm(c, is_training), 0
     end_points: dict[str, tf.Tensor] = {}
 
-    with open_scope(scope, reuse) as opened:
-        tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": c}))
+    with open_network(CONFIG_COLLECTION, c, scope, reuse):
         for stage, (depth, width) in enumerate(zip(c["depths"], c["widths"], strict=True)):
             gate = make_attention(stage, c, is_training)
             for _ in range(depth):

@@ -6,6 +6,7 @@ Exit 0: done. 1: two files differ. 2: bad usage or bad input. 3: the output coul
 from __future__ import annotations
 
 import argparse
+import io
 import math
 import shlex
 import sys
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any, TextIO
 from weights_convert import __version__, errors
 from weights_convert.commandline import (
     Parser,
+    add_quiet,
     add_reading_options,
     check_target,
+    checkpoint_file,
     exit_code,
     reading,
     write_json,
@@ -36,7 +39,9 @@ def parser() -> Parser:
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
 
     convert = commands.add_parser("convert", help="write a checkpoint into another container or layout")
-    convert.add_argument("src", metavar="SRC", help="any checkpoint; its format is detected from its content")
+    convert.add_argument(
+        "src", metavar="SRC", type=checkpoint_file, help="any checkpoint, recognised by its content"
+    )
     convert.add_argument("dst", metavar="DST", help="output; its suffix selects the format (list formats)")
     add_reading_options(convert)
     convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="naming of the tensors in DST")
@@ -54,25 +59,30 @@ def parser() -> Parser:
     convert.add_argument("--overwrite", action="store_true", help="replace DST")
     convert.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     convert.add_argument("--json", metavar="FILE", help="record the plan and every sha256; - for stdout")
+    add_quiet(convert)
     convert.set_defaults(run=run_convert)
 
     inspect = commands.add_parser("inspect", help="show the contents of a file and how to convert it")
-    inspect.add_argument("files", metavar="FILE", nargs="+")
+    inspect.add_argument("files", metavar="FILE", nargs="+", type=checkpoint_file)
     add_reading_options(inspect)
     inspect.add_argument("--json", metavar="FILE", help="the facts; of several files a list")
+    add_quiet(inspect)
     inspect.set_defaults(run=run_inspect)
 
     diff = commands.add_parser("diff", help="compare the weights in two files of any format")
-    diff.add_argument("a", metavar="A", help="options about a file apply to A, --set to both")
-    diff.add_argument("b", metavar="B")
+    options = "options about a file apply to A, --set to both"
+    diff.add_argument("a", metavar="A", type=checkpoint_file, help=options)
+    diff.add_argument("b", metavar="B", type=checkpoint_file)
     add_reading_options(diff)
     diff.add_argument("--json", metavar="FILE")
+    add_quiet(diff)
     diff.set_defaults(run=run_diff)
 
     check = commands.add_parser("check", help="compare a file with a record of convert --json")
-    check.add_argument("manifest", metavar="MANIFEST")
-    check.add_argument("file", metavar="FILE")
+    check.add_argument("manifest", metavar="MANIFEST", help="- for stdin")
+    check.add_argument("file", metavar="FILE", type=checkpoint_file)
     add_reading_options(check)
+    add_quiet(check)
     check.set_defaults(run=run_check)
 
     listing = commands.add_parser("list", help="list the known models, families and formats")
@@ -115,9 +125,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
     written = format_for_writing(Path(arguments.dst)).files(Path(arguments.dst))
     others = [arguments.reorder_classes] if arguments.reorder_classes else []
     _check_json(arguments.json, arguments.src, arguments.dst, *map(str, written), *others)
-    output, options = _output(arguments.json), reading(arguments)
+    output, options = _output(arguments), reading(arguments)
     options["from_family"] = options.pop("family")
-    with _progress() as progress:
+    with _progress(arguments.quiet) as progress:
         plan = convert(
             arguments.src,
             arguments.dst,
@@ -163,8 +173,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
             report = facts(checkpoint)
             report["convert"] = _suggestion(arguments, report)
             if reports:
-                _say(_output(arguments.json), "")
-            _print_facts(_output(arguments.json), _facts_of(report, checkpoint.describe()))
+                _say(_output(arguments), "")
+            _print_facts(_output(arguments), _facts_of(report, checkpoint.describe()))
         reports.append(report)
     write_json(arguments.json, reports if len(reports) > 1 else reports[0])
     return 0
@@ -202,7 +212,7 @@ def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
     options["--scope"] = arguments.scope
     for option, value in options.items():
         words += [option, value] if value is not None else []
-    words += ["--assume"] if arguments.assume else []
+    words += [f"--{flag}" for flag in ("ema", "assume") if getattr(arguments, flag)]
     for key, value in arguments.settings:
         words += ["--set", f"{key}={value}"]
     return shlex.join(words)
@@ -227,7 +237,7 @@ def run_diff(arguments: argparse.Namespace) -> int:
         for line in found
     ]
     write_json(arguments.json, {"equal": not found, "differences": differences, "not_compared": lonely})
-    output = _output(arguments.json)
+    output = _output(arguments)
     if found:
         rows = (
             [line["tensor"], line["what"], f"{line['max_abs']:.3g}" if "max_abs" in line else "",
@@ -250,11 +260,12 @@ def run_check(arguments: argparse.Namespace) -> int:
     manifest = read_manifest(arguments.manifest)
     with load(arguments.file, **reading(arguments)) as checkpoint:
         found = check(manifest, checkpoint)
+    output = _output(arguments)
     if found:
-        _print_table(sys.stdout, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
-        _say(sys.stdout, f"{len(found)} differences")
+        _print_table(output, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
+        _say(output, f"{len(found)} differences")
     else:
-        _say(sys.stdout, f"as recorded: {len(manifest['tensors'])} tensors")
+        _say(output, f"as recorded: {len(manifest['tensors'])} tensors")
     return 1 if found else 0
 
 
@@ -279,7 +290,7 @@ def run_list(arguments: argparse.Namespace) -> int:
     }
     for name in [arguments.what] if arguments.what else tables:
         columns, rows = tables[name]
-        _print_table(_output(None), columns, rows())
+        _print_table(_output(arguments), columns, rows())
     return 0
 
 
@@ -301,7 +312,7 @@ def run_table(arguments: argparse.Namespace) -> int:
         [*(name or "-" for name in line["names"].values()), str(line["shape"]), str(line["tensorflow_shape"])]
         for line in tensors
     ]
-    _print_table(_output(arguments.json), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
+    _print_table(_output(arguments), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
     write_json(arguments.json, tensors)
     return 0
 
@@ -309,9 +320,11 @@ def run_table(arguments: argparse.Namespace) -> int:
 # --------------------------------------------------------------------------------------------------
 
 
-def _output(json_target: str | None) -> TextIO:
-    """The stream for human text: stdout, or stderr if JSON goes to stdout."""
-    return sys.stderr if json_target == "-" else sys.stdout
+def _output(arguments: argparse.Namespace) -> TextIO:
+    """The stream for human text: stdout, or stderr if JSON goes to stdout; with --quiet it goes nowhere."""
+    if getattr(arguments, "quiet", False):
+        return io.StringIO()
+    return sys.stderr if getattr(arguments, "json", None) == "-" else sys.stdout
 
 
 def _say(output: TextIO, text: str) -> None:
@@ -356,9 +369,9 @@ def _show(output: TextIO, table: Table, wrapped: bool) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None] | None]:
+def _progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
     """A progress bar on a terminal; nothing elsewhere."""
-    if not sys.stderr.isatty():
+    if quiet or not sys.stderr.isatty():
         yield None
         return
     from rich.console import Console

@@ -72,6 +72,7 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--from", metavar="FAMILY", dest="family", help="origin of the file (list families)")
     command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
     command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
+    command.add_argument("--ema", action="store_true", help="take the moving averages of a TF1 checkpoint")
     command.add_argument(
         "--assume", action="store_true", help="accept defaults for keywords that the file does not specify"
     )
@@ -80,8 +81,23 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load` from the options of a command."""
-    said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope", "assume")}
+    said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope", "ema", "assume")}
     return said | {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
+
+
+def checkpoint_file(text: str) -> str:
+    """The type of an argument that names a checkpoint."""
+    if text == "-":
+        raise argparse.ArgumentTypeError(
+            "a checkpoint is read from a file, not from stdin: its tensors are read in any order"
+        )
+    return text
+
+
+def add_quiet(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--quiet", action="store_true", help="print errors, warnings and the JSON for `--json -` only"
+    )
 
 
 class Parser(argparse.ArgumentParser):

@@ -36,6 +36,7 @@ def convert(
     key: str | None = None,
     dtype: str | None = None,
     scope: str | None = None,
+    ema: bool = False,
     reorder_classes: str | Path | None = None,
     fold_bn: bool = False,
     fold_bias: bool = False,
@@ -50,7 +51,7 @@ def convert(
     """Convert a checkpoint into another container or layout; no framework is imported.
 
     Args:
-        src, model, settings, from_family, key, assume, limits: as in `load`.
+        src, model, settings, from_family, key, ema, assume, limits: as in `load`.
         dst: the suffix selects the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
         to_family: the layout to write; default: the container's own.
         dtype: of the floating-point tensors; default: unchanged.
@@ -71,7 +72,7 @@ def convert(
         WeightsConvertError: see its subclasses; the destination is unchanged.
     """
     with opened(
-        src, model=model, settings=settings, family=from_family, key=key, scope=scope, limits=limits
+        src, model=model, settings=settings, family=from_family, key=key, scope=scope, ema=ema, limits=limits
     ) as checkpoint:
         if not assume:
             if strict and (lines := [*doubts(checkpoint)]):

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from weights_convert.averages import list_averaged, mention_averages, take_averages
 from weights_convert.cautions import caution_about
 from weights_convert.checkpoint import (
     MAPPING_VERSION,
@@ -41,6 +42,7 @@ def load(
     family: str | None = None,
     key: str | None = None,
     scope: str | None = None,
+    ema: bool = False,
     assume: bool = False,
     limits: Limits | None = None,
 ) -> Checkpoint:
@@ -58,6 +60,7 @@ def load(
         family: the naming of the tensors; by default detected.
         key: the entry of a PyTorch file that holds the weights.
         scope: the variable scope of the network in a TF1 checkpoint.
+        ema: take the moving averages of a TF1 checkpoint in the place of the variables that have one.
         assume: accept the defaults for keywords that the file does not specify.
         limits: limits for untrusted files: bytes, tensors, depth.
 
@@ -67,7 +70,7 @@ def load(
         SpecError: `model` or `settings` hold an unknown name or an invalid value.
     """
     checkpoint = opened(
-        path, model=model, settings=settings, family=family, key=key, scope=scope, limits=limits
+        path, model=model, settings=settings, family=family, key=key, scope=scope, ema=ema, limits=limits
     )
     if not assume:
         caution_about(checkpoint)
@@ -82,6 +85,7 @@ def opened(
     family: str | None = None,
     key: str | None = None,
     scope: str | None = None,
+    ema: bool = False,
     limits: Limits | None = None,
 ) -> Checkpoint:
     """`load` without its warnings, for callers that report them in another way."""
@@ -89,7 +93,7 @@ def opened(
     source = Source(given)  # its state before reading
     reader = open_reader(given, key)
     try:
-        return _load(reader, source, model, dict(settings or {}), family, scope)
+        return _load(reader, source, model, dict(settings or {}), family, scope, ema)
     except BaseException:
         reader.close()
         raise
@@ -102,6 +106,7 @@ def _load(
     settings: dict[str, Any],
     family: str | None,
     scope: str | None,
+    ema: bool,
 ) -> Checkpoint:
     if not reader.tensors:
         raise SourceError(f"{reader.path}: holds no tensors, expected the weights of a network")
@@ -113,6 +118,8 @@ def _load(
     scope = _scope(reader, scope)
     if not reader.metadata and scope in reader.networks:
         reader.metadata = reader.networks[scope]
+    if ema:
+        list_averaged(reader)
     family = family or reader.said("family", str)
     saved = reader.said("spec", dict)
     unsaid = saved is None and model is None
@@ -125,6 +132,7 @@ def _load(
         found = identify(reader, model=model, settings=settings, family=family, scope=scope)
 
     reading = found.reading
+    averages = (take_averages if ema else mention_averages)(reader, reading)
     known = {parameter.name: parameter for parameter in parameters(found.spec)}
     tensors = {canonical: _tensor(reader, reading, known[canonical]) for canonical in reading.names}
     for name, count in _saved_counts(reader).items():
@@ -142,7 +150,7 @@ def _load(
         same_as=[other.name for other in found.same_as],
         feeds=next((f.feeds for f in families if f.feeds is not None), None),
         left_out={**reader.left_out, **reading.left_out},
-        notes=[*reader.notes, *_notes(found)],
+        notes=[*reader.notes, *_notes(found), *averages],
         cautions=[found.family.caution] if found.family.caution and unsaid else [],
         source=source,
     )

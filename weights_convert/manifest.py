@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from weights_convert.spec import is_count, parameters
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """Read a manifest from a file.
+    """Read a manifest from a file, or from stdin for "-".
 
     Raises:
         SourceError: the file cannot be read, or is not a manifest.
     """
     try:
-        facts = json.loads(Path(path).read_text("utf-8"))
+        text = sys.stdin.read() if str(path) == "-" else Path(path).read_text("utf-8")
+        facts = json.loads(text)
         family, tensors, spec = facts["destination"]["family"], facts["tensors"], facts["spec"]
         names = [(line["canonical"], line["dtype"], line["shape"], line["sha256"]) for line in tensors]
         if isinstance(tensors, list) and all(line["sha256"] is None for line in tensors):

@@ -74,7 +74,7 @@ ELSEWHERE = {  # page -> beginning of other blocks -> the test that checks them
     "docs/harness.md": {
         "from parity_tests.compare import": "test_the_imports_of_the_harness_page_exist",
         "$ python docs/examples/compare_a_pair.py": "test_closer.py",
-        "- uses: ": "test_the_workflow_uses_the_inputs_of_the_action",
+        "- uses: ": "test_action.py",
     },
     "docs/report.md": {"": "test_report_docs.py"},
     "docs/extending.md": {"    names=TORCHVISION": "test_the_names_of_the_example_are_those_of_the_family"},
@@ -108,16 +108,6 @@ def test_the_imports_of_the_harness_page_exist():
     code = next(block.text for block in blocks_of(text) if block.language == "python")
     exec(next(line for line in code.splitlines() if line.startswith("from ")), {})
     compile(code, "harness.md", "exec")
-
-
-def test_the_workflow_uses_the_inputs_of_the_action():
-    text = PAGES["docs/harness.md"].read_text(encoding="utf-8")
-    shown = next(block.text for block in blocks_of(text) if block.language == "yaml")
-    action = (ROOT / ".github/actions/parity/action.yml").read_text(encoding="utf-8")
-    inputs = action.partition("\ninputs:\n")[2].partition("\nruns:")[0]
-    assert set(re.findall(r"^    (\w+):", shown, re.MULTILINE)) <= set(
-        re.findall(r"^  (\w+):", inputs, re.MULTILINE)
-    )
 
 
 def test_the_names_of_the_example_are_those_of_the_family():

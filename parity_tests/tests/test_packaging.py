@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import site
 import subprocess
 import sys
+import venv
 import zipfile
+from email.parser import Parser
 from pathlib import Path
 
 import pytest
@@ -59,6 +63,67 @@ def test_the_wheel_has_the_data_the_commands_and_no_tests(wheel, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "se_resnet50" in done.stdout
+
+
+def test_the_description_names_the_packages_that_it_installs(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        top = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" not in name}
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        description = Parser().parsestr(archive.read(metadata).decode()).get_payload()
+    assert len(top) == 5
+    (sentence,) = re.findall(r"installs five packages: ([^.]*)\.", " ".join(description.split()))
+    assert set(re.findall(r"`(\w+)`", sentence)) == top
+
+
+THEIR_TESTS = """
+import torch
+from torch import nn
+
+
+def network(epsilon):
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, eps=epsilon)).eval()
+
+
+def test_same(parity):
+    parity.assert_same(network(1e-5), network(1e-5), torch.rand(2, 3, 8, 8).numpy())
+
+
+def test_differs(parity):
+    parity.assert_same(network(1e-5), network(1e-3), torch.rand(2, 3, 8, 8).numpy())
+
+
+def test_the_wheel_is_used():
+    import weights_convert
+
+    assert "site-packages" in weights_convert.__file__
+"""
+
+
+def test_the_pytest_plugin_in_a_project_of_others(wheel, tmp_path):
+    """The wheel in a new environment, which borrows the frameworks: their tests have the fixture at once."""
+    environment, project = tmp_path / "environment", tmp_path / "project"
+    builder = venv.EnvBuilder()
+    builder.create(environment)
+    python = builder.ensure_directories(environment).env_exe
+
+    def done(*command: str) -> str:
+        outer = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        ran = subprocess.run(command, cwd=project, env=outer, capture_output=True, text=True, check=False)
+        return ran.stdout + ran.stderr
+
+    project.mkdir()
+    (project / "test_port.py").write_text(THEIR_TESTS)
+    inner = done(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
+    Path(inner, "borrowed.pth").write_text("\n".join(site.getsitepackages()))
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", str(wheel)]
+    assert "rror" not in done(*install)
+    output = done(python, "-m", "pytest", "-p", "no:cacheprovider", "--parity-report", "out.html")
+    assert "2 passed" in output, output
+    assert "1 failed" in output
+    assert "AssertionError: torch differs first at layer 1: " in output
+    assert "parity: 2 comparisons, 1 differs; report out.html" in output.splitlines()
+    assert "no parity" in (project / "out.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / ".github").rglob("*.yml")), ids=lambda path: path.name)

@@ -15,8 +15,8 @@ from parity_tests.judge.synthetic import tiny
 from weights_convert import load_model, save
 
 EAGER = (
-    "tf1_compat builds graphs: call it inside tf.Graph().as_default() "
-    "or after tf.compat.v1.disable_eager_execution()"
+    "tf1_compat builds graphs: call it inside tf.Graph().as_default(), after tf.compat.v1."
+    "disable_eager_execution(), or in tf.compat.v1.wrap_function in the place of tf.function"
 )
 SMALL = {"block": "basic", "depths": (1,), "width": 8, "stem": "3x3", "stem_width": 8}
 FUNCTIONS = {  # every public function that creates variables

@@ -6,6 +6,7 @@ The model's class shows its framework, so that no framework is imported for a ch
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -22,11 +23,13 @@ from weights_convert.loading import load, opened
 from weights_convert.spec import AttentionSpec, changed, is_count, network_spec, parameters
 
 FRAMEWORKS = {"torch": "torch_model", "keras": "keras_model", "tf1": "tf1_session"}
+FOLDERS = {"torch": "torch_impl", "keras": "keras_impl", "tf1": "tf1_compat"}  # of the networks
 PACKAGES = {"torch": "torch", "keras": "keras tensorflow", "tf1": "tensorflow"}  # packages for pip
 _BASES = {  # base class of a model -> framework
     ("torch.nn.modules.module", "Module"): "torch",
     ("keras.src.layers.layer", "Layer"): "keras",
     ("tensorflow.python.client.session", "BaseSession"): "tf1",
+    ("tensorflow.python.training.monitored_session", "_MonitoredSession"): "tf1",
 }
 
 
@@ -131,6 +134,11 @@ def load_model(
         raise SpecError(
             f"there is no framework {framework!r}{nearest(framework, FRAMEWORKS)}; known: {known}"
         )
+    if importlib.util.find_spec(FOLDERS[framework]) is None:
+        raise SpecError(
+            f"{framework}: {FOLDERS[framework]}, which holds the network, is not installed; "
+            "copy that folder of this project beside weights_convert"
+        )
     importlib.import_module("weights_convert.import_order")
     checkpoint = load(path, **keywords)
     try:
@@ -171,8 +179,9 @@ def adapter(framework: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith(("weights_convert", "numpy")):
             raise
-        what = f"{framework}: {error.name} is not installed"
-        raise SpecError(f"{what}; pip install {PACKAGES[framework]}") from None
+        packages = PACKAGES[framework]
+        hint = f"; pip install {packages}" if (error.name or "").partition(".")[0] in packages.split() else ""
+        raise SpecError(f"{framework}: {error.name} is not installed{hint}") from None
 
 
 def _adapter(model: Any) -> ModuleType:

@@ -39,13 +39,20 @@ def _configs(graph: tf.Graph) -> dict[str, dict[str, Any]]:
     for note in (json.loads(text) for name in _CONFIGS for text in graph.get_collection(name)):
         scope, keywords = note["scope"], note["keywords"]
         for name, value in found.get(scope, keywords).items():
-            if name not in TRAINING_ONLY and keywords[name] != value:
-                shown = f"{name}={value!r} and {name}={keywords[name]!r}"
+            if name not in TRAINING_ONLY and keywords.get(name) != value:
+                shown = f"{name}={value!r} and {name}={keywords.get(name)!r}"
                 raise MismatchError(
                     f"two networks share the variables under {scope!r}: {shown}; expected one"
                 )
         found[scope] = keywords
     return found
+
+
+def _raw(session: Any) -> tf.Session:
+    """The session without the hooks of a `MonitoredSession`, which count steps and save."""
+    if not hasattr(session, "run_step_fn"):
+        return session
+    return session.run_step_fn(lambda step_context: step_context.session)
 
 
 def keywords_of(session: tf.Session, scope: str | None) -> dict[str, Any]:
@@ -100,6 +107,7 @@ def load_into(
     scope: str | None,
     without: Collection[str] = (),
 ) -> None:
+    session = _raw(session)
     scope = _scope(session, scope)
     check_config(keywords_of(session, scope), checkpoint, without)
     variables = _variables(session, scope)
@@ -117,6 +125,7 @@ def load_into(
 
 
 def state_of(session: tf.Session, scope: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    session = _raw(session)
     scope = _scope(session, scope)
     variables = _variables(session, scope)
     values = session.run({name: variable for name, (variable, _) in variables.items()})
