@@ -21,8 +21,6 @@ from keras import ops
 __all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcitation"]
 
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
-_ORDERS = ("max_mean", "mean_max")
-_SPATIAL_INPUTS = ("refined", "input")
 _MOST = 2**31 - 1  # largest size
 
 
@@ -160,26 +158,15 @@ class SpatialAttention(keras.layers.Layer):
         **keywords: Any,
     ):
         super().__init__(**keywords)
-        self.order, self.bias = check_choice("order", order, _ORDERS), check_bool("bias", bias)
+        self.order = check_choice("order", order, ("max_mean", "mean_max"))
+        self.bias = check_bool("bias", bias)
         self.kernel_size = size = check_odd("kernel_size", kernel_size)
         self.bn_epsilon = check_float("bn_epsilon", bn_epsilon)
         self.bn_momentum = check_float("bn_momentum", bn_momentum)
-        self.conv = keras.layers.Conv2D(
-            1,
-            size,
-            padding="same",
-            use_bias=self.bias,
-            kernel_initializer=kaiming_normal(),
-            bias_initializer=uniform(2 * size * size),
-            data_format="channels_last",
-            dtype=self.dtype_policy,
-            name="conv",
-        )
-        self.bn = None
-        if check_bool("bn", bn):
-            self.bn = BatchNormalization(
-                momentum=1 - self.bn_momentum, epsilon=self.bn_epsilon, dtype=self.dtype_policy, name="bn"
-            )
+        initial = {"kernel_initializer": kaiming_normal(), "bias_initializer": uniform(2 * size * size)}
+        self.conv = conv(keras.layers.Conv2D, size, self.bias, dtype=self.dtype_policy, **initial)
+        norm = {"momentum": 1 - self.bn_momentum, "epsilon": self.bn_epsilon, "dtype": self.dtype_policy}
+        self.bn = BatchNormalization(**norm, name="bn") if check_bool("bn", bn) else None
 
     def build(self, input_shape: tuple) -> None:
         if len(input_shape) != 4:
@@ -246,7 +233,7 @@ class CBAM(_ChannelLayer):
         **keywords: Any,
     ):
         super().__init__(channels, **keywords)
-        self.spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+        self.spatial_input = check_choice("spatial_input", spatial_input, ("refined", "input"))
         mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
         mlp: dict[str, Any] = {"reduction": reduction, "hidden_rule": hidden_rule, "bias": mlp_bias}
         gate: dict[str, Any] = {"kernel_size": kernel_size, "order": order, "bn": bn}
@@ -308,16 +295,8 @@ class ECA(_ChannelLayer):
     def build(self, input_shape: tuple) -> None:
         channels = self.checked_channels(input_shape)
         size = eca_kernel_size(channels) if self.kernel_size is None else self.kernel_size
-        self.conv = keras.layers.Conv1D(
-            1,
-            size,
-            padding="same" if self.padding == "zeros" else "valid",
-            use_bias=False,
-            kernel_initializer=uniform(size),
-            data_format="channels_last",
-            dtype=self.dtype_policy,
-            name="conv",
-        )
+        own = {"padding": "same" if self.padding == "zeros" else "valid", "dtype": self.dtype_policy}
+        self.conv = conv(keras.layers.Conv1D, size, kernel_initializer=uniform(size), **own)
         self.conv.build((None, channels, 1))
 
     def call(self, x: Any) -> Any:
@@ -391,6 +370,12 @@ def dense(inputs: int, units: int, bias: bool = True, **keywords: Any) -> keras.
     """x @ kernel + bias, with PyTorch's initial values."""
     initial = {"kernel_initializer": uniform(inputs), "bias_initializer": uniform(inputs)}
     return keras.layers.Dense(units, use_bias=bias, **initial, **keywords)
+
+
+def conv(kind: type, size: int, bias: bool = False, *, padding: str = "same", **keywords: Any) -> Any:
+    """A convolution to one map, (N, ..., C) -> (N, ..., 1)."""
+    keywords |= {"use_bias": bias, "padding": padding, "data_format": "channels_last"}
+    return kind(1, size, **keywords, name="conv")
 
 
 def mean(x: Any, axis: tuple[int, ...] | int, keepdims: bool = False) -> Any:

@@ -23,8 +23,6 @@ __all__ = ["cbam", "channel_attention", "eca", "spatial_attention", "squeeze_exc
 
 CONFIG_COLLECTION = "attention_config"  # one JSON text per CBAM or ECA block: its scope and its keywords
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
-_ORDERS = ("max_mean", "mean_max")
-_SPATIAL_INPUTS = ("refined", "input")
 _MOST = 2**31 - 1  # largest size
 
 
@@ -38,10 +36,8 @@ def squeeze_excitation(
 ) -> tf.Tensor:
     """SE block, arXiv 1709.01507: x * sigmoid(W2 relu(W1 mean(x))), eq. 2-4.
 
-    Input and output: (N, H, W, C).
-
     Args:
-        x: (N, H, W, C), float, a tensor or NumPy array.
+        x: (N, H, W, C), float, a tensor or NumPy array; the output has the same shape.
         reduction: r, the factor by which the hidden layer is narrower.
         hidden_rule: hidden width: C / r by "floor" or to a "multiple_of_8" (timm), or r itself ("absolute").
         bias: whether the two layers have biases (the paper's models: yes).
@@ -147,7 +143,7 @@ def spatial_attention(
         TensorShape([2, 7, 7, 1])
     """
     x, size = graph_input(x), check_odd("kernel_size", kernel_size)
-    check_choice("order", order, _ORDERS)
+    check_choice("order", order, ("max_mean", "mean_max"))
     bias, bn = check_bool("bias", bias), check_bool("bn", bn)
     check_is_training(is_training)
     bn_epsilon, bn_momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
@@ -205,7 +201,7 @@ def cbam(
         TensorShape([2, 7, 7, 64])
     """
     x = graph_input(x)
-    spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+    spatial_input = check_choice("spatial_input", spatial_input, ("refined", "input"))
     bn_epsilon, bn_momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
     mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
     check_is_training(is_training)  # before any variable is created
@@ -214,16 +210,10 @@ def cbam(
         keywords |= {"bn_epsilon": bn_epsilon, "cbam_bn_momentum": bn_momentum} if bn else {}
         tf.add_to_collection(CONFIG_COLLECTION, json.dumps({"scope": opened.name, "keywords": keywords}))
         refined = channel_attention(x, reduction, hidden_rule=hidden_rule, bias=mlp_bias, scope="channel")
+        settings: Any = {"order": order, "bn": bn, "bn_momentum": bn_momentum, "bn_epsilon": bn_epsilon}
+        maps = refined if spatial_input == "refined" else x
         gate = spatial_attention(
-            refined if spatial_input == "refined" else x,
-            kernel_size,
-            order=order,
-            bn=bn,
-            bn_momentum=bn_momentum,
-            bn_epsilon=bn_epsilon,
-            bias=spatial_bias,
-            is_training=is_training,
-            scope="spatial",
+            maps, kernel_size, **settings, bias=spatial_bias, is_training=is_training, scope="spatial"
         )
         return refined * gate
 
@@ -233,10 +223,8 @@ def eca(
 ) -> tf.Tensor:
     """Efficient channel attention, arXiv 1910.03151 eq. 5: x * sigmoid(conv1d(mean(x))) across channels.
 
-    Input and output: (N, H, W, C).
-
     Args:
-        x: (N, H, W, C), float, a tensor or NumPy array.
+        x: (N, H, W, C), float, a tensor or NumPy array; the output has the same shape.
         kernel_size: odd; None computes it from C by eq. 12.
         padding: beyond the first and last channel, "zeros" or "circular" (the channels form a ring).
         scope: variable scope of `conv`.
@@ -371,24 +359,22 @@ def batch_norm(
     with tf.variable_scope(scope):
         gamma = tf.get_variable("gamma", shape, x.dtype, ones)
         beta = tf.get_variable("beta", shape, x.dtype, zeros)
-        moving_mean = tf.get_variable("moving_mean", shape, x.dtype, zeros, trainable=False)
-        moving_variance = tf.get_variable("moving_variance", shape, x.dtype, ones, trainable=False)
+        initial = {"moving_mean": zeros, "moving_variance": ones}
+        moving = [tf.get_variable(k, shape, x.dtype, v, trainable=False) for k, v in initial.items()]
+        fused = x.dtype == tf.float32  # the fused operation has no float64
+        if not is_training and fused:
+            return tf.nn.fused_batch_norm(x, gamma, beta, *moving, epsilon, is_training=False)[0]
         if not is_training:
-            if x.dtype == tf.float32:
-                y, _, _ = tf.nn.fused_batch_norm(
-                    x, gamma, beta, moving_mean, moving_variance, epsilon, is_training=False
-                )
-                return y
-            return tf.nn.batch_normalization(x, moving_mean, moving_variance, beta, gamma, epsilon)
-        if x.dtype == tf.float32:
+            return tf.nn.batch_normalization(x, *moving, beta, gamma, epsilon)
+        if fused:
             y, mean, variance = tf.nn.fused_batch_norm(x, gamma, beta, epsilon=epsilon)  # already unbiased
-        else:  # the fused op has no float64
+        else:
             mean, biased = tf.nn.moments(x, [0, 1, 2])
             y = tf.nn.batch_normalization(x, mean, biased, beta, gamma, epsilon)
             n = tf.cast(tf.reduce_prod(tf.shape(x)[:3]), x.dtype)
             variance = biased * (n / tf.maximum(n - 1, 1))
-        for moving, new in ((moving_mean, mean), (moving_variance, variance)):
-            update = tf.assign(moving, (1 - momentum) * moving + momentum * tf.stop_gradient(new))
+        for old, new in zip(moving, (mean, variance), strict=True):
+            update = tf.assign(old, (1 - momentum) * old + momentum * tf.stop_gradient(new))
             tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
         return y
 
@@ -398,9 +384,7 @@ def dense(x: tf.Tensor, units: int, bias: bool = True, *, scope: str) -> tf.Tens
     with tf.variable_scope(scope):
         inputs = int(x.shape[-1])
         y = tf.matmul(x, tf.get_variable("kernel", (inputs, units), x.dtype, uniform(inputs)))
-        if bias:
-            y += tf.get_variable("bias", (units,), x.dtype, uniform(inputs))
-        return y
+        return y + tf.get_variable("bias", (units,), x.dtype, uniform(inputs)) if bias else y
 
 
 def hidden_channels(channels: int, reduction: int, hidden_rule: str = "floor") -> int:

@@ -126,13 +126,13 @@ def resnet(
         ...     list(end_points), tf.trainable_variables()[0].name
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], 'net/conv1/kernel:0')
     """
-    check_graph()
     c = {
         name: value
         for name, value in locals().items()
         if name not in ("images", "is_training", "scope", "reuse")
     }
     c = check_keywords(c, "resnet")
+    check_graph()
     names = ("depths", "stem", "stem_width", "norm", "anti_aliasing")
     depths, stem, stem_width, norm, anti_aliasing = (c[name] for name in names)
     check_is_training(is_training)

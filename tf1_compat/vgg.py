@@ -96,13 +96,13 @@ def vgg(
         ...     {name: tuple(x.shape.as_list()) for name, x in end_points.items()}
         {'stage1': (1, 15, 16, 8), 'stage2': (1, 7, 8, 16), 'pooled': (1, 784), 'logits': (1, 4)}
     """
-    check_graph()
     c = {
         name: value
         for name, value in locals().items()
         if name not in ("images", "is_training", "scope", "reuse")
     }
     c = check_keywords(c, "vgg")
+    check_graph()
     check_is_training(is_training)
     x = graph_input(images, c["in_channels"], "images")
     if x.dtype not in (tf.float32, tf.float64):

@@ -22,8 +22,6 @@ from torch import Tensor, nn
 __all__ = ["CBAM", "ECA", "ChannelAttention", "SpatialAttention", "SqueezeExcitation"]
 
 _HIDDEN_RULES = ("floor", "multiple_of_8", "absolute")
-_ORDERS = ("max_mean", "mean_max")
-_SPATIAL_INPUTS = ("refined", "input")
 _MOST = 2**31 - 1  # largest size
 
 
@@ -127,7 +125,7 @@ class SpatialAttention(nn.Module):
         bias: bool = False,
     ):
         super().__init__()
-        self.order = check_choice("order", order, _ORDERS)
+        self.order = check_choice("order", order, ("max_mean", "mean_max"))
         size, bias = check_odd("kernel_size", kernel_size), check_bool("bias", bias)
         self.conv = kaiming_normal(nn.Conv2d(2, 1, size, padding=size // 2, bias=bias))
         epsilon, momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
@@ -180,7 +178,7 @@ class CBAM(nn.Module):
         spatial_input: str = "refined",
     ):
         super().__init__()
-        self.spatial_input = check_choice("spatial_input", spatial_input, _SPATIAL_INPUTS)
+        self.spatial_input = check_choice("spatial_input", spatial_input, ("refined", "input"))
         mlp_bias, spatial_bias = check_bool("mlp_bias", mlp_bias), check_bool("spatial_bias", spatial_bias)
         self.channel = ChannelAttention(channels, reduction, hidden_rule=hidden_rule, bias=mlp_bias)
         self.spatial = SpatialAttention(

@@ -15,7 +15,7 @@ from parity_tests.judge.synthetic import tiny
 from weights_convert import SourceError, load, load_into, load_model, save, state_of
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import TensorInfo
-from weights_convert.formats.tf1_checkpoint import write_tf1
+from weights_convert.formats.tf1.checkpoint import write_tf1
 
 SPEC = tiny(attention="se")
 TRAINED = [p.name for p in SPEC.tensors() if p.role not in ("mean", "variance", "count")]
