@@ -123,7 +123,8 @@ class Network(TracedModel):
         name, _, number = self.head.partition(".")
         holder = getattr(self, name)
         old, new = holder[int(number)] if number else holder, self.make_head(num_classes)
-        new.build((None, self.num_features))
+        with keras.name_scope(self.name):  # the variables' paths begin with it
+            new.build((None, self.num_features))
         self._tracker.replace_tracked_value("layers", old, new)  # Keras locks the layers of a built model
         if number:
             holder[int(number)] = new
@@ -221,7 +222,9 @@ def live_keywords(made: dict[str, Any], now: dict[str, Any], keywords: dict[str,
         name = changed[0]
         if name.endswith(_QUANTIZED):
             what = f"{name.removesuffix(_QUANTIZED)} is quantized to {now.get(name)}"
-            raise ValueError(f"{what}; save and convert before quantize(), and export() the quantized network")
+            raise ValueError(
+                f"{what}; save and convert before quantize(), and export() the quantized network"
+            )
         raise ValueError(
             f"{name} is {now.get(name, _ABSENT)!r}, but {made.get(name, _ABSENT)!r} by the network's keywords"
             f"{f' (and {len(changed) - 1} more differ)' if changed[1:] else ''}; "
