@@ -123,7 +123,8 @@ class Network(TracedModel):
         name, _, number = self.head.partition(".")
         holder = getattr(self, name)
         old, new = holder[int(number)] if number else holder, self.make_head(num_classes)
-        new.build((None, self.num_features))
+        with keras.name_scope(self.name):  # the variables' paths begin with it
+            new.build((None, self.num_features))
         self._tracker.replace_tracked_value("layers", old, new)  # Keras locks the layers of a built model
         if number:
             holder[int(number)] = new

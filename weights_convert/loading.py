@@ -162,13 +162,14 @@ def _scope(reader: Reader, scope: str | None) -> str | None:
     Raises:
         SourceError: the file holds several networks.
     """
-    tensors, there = list(reader.tensors), []
+    tensors = list(reader.tensors)
     if scope is not None:
         scope = scope.rstrip("/")
-        in_source = reader.format != "keras" or any(name.startswith(f"{scope}/") for name in tensors)
-        return scope if in_source else None  # it may be one for writing
-    if not reader.metadata:
-        there = [of for of in reader.networks if not of or any(n.startswith(f"{of}/") for n in tensors)]
+        if reader.format != "keras" or any(name.startswith(f"{scope}/") for name in tensors):
+            return scope
+    if reader.metadata:  # of the whole file
+        return None
+    there = [of for of in reader.networks if not of or any(name.startswith(f"{of}/") for name in tensors)]
     if len(there) > 1:
         raise several_networks(reader, there)
     return there[0] if there else None

@@ -98,7 +98,7 @@ class KerasReader(Reader):
         datasets = {dataset.path: dataset for dataset in contents.datasets()}
         if older or any(path.startswith("model_weights/") for path in datasets):  # Keras 2, or 3's `.h5`
             self._config = contents.attribute("model_config") if self._config is None else self._config
-            named = legacy_names(datasets, bool(self._of_config()))
+            named = legacy_names(datasets, self._of_config())
         else:
             named = layer_names(datasets, contents.layers)
         datasets = {name: datasets[path] for name, path in named.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 _IN_A_LIST = re.compile(r"(layer\d{1,9}|features|classifier)_(\d{1,9})")  # a network's layer and its number
 
@@ -48,26 +48,25 @@ def _in_lists(layers: Mapping[str, str]) -> dict[str, str]:
     return names
 
 
-def legacy_names(paths: Iterable[str], ours: bool) -> dict[str, str]:
+def legacy_names(paths: Iterable[str], networks: Collection[str]) -> dict[str, str]:
     """Name -> path in an older `.h5`: `conv1/kernel` -> `model_weights/conv1/conv1_1/kernel:0`.
 
     Args:
         paths: of the tensors.
-        ours: whether the file holds networks of this project, whose layers have several variables of a name.
+        networks: names of this project's networks in the file, "" for the whole model.
 
-    >>> legacy_names(["model_weights/layer1_0/net/layer1_0/conv1/kernel"], ours=True)
+    >>> legacy_names(["model_weights/layer1_0/net/layer1_0/conv1/kernel"], [""])
     {'layer1_0/conv1/kernel': 'model_weights/layer1_0/net/layer1_0/conv1/kernel'}
+    >>> legacy_names(["model_weights/outer/net/layer1_0/conv1/kernel"], ["net"])
+    {'net/layer1_0/conv1/kernel': 'model_weights/outer/net/layer1_0/conv1/kernel'}
     """
-    return _from_their_layer(paths) if ours else _short_names(paths)
-
-
-def _from_their_layer(paths: Iterable[str]) -> dict[str, str]:
-    """Each path from the last step that is its layer's name; nested layers keep their path."""
-    names = {}
-    for path in paths:
-        layer, _, inner = path.removeprefix("model_weights/").partition("/")
-        _, found, rest = f"/{inner}".rpartition(f"/{layer}/")
-        name = f"{layer}/{rest if found else inner}"
+    if not networks:
+        return _short_names(paths)
+    names: dict[str, str] = {}
+    for path in paths:  # from the last step that is the name of its network, or of its layer
+        layer = path.removeprefix("model_weights/").partition("/")[0]
+        first = next((name for name in networks if f"/{name}/" in path), layer)
+        name = f"{first}/{f'/{path}'.rpartition(f'/{first}/')[2]}"
         names[path if name in names else name] = path
     return names
 
