@@ -1,4 +1,4 @@
-"""What users of keras.applications expect of a model: `input`, `output`, `layer.output`, features to save.
+"""Expectations of keras.applications' users: `input`, `output`, `layer.output`, features to save.
 
 A network is a subclassed model, so that its layers keep their names in files. Its constructor also runs it
 once on a symbolic input. `keras.Model(model.input, model.get_layer("layer3_0").output)` therefore works, is

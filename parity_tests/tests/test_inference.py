@@ -143,7 +143,7 @@ def test_every_shape_of_images_is_compiled(monkeypatch):
 
 
 class Wraps(keras.Model):
-    """A subclass, whose structure nobody knows."""
+    """A subclass, which has no config of its structure."""
 
     def __init__(self, spec: Spec):
         super().__init__()

@@ -177,7 +177,8 @@ def test_keras_tensors(name):
 def check_keras(spec: Spec) -> keras.Model:
     model = getattr(keras_impl, spec.network)(**spec.model_kwargs())
     assert model.count_params() - count_statistics(spec) == count_parameters(spec)
-    variables = frameworks.adapter("keras")._variables(model)
+    adapter = frameworks.adapter("keras")
+    variables = adapter._variables(adapter._found(model, None))
     shapes = {name: tuple(variable.shape) for name, (variable, _) in variables.items()}
     layout = LAYOUTS["keras"]
     assert shapes == {p.name: layout.stored(p).shape(p.shape) for p in parameters(spec) if p.role != "count"}
