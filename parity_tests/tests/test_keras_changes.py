@@ -1,4 +1,4 @@
-"""What people do to a Keras network after it is built: a new head, freezing, EMA, half precision, int8.
+"""Changes of a built Keras network: a new head, freezing, EMA, half precision, int8.
 
 Afterwards its weights and keywords convert as they are, or one line says why not.
 """

@@ -60,7 +60,7 @@ def reloaded(model: keras.Model, path: Path) -> Any:
 
 
 class Part(NamedTuple):
-    """What a file or a live model holds."""
+    """The contents of a file or a live model."""
 
     spec: Any
     assumed: tuple[str, ...]
