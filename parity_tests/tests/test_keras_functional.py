@@ -124,7 +124,7 @@ def first_stage(spec: Any) -> dict[str, Any]:
 
 
 @pytest.mark.quick
-def test_features_as_the_issue_asks_for_them(tmp_path):
+def test_features_of_one_stage_are_saved_and_converted(tmp_path):
     """`forward_features` with images of a known size, and numbers in another framework."""
     import torch
 
