@@ -1,4 +1,4 @@
-"""The second day of a user: seven tasks in one script that imports only public names, run in an empty folder."""
+"""The second day of a user: seven tasks in one script of public names, run in an empty folder."""
 
 from __future__ import annotations
 
