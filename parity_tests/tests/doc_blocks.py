@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import re
 import shlex
@@ -49,7 +50,7 @@ def run(text: str, commands: set[str]) -> str:
 
 
 def _present(block: Block, namespace: dict[str, Any], commands: set[str]) -> str:
-    if block.language == "python":
+    if block.language == "python" and _can_run(block):
         printed = iter(_printed(exec, compile(block.text, "page", "exec"), namespace))
         shown = _PRINTS.sub(lambda found: f"{found[1]}  # {next(printed, '')}", block.text)
         return shown + "".join(f"# also prints: {line}\n" for line in printed)
@@ -57,6 +58,12 @@ def _present(block: Block, namespace: dict[str, Any], commands: set[str]) -> str
         parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]
         return "".join(_command(part, commands) for part in parts)
     return block.text
+
+
+def _can_run(block: Block) -> bool:
+    """Whether the packages are installed that a first line `# pip install NAME ...` names."""
+    names = block.first_line.removeprefix("# pip install ")
+    return names == block.first_line or all(importlib.util.find_spec(name) for name in names.split())
 
 
 def _command(part: str, commands: set[str]) -> str:

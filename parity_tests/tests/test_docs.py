@@ -61,6 +61,12 @@ RUN = {  # page whose blocks run in order -> the reader's files
     "docs/from-tf1.md": None,
     "docs/families.md": save_theirs,
     "docs/walk.md": None,
+    "docs/fine-tuning.md": None,
+    "docs/features.md": None,
+    "docs/blocks.md": None,
+    "docs/export.md": None,
+    "docs/serving.md": None,
+    "docs/tf1.md": None,
 }
 ELSEWHERE = {  # page -> beginning of other blocks -> the test that checks them
     "README.md": {
