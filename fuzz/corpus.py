@@ -6,15 +6,17 @@ import io
 import json
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import h5py
 import numpy as np
+import safetensors.numpy
 
 from fuzz.target import joined
 from parity_tests.judge.synthetic import weights
 from weights_convert import AttentionSpec, ResNetSpec, save
+from weights_convert.families import FAMILIES
 
 NETWORK = ResNetSpec(
     block="basic",
@@ -23,6 +25,13 @@ NETWORK = ResNetSpec(
     stem="3x3",
     stem_width=1,
     attention="se",
+    num_classes=2,
+    in_channels=1,
+)
+HUB = ResNetSpec(  # in timm's and transformers' terms
+    block="basic",
+    depths=(1,),
+    width=16,
     num_classes=2,
     in_channels=1,
 )
@@ -183,12 +192,46 @@ def _tf1() -> Iterator[tuple[str, bytes]]:
 
 
 def _safetensors() -> Iterator[tuple[str, bytes]]:
-    import safetensors.numpy
-
     yield "ours", _saved(".safetensors")
     yield "block", _saved(".safetensors", BLOCK)
     yield "library", safetensors.numpy.save(ARRAYS, {"format": "pt", "epoch": "seven"})
     yield "empty", safetensors.numpy.save({})
+
+
+def _folder() -> Iterator[tuple[str, bytes]]:
+    """As timm and transformers save: config.json, and weights in one file or in shards."""
+    plain = {name: np.array(array) for name, array in weights(HUB).items()}
+    pretrained = {"mean": [0.5], "std": [0.5], "crop_pct": 0.9, "interpolation": "bicubic"}
+    arguments = {"layers": [1], "channels": [16], "in_chans": 1, "act_layer": "relu", "output_stride": 32}
+    config = {"architecture": "resnet18", "num_classes": 2, "model_args": arguments}
+    texts = {"config.json": json.dumps(config | {"pretrained_cfg": pretrained}).encode()}
+    half = len(plain) // 2
+    shards = {
+        f"model-{number:05d}-of-00002.safetensors": dict(part)
+        for number, part in enumerate((list(plain.items())[:half], list(plain.items())[half:]), 1)
+    }
+    index = {"weight_map": {name: file for file, part in shards.items() for name in part}}
+    save_arrays = safetensors.numpy.save
+    yield "timm", _archive(texts | {"model.safetensors": save_arrays(plain)})
+    files = {name: save_arrays(part) for name, part in shards.items()}
+    files["model.safetensors.index.json"] = json.dumps(index).encode()
+    yield "shards", _archive(files)
+    yield "config", _archive(texts | files)
+    config = {"model_type": "resnet", "hidden_act": "relu", "id2label": {"0": "a", "1": "b"}, "depths": [1]}
+    preprocessor = {"image_mean": [0.5], "image_std": [0.5], "resample": 3, "size": {"shortest_edge": 8}}
+    theirs = FAMILIES["transformers"].layout_of(HUB)
+    named = {theirs.names(HUB)[name] or name: array for name, array in plain.items()}
+    described = {"config.json": config, "preprocessor_config.json": preprocessor}
+    encoded = {name: json.dumps(text).encode() for name, text in described.items()}
+    yield "transformers", _archive(encoded | {"model.safetensors": save_arrays(named)})
+
+
+def _archive(files: Mapping[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return file.getvalue()
 
 
 _MAKERS: dict[str, Callable[[], Iterator[tuple[str, bytes]]]] = {
@@ -199,6 +242,7 @@ _MAKERS: dict[str, Callable[[], Iterator[tuple[str, bytes]]]] = {
     "keras_zip": _keras_zip,
     "tf1": _tf1,
     "safetensors": _safetensors,
+    "folder": _folder,
 }
 
 

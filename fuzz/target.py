@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import io
 import os
 import resource
+import shutil
 import sys
+import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ READERS = {  # name -> suffix of its files
     "keras_zip": ".keras",
     "tf1": ".ckpt",
     "safetensors": ".safetensors",
+    "folder": "",  # an input is an archive of its files
 }
 MEMORY = 2**30  # bytes that reading one file may take
 
@@ -85,6 +89,8 @@ def watched(folder: Path) -> Iterator[None]:
 def put(reader: str, data: bytes, folder: Path) -> Path:
     """Write an input as the file or files that it represents."""
     path = folder / f"x{READERS[reader]}"
+    if reader == "folder":
+        return _unpacked(data, path)
     if reader != "tf1":
         path.write_bytes(data)
         return path
@@ -92,6 +98,17 @@ def put(reader: str, data: bytes, folder: Path) -> Path:
     Path(f"{path}.index").write_bytes(index)
     for number, shards in ((0, 1), (0, 2), (1, 2)):
         Path(f"{path}.data-{number:05d}-of-{shards:05d}").write_bytes(shard)
+    return path
+
+
+def _unpacked(data: bytes, path: Path) -> Path:
+    """A folder with the plain files of an archive, without any file of the input before."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    with suppress(Exception), zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist():
+            if Path(info.filename).name == info.filename and info.filename.isprintable():
+                (path / info.filename).write_bytes(archive.read(info))
     return path
 
 

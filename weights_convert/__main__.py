@@ -6,31 +6,28 @@ Exit 0: done. 1: two files differ. 2: bad usage or bad input. 3: the output coul
 from __future__ import annotations
 
 import argparse
-import io
 import math
 import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any
 
-from weights_convert import __version__, errors
+from weights_convert import __version__
 from weights_convert.commandline import (
     Parser,
+    add_limits,
     add_quiet,
     add_reading_options,
     check_target,
     checkpoint_file,
     exit_code,
+    limits_of,
     reading,
     write_json,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from rich.table import Table
+from weights_convert.errors import MismatchError, SourceError
+from weights_convert.screen import output_for, print_facts, print_table, progress_bar, say
 
 
 def parser() -> Parser:
@@ -46,6 +43,8 @@ def parser() -> Parser:
     add_reading_options(convert)
     convert.add_argument("--to", metavar="FAMILY", dest="to_family", help="naming of the tensors in DST")
     convert.add_argument("--dtype", metavar="D", help="float16, bfloat16, float32 or float64")
+    convert.add_argument("--new-head", action="store_true", help="write a new classifier, random values")
+    convert.add_argument("--num-classes", metavar="N", type=int, help="classes of the new classifier")
     convert.add_argument(
         "--reorder-classes", metavar="FILE", help="line i holds the class of SRC that becomes class i, from 0"
     )
@@ -55,7 +54,9 @@ def parser() -> Parser:
     convert.add_argument(
         "--fold-bias", action="store_true", help="fold biases before batch norms into the running means"
     )
-    convert.add_argument("--strict", action="store_true", help="NaN, infinity and assumptions are errors")
+    convert.add_argument(
+        "--strict", action="store_true", help="refuse NaN, assumptions and tensors outside the network"
+    )
     convert.add_argument("--overwrite", action="store_true", help="replace DST")
     convert.add_argument("--dry-run", action="store_true", help="print the plan, write nothing")
     convert.add_argument("--json", metavar="FILE", help="record the plan and every sha256; - for stdout")
@@ -85,6 +86,14 @@ def parser() -> Parser:
     add_quiet(check)
     check.set_defaults(run=run_check)
 
+    names = commands.add_parser("names", help="propose a file for --names, by shapes and order")
+    names.add_argument("file", metavar="FILE", type=checkpoint_file)
+    names.add_argument("--model", metavar="NAME", help="the architecture (list models)")
+    names.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
+    names.add_argument("--prefix", metavar="THEIRS", help="beginning of the network's names")
+    add_limits(names)
+    names.set_defaults(run=run_names)
+
     listing = commands.add_parser("list", help="list the known models, families and formats")
     listing.add_argument("what", nargs="?", choices=("models", "families", "formats"))
     listing.set_defaults(run=run_list)
@@ -101,7 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def job() -> int:
         arguments = parser().parse_args(argv)
-        return int(arguments.run(arguments))
+        try:
+            return int(arguments.run(arguments))
+        except (MismatchError, SourceError) as error:
+            if error.details:
+                write_json(
+                    getattr(arguments, "json", None), {"error": error.message, "details": error.details}
+                )
+            raise
 
     return exit_code(job)
 
@@ -122,17 +138,19 @@ def run_convert(arguments: argparse.Namespace) -> int:
     from weights_convert.convert import convert
     from weights_convert.formats import format_for_writing
 
-    written = format_for_writing(Path(arguments.dst)).files(Path(arguments.dst))
+    written = format_for_writing(arguments.dst).files(Path(arguments.dst))
     others = [arguments.reorder_classes] if arguments.reorder_classes else []
     _check_json(arguments.json, arguments.src, arguments.dst, *map(str, written), *others)
-    output, options = _output(arguments), reading(arguments)
+    output, options = output_for(arguments), reading(arguments)
     options["from_family"] = options.pop("family")
-    with _progress(arguments.quiet) as progress:
+    with progress_bar(arguments.quiet) as progress:
         plan = convert(
             arguments.src,
             arguments.dst,
             to_family=arguments.to_family,
             dtype=arguments.dtype,
+            num_classes=arguments.num_classes,
+            new_head=arguments.new_head,
             reorder_classes=arguments.reorder_classes,
             fold_bn=arguments.fold_bn,
             fold_bias=arguments.fold_bias,
@@ -146,19 +164,19 @@ def run_convert(arguments: argparse.Namespace) -> int:
     report = plan.to_json()
     write_json(arguments.json, report)  # first: the reader of stdout may have closed it
     if arguments.dry_run:
-        _print_table(
+        print_table(
             output,
             ("source", "target", "shape", "dtype"),
             ([m.source_name, m.target_name, str(m.target.shape), m.target.dtype.name] for m in plan.moves),
         )
     for name, what in report["left_out"].items():
-        _say(output, f"left out: {name} ({what})")
+        say(output, f"left out: {name} ({what})")
     for note in report["notes"]:
-        _say(output, f"note: {note}")
+        say(output, f"note: {note}")
     checkpoint = plan.checkpoint
     verb = "would write" if arguments.dry_run else "wrote"
     source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
-    _say(output, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
+    say(output, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
     return 0
 
 
@@ -173,8 +191,8 @@ def run_inspect(arguments: argparse.Namespace) -> int:
             report = facts(checkpoint)
             report["convert"] = _suggestion(arguments, report)
             if reports:
-                _say(_output(arguments), "")
-            _print_facts(_output(arguments), _facts_of(report, checkpoint.describe()))
+                say(output_for(arguments), "")
+            print_facts(output_for(arguments), _facts_of(report, checkpoint.describe()))
         reports.append(report)
     write_json(arguments.json, reports if len(reports) > 1 else reports[0])
     return 0
@@ -203,16 +221,20 @@ def _suggestion(arguments: argparse.Namespace, report: dict[str, Any]) -> str:
     """A command that converts the file for another framework, with the necessary options."""
     from weights_convert.formats import FORMATS
 
-    target = FORMATS["keras" if report["format"] in ("torch", "safetensors", "npz") else "torch"]
+    target = FORMATS["keras" if report["format"] in ("torch", "safetensors", "npz", "folder") else "torch"]
     stem = report["path"]
     for suffix in (*(suffix for container in FORMATS.values() for suffix in container.suffixes), ".h5"):
         stem = stem.removesuffix(suffix)
     words = ["weights-convert", "convert", report["path"], stem + target.suffixes[0]]
     options = {"--model": arguments.model, "--from": arguments.family, "--key": arguments.key}
-    options["--scope"] = arguments.scope
+    options |= {"--scope": arguments.scope, "--prefix": arguments.prefix}
     for option, value in options.items():
         words += [option, value] if value is not None else []
-    words += [f"--{flag}" for flag in ("ema", "assume") if getattr(arguments, flag)]
+    for names in arguments.names or ():
+        words += ["--names", names]
+    words += [
+        f"--{flag.replace('_', '-')}" for flag in ("ema", "apply_masks", "assume") if getattr(arguments, flag)
+    ]
     for key, value in arguments.settings:
         words += ["--set", f"{key}={value}"]
     return shlex.join(words)
@@ -237,19 +259,19 @@ def run_diff(arguments: argparse.Namespace) -> int:
         for line in found
     ]
     write_json(arguments.json, {"equal": not found, "differences": differences, "not_compared": lonely})
-    output = _output(arguments)
+    output = output_for(arguments)
     if found:
         rows = (
             [line["tensor"], line["what"], f"{line['max_abs']:.3g}" if "max_abs" in line else "",
              str(line.get("where", ""))]
             for line in found
         )  # fmt: skip
-        _print_table(output, ("tensor", "difference", "largest", "at"), rows)
-        _say(output, f"{len(found)} differences")
+        print_table(output, ("tensor", "difference", "largest", "at"), rows)
+        say(output, f"{len(found)} differences")
     else:
-        _say(output, f"equal: {count} tensors, bit for bit")
+        say(output, f"equal: {count} tensors, bit for bit")
     if lonely:
-        _say(output, f"note: {len(lonely)} {COUNTS} {lonely[0]['what']}, which changes no output")
+        say(output, f"note: {len(lonely)} {COUNTS} {lonely[0]['what']}, which changes no output")
     return 1 if found else 0
 
 
@@ -262,18 +284,30 @@ def run_check(arguments: argparse.Namespace) -> int:
         found = check(manifest, checkpoint)
     output = _output(arguments)
     if found:
-        _print_table(output, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
-        _say(output, f"{len(found)} differences")
+        print_table(output, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
+        say(output, f"{len(found)} differences")
     else:
-        _say(output, f"as recorded: {len(manifest['tensors'])} tensors")
+        say(output, f"as recorded: {len(manifest['tensors'])} tensors")
     return 1 if found else 0
+
+
+def run_names(arguments: argparse.Namespace) -> int:
+    from weights_convert.formats import open_reader
+    from weights_convert.identify.reading import Listing
+    from weights_convert.propose import propose
+
+    with open_reader(arguments.file, arguments.key, limits_of(arguments)) as reader:
+        for line in propose(Listing(reader, None, arguments.prefix), arguments.model).lines():
+            say(sys.stdout, line)
+    return 0
 
 
 def run_list(arguments: argparse.Namespace) -> int:
     from weights_convert.families import FAMILIES
-    from weights_convert.formats import FORMATS
+    from weights_convert.formats import FOLDER, FORMATS
     from weights_convert.spec import MODELS, count_parameters, model_spec
 
+    formats = (*FORMATS.values(), FOLDER)
     tables: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[list[str]]]]] = {
         "models": (
             ("model", "parameters"),
@@ -285,12 +319,12 @@ def run_list(arguments: argparse.Namespace) -> int:
         ),
         "formats": (
             ("format", "written as", "what it is", "layout"),
-            lambda: [[f.name, " ".join(f.suffixes), f.description, f.own_family] for f in FORMATS.values()],
+            lambda: [[f.name, " ".join(f.suffixes), f.description, f.own_family] for f in formats],
         ),
     }
     for name in [arguments.what] if arguments.what else tables:
         columns, rows = tables[name]
-        _print_table(_output(arguments), columns, rows())
+        print_table(output_for(arguments), columns, rows())
     return 0
 
 
@@ -312,74 +346,9 @@ def run_table(arguments: argparse.Namespace) -> int:
         [*(name or "-" for name in line["names"].values()), str(line["shape"]), str(line["tensorflow_shape"])]
         for line in tensors
     ]
-    _print_table(_output(arguments), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
+    print_table(output_for(arguments), (*LAYOUTS, "PyTorch shape", "TensorFlow shape"), rows)
     write_json(arguments.json, tensors)
     return 0
-
-
-# --------------------------------------------------------------------------------------------------
-
-
-def _output(arguments: argparse.Namespace) -> TextIO:
-    """The stream for human text: stdout, or stderr if JSON goes to stdout; with --quiet it goes nowhere."""
-    if getattr(arguments, "quiet", False):
-        return io.StringIO()
-    return sys.stderr if getattr(arguments, "json", None) == "-" else sys.stdout
-
-
-def _say(output: TextIO, text: str) -> None:
-    output.write(f"{errors.printable(text)}\n")  # rich's print replaces tabs by spaces
-
-
-def _print_facts(output: TextIO, rows: Iterable[tuple[str, str]]) -> None:
-    """Titles and texts: two wrapped columns on a terminal, one line each for a pipe."""
-    if not output.isatty():  # avoids importing rich, 50 ms
-        for title, text in rows:
-            _say(output, f"{title:<13} {text}")
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    for title, text in rows:
-        table.add_row(Text(title, style="bold"), Text(errors.printable(text), overflow="fold"))
-    _show(output, table, wrapped=True)
-
-
-def _print_table(output: TextIO, columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on a terminal, tab-separated lines for a pipe."""
-    rows = list(rows)
-    if not output.isatty():
-        for row in [list(columns), *rows]:
-            output.write("\t".join(map(errors.printable, row)) + "\n")
-        return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*columns, box=None, header_style="bold")
-    for row in rows:
-        table.add_row(*(Text(errors.printable(cell)) for cell in row))
-    _show(output, table, wrapped=False)
-
-
-def _show(output: TextIO, table: Table, wrapped: bool) -> None:
-    from rich.console import Console
-
-    Console(file=output, highlight=False, emoji=False).print(table, soft_wrap=not wrapped)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on a terminal; nothing elsewhere."""
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("writing and reading back")
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

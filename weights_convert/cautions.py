@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from weights_convert.errors import printable
+from weights_convert.errors import MismatchError, printable
 from weights_convert.families import FAMILIES
 from weights_convert.spec import TRAINING_ONLY, spec_values
 
@@ -42,14 +42,19 @@ def cautions_go_to(say: Callable[[str], None]) -> Iterator[None]:
         _printer.reset(token)
 
 
-def caution_about(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None) -> None:
+def caution_about(
+    checkpoint: Checkpoint, model: Mapping[str, Any] | None = None, *, strict: bool = False
+) -> None:
     """Warn about information that a checkpoint lacks. If warnings are errors, its file is closed.
 
     Args:
         model: the keywords of the live model that takes the weights, if these are assumed.
+        strict: raise `MismatchError` instead.
     """
     try:
         for line in doubts(checkpoint, model):
+            if strict:
+                raise MismatchError(f"{line} (--strict)")
             caution(line)
     except BaseException:
         checkpoint.close()
@@ -62,6 +67,7 @@ def doubts(checkpoint: Checkpoint, model: Mapping[str, Any] | None = None) -> It
     Keywords without effect on the output are listed but cause no line of their own: momenta and dropout
     matter only in training, and a block itself refuses inputs with other `channels`.
     """
+    yield from (f"{checkpoint.path}: {text}" for text in checkpoint.liberties)
     whose, unsaid = checkpoint.path or "the weights", checkpoint.assumed
     if all(keyword in _NO_REASON for keyword in unsaid) and not checkpoint.cautions:
         return

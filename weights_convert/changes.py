@@ -1,4 +1,4 @@
-"""Optional changes of a checkpoint: classes reordered, batch norms folded, maps swapped.
+"""Optional changes of a checkpoint: classes reordered, a new classifier, batch norms folded, maps swapped.
 
 Each returns a new `Checkpoint` of the same file with a note on the change. Tensors are still read on demand,
 and the file is not changed.
@@ -6,20 +6,20 @@ and the file is not changed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weights_convert.checkpoint import Checkpoint, Tensor
+from weights_convert.checkpoint import Checkpoint, Tensor, in_memory
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import Family
 from weights_convert.formats.base import TensorInfo
 from weights_convert.identify.misfits import do_not_fit, misfits, title
 from weights_convert.memory import dtype_of
-from weights_convert.spec import TRAINING_ONLY, Spec, changed, parameters
+from weights_convert.spec import TRAINING_ONLY, Spec, changed, is_count, parameters
 
 _LETTERS_PER_CLASS = 100  # most characters per line of a permutation file
 _BN = ("weight", "bias", "running_mean", "running_var")
@@ -83,6 +83,35 @@ def reorder_classes(source: Checkpoint, order: Sequence[int], origin: str) -> Ch
         tensors[name] = tensors[name]._replace(read=partial(_taken, tensors[name], index))
     moved = sum(new != old for new, old in enumerate(order))
     return _derived(source, tensors, {}, f"classes reordered by {origin}: {moved} of {len(order)} move")
+
+
+# --------------------------------------------------------------------------------------------------
+# A new classifier
+
+
+def new_head(source: Checkpoint, num_classes: int | None) -> Checkpoint:
+    """The same network with a new classifier: random values as PyTorch's, always the same ones.
+
+    Args:
+        num_classes: None for as many classes as the source has.
+    """
+    classes = num_classes or getattr(source.spec, "num_classes", None)
+    if not source.spec.head or not classes:
+        expected = "--num-classes N" if source.spec.head else "a network"
+        raise MismatchError(f"{source.path}: {source.describe()} has no classifier, expected {expected}")
+    keywords = {"num_classes": classes}
+    start = f"{source.spec.head}."
+    tensors = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(start)}
+    of_weights = [t.info.dtype for name, t in tensors.items() if not is_count(name)]
+    generator = np.random.default_rng(0)
+    for parameter in parameters(changed(source.spec, keywords)):
+        if parameter.name.startswith(start):
+            if parameter.role == "dense":
+                bound = parameter.shape[1] ** -0.5
+            values = generator.uniform(-bound, bound, parameter.shape).astype(of_weights[-1])
+            tensors[parameter.name] = in_memory(values, f"{parameter.name} (new)")
+    note = f"a new classifier of {classes} classes with random values, to be trained"
+    return _derived(source, tensors, keywords, note)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -187,10 +216,11 @@ def rounded(source: Checkpoint, dtype: str) -> Checkpoint:
     return source.derived(tensors, source.spec, f"rounded to {dtype}")
 
 
-def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:
+def as_in_family(source: Checkpoint, family: Family, stated: Collection[str] = ()) -> Checkpoint:
     """The checkpoint for a family's networks; unchanged if they compute the same.
 
-    Another order of CBAM's two maps is handled by swapping the kernel's two input channels.
+    Another order of CBAM's two maps is handled by swapping the kernel's two input channels. The keywords
+    `stated` may differ: the destination states them.
 
     Raises:
         MismatchError: the family's networks compute something else; the message lists the keywords.
@@ -203,13 +233,13 @@ def as_in_family(source: Checkpoint, family: Family) -> Checkpoint:
     if why := family.refuses(spec):
         raise MismatchError(f"{family.name} has no place for {source.describe()}: {why}")
     choices = [_differences(source, family.implied(spec, case)) for case in family.choices(spec)]
-    wanted = min(choices, key=len)
+    wanted = {k: v for k, v in min(choices, key=len).items() if k not in stated}
     if wanted.pop("cbam_order", None):
         source = _swap_maps(source)
     trained = [keyword for keyword in wanted if keyword in TRAINING_ONLY]
     if trained:
         values = ", ".join(f"{k}={getattr(spec, k)!r}, in {family.name} {wanted.pop(k)!r}" for k in trained)
-        source = source.derived(source.tensors, spec, f"differs in training only: {values}")
+        source = source.derived(source.tensors, source.spec, f"differs in training only: {values}")
     if wanted:
         lines = [f"{k}: {getattr(spec, k)!r} here, {v!r} in {family.name}" for k, v in wanted.items()]
         raise MismatchError(

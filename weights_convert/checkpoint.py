@@ -13,9 +13,9 @@ from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import Preprocessing
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.identify.candidates import infer
-from weights_convert.identify.misfits import do_not_fit, misfits, title
+from weights_convert.identify.misfits import describe, do_not_fit, misfits, title
 from weights_convert.source import Source
-from weights_convert.spec import Spec, changed, model_name, network_spec, variant_of
+from weights_convert.spec import Spec, changed, model_name, network_spec
 
 MAPPING_VERSION = 1  # of names and axes; recorded in every output file
 
@@ -47,6 +47,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         left_out: name -> description of other contents of the source.
         notes: remarks for the user on how the source was read.
         cautions: properties that names and shapes of such a file cannot show, one line each.
+        liberties: what else was assumed to find the network in the file, one line each.
         source: the files, with their state when they were opened.
     """
 
@@ -63,6 +64,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         left_out: Mapping[str, str] | None = None,
         notes: Iterable[str] = (),
         cautions: Iterable[str] = (),
+        liberties: Iterable[str] = (),
         source: Source | None = None,
     ):
         self.tensors = dict(tensors)
@@ -74,6 +76,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.left_out = dict(left_out or {})
         self.notes = list(notes)
         self.cautions = list(cautions)
+        self.liberties = list(liberties)
         self.source = source or Source(None)
         self._reader = reader
         self.path = reader.path if reader else None
@@ -144,12 +147,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
 
     def describe(self) -> str:
         """Text for messages: `se_resnet50` with its differences from the named model, or `one se block`."""
-        if not self.spec.network:
-            return f"one {self.spec.attention} block"
-        name, other = variant_of(self.spec)
-        if name is None:
-            return f"an unnamed {self.spec.kind}"
-        return f"{name} with {', '.join(f'{k}={v!r}' for k, v in other.items())}" if other else name
+        return describe(self.spec)
 
 
 def _native(array: np.ndarray) -> np.ndarray:

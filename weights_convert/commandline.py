@@ -74,6 +74,16 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
     command.add_argument("--ema", action="store_true", help="take the moving averages of a TF1 checkpoint")
     command.add_argument(
+        "--prefix", metavar="THEIRS", help="beginning of the network's names, such as student."
+    )
+    command.add_argument(
+        "--names", metavar="FILE", action="append",
+        help="your own names, lines THEIRS = OURS; or one such pair, repeatable",
+    )  # fmt: skip
+    command.add_argument(
+        "--apply-masks", action="store_true", help="apply the masks of pruned weights (x_orig, x_mask)"
+    )
+    command.add_argument(
         "--assume", action="store_true", help="accept defaults for keywords that the file does not specify"
     )
     add_limits(command)
@@ -81,8 +91,23 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """The arguments of `load` from the options of a command."""
-    said = {name: getattr(arguments, name) for name in ("model", "family", "key", "scope", "ema", "assume")}
-    return said | {"settings": dict(arguments.settings), "limits": limits_of(arguments)}
+    plain = ("model", "family", "key", "scope", "ema", "prefix", "apply_masks", "assume")
+    said = {name: getattr(arguments, name) for name in plain}
+    names = _names(arguments.names) if arguments.names else None
+    return said | {"names": names, "settings": dict(arguments.settings), "limits": limits_of(arguments)}
+
+
+def _names(texts: list[str]) -> str | dict[str, str]:
+    """A file of names, or the pairs of several options."""
+    pairs = {}
+    for text in texts:
+        theirs, equals, ours = (part.strip() for part in text.partition("="))
+        if not equals or Path(text).is_file():
+            if len(texts) > 1:
+                raise SpecError(f"--names {text}: expected one file, or pairs THEIRS=OURS")
+            return text
+        pairs[theirs] = ours
+    return pairs
 
 
 def checkpoint_file(text: str) -> str:

@@ -6,6 +6,7 @@ read back and verified (sha256 of each tensor), and then moved to its place (`at
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from weights_convert import atomic, changes
 from weights_convert.cautions import caution, caution_about, doubts
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, SpecError, WeightsConvertError, WriteError
+from weights_convert.formats import open_reader
 from weights_convert.formats.base import Format
 from weights_convert.limits import Limits
 from weights_convert.loading import opened
+from weights_convert.mapping import OwnNames
 from weights_convert.memory import DTYPES, not_finite, sha256
 from weights_convert.plan import Move, Plan, make_plan
 
@@ -37,6 +40,11 @@ def convert(
     dtype: str | None = None,
     scope: str | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    names: Mapping[str, str] | str | Path | None = None,
+    apply_masks: bool = False,
+    num_classes: int | None = None,
+    new_head: bool = False,
     reorder_classes: str | Path | None = None,
     fold_bn: bool = False,
     fold_bias: bool = False,
@@ -51,15 +59,18 @@ def convert(
     """Convert a checkpoint into another container or layout; no framework is imported.
 
     Args:
-        src, model, settings, from_family, key, ema, assume, limits: as in `load`.
+        src, model, settings, from_family, key, ema, prefix, apply_masks, assume, limits: as in `load`.
+        names: as in `load`; if no pair matches the source, they are the names in the destination.
         dst: the suffix selects the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
         to_family: the layout to write; default: the container's own.
         dtype: of the floating-point tensors; default: unchanged.
         scope: the variable scope of the network in a TF1 checkpoint, source or destination.
+        num_classes: of the new classifier.
+        new_head: write a new classifier with random values, instead of the source's or of none.
         reorder_classes: a permutation file, see `changes.read_permutation`.
         fold_bn: fold batch norms into the convolutions, for inference; see `changes.fold_bn`.
         fold_bias: fold biases before batch norms into the running means; see `changes.fold_bias`.
-        strict: NaN, infinity and assumed keywords are errors, not warnings.
+        strict: NaN and infinity, and what `load` refuses with it, are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.
         hash_source: add the sha256 of the source's files to the plan.
@@ -71,20 +82,39 @@ def convert(
     Raises:
         WeightsConvertError: see its subclasses; the destination is unchanged.
     """
+    own = None if names is None else OwnNames.of(names)
+    of_source = own if own and _match(own, src, key, limits) else None
     with opened(
-        src, model=model, settings=settings, family=from_family, key=key, scope=scope, ema=ema, limits=limits
+        src,
+        model=model,
+        settings=settings,
+        family=from_family,
+        key=key,
+        scope=scope,
+        ema=ema,
+        prefix=prefix,
+        names=of_source,
+        apply_masks=apply_masks,
+        strict=strict,
+        limits=limits,
     ) as checkpoint:
         if not assume:
-            if strict and (lines := [*doubts(checkpoint)]):
-                raise MismatchError(f"{lines[0]} (--strict)")
-            caution_about(checkpoint)  # before anything is written
+            caution_about(checkpoint, strict=strict)  # before anything is written
+        if new_head:
+            checkpoint = changes.new_head(checkpoint, num_classes)
+        elif num_classes not in (None, getattr(checkpoint.spec, "num_classes", None)):
+            raise SpecError(
+                f"{src}: num_classes={num_classes}, but {checkpoint.describe()} has "
+                f"{getattr(checkpoint.spec, 'num_classes', 0)}; --new-head writes a new classifier"
+            )
         if reorder_classes is not None:
             checkpoint = _reordered(checkpoint, reorder_classes)
         if fold_bias:
             checkpoint = changes.fold_bias(checkpoint)
         if fold_bn:
             checkpoint = changes.fold_bn(checkpoint, DTYPES.get(dtype or ""))
-        plan = make_plan(checkpoint, dst, family=to_family, dtype=dtype, scope=scope)
+        named = own if of_source is None else None
+        plan = make_plan(checkpoint, dst, family=to_family, dtype=dtype, scope=scope, names=named)
         plan.warnings += [] if assume else doubts(checkpoint)
         if dry_run:
             check_destination(plan.destination, plan.container, overwrite)
@@ -102,18 +132,28 @@ def save(
     family: str | None = None,
     dtype: str | None = None,
     scope: str | None = None,
+    names: Mapping[str, str] | str | Path | None = None,
     strict: bool = False,
     overwrite: bool = False,
 ) -> Plan:
-    """Write a checkpoint (of a file or a live model); arguments and errors as in `convert`."""
+    """Write a checkpoint (of a file or a live model); arguments and errors as in `convert`.
+
+    `names` are the user's own, {theirs: ours} or a file, of the tensors in the destination.
+    """
     if not isinstance(checkpoint, Checkpoint):
         kind = type(checkpoint).__name__
         raise SpecError(
             f"{path}: cannot save a {kind}; `state_of(model)` gives the checkpoint of a live model"
         )
-    plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope)
+    own = None if names is None else OwnNames.of(names)
+    plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope, names=own)
     execute(plan, strict=strict, overwrite=overwrite)
     return plan
+
+
+def _match(names: OwnNames, src: str | Path, key: str | None, limits: Limits | None) -> bool:
+    with open_reader(src, key, limits) as reader:
+        return names.match_any(reader.tensors)
 
 
 def _reordered(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
@@ -127,6 +167,9 @@ def _reordered(checkpoint: Checkpoint, path: str | Path) -> Checkpoint:
 def check_destination(path: Path, container: Format, overwrite: bool) -> None:
     """Raise `DestinationError` if the folder does not exist or the file exists."""
     files = container.files(path)
+    if container.whole_folder:
+        _check_folder(path)
+        return
     try:
         folder = _place_of(path, container).parent
         if not folder.is_dir():
@@ -145,6 +188,17 @@ def check_destination(path: Path, container: Format, overwrite: bool) -> None:
         raise DestinationError(f"{path}: cannot be written ({error.strerror})") from error
     if existing and not overwrite:
         raise _exists(existing[0])
+
+
+def _check_folder(path: Path) -> None:
+    """Raise `DestinationError` unless a folder is new or empty: others are not replaced in one step."""
+    try:
+        if not path.absolute().parent.is_dir():
+            raise DestinationError(f"{path}: the folder {str(path.parent)!r} does not exist")
+        if os.path.lexists(path) and (not path.is_dir() or any(path.iterdir())):
+            raise DestinationError(f"{path}: exists already; choose a new folder, or remove this one")
+    except OSError as error:
+        raise DestinationError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def _exists(file: Path) -> DestinationError:

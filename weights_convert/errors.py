@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 
 _MOST_TIED = 8
+_MOST_SHOWN = 20  # lines of a list
 _LONGEST_HINTED, _MOST_HINTS = 200, 2_000  # characters, names: the search takes 15 us per name
 
 
@@ -30,7 +31,12 @@ class WeightsConvertError(Exception):
         self.details = tuple(details)
 
     def __str__(self) -> str:
-        return "\n".join([printable(self.message), *(f"  {printable(line)}" for line in self.details)])
+        """The message with some of the list: at most 20 lines, and no step counts among them."""
+        telling = [line for line in self.details if "num_batches_tracked" not in line] or self.details
+        lines = list(telling[:_MOST_SHOWN])
+        if hidden := len(self.details) - len(lines):
+            lines.append(f"and {hidden} more (in Python error.details, in commands --json FILE)")
+        return "\n".join([printable(self.message), *(f"  {printable(line)}" for line in lines)])
 
 
 class SpecError(WeightsConvertError):

@@ -22,16 +22,31 @@ from weights_convert.checkpoint import (
     Tensor,
     in_memory,
 )
-from weights_convert.errors import SourceError, SpecError
+from weights_convert.errors import MismatchError, SourceError, SpecError
+from weights_convert.families.configs import Described, described
 from weights_convert.formats import open_reader
-from weights_convert.formats.base import Reader, TensorInfo
+from weights_convert.formats.base import Reader, TensorInfo, one_line
 from weights_convert.formats.given import Given
-from weights_convert.identify.candidates import Candidate, declared, identify, part_of, several_networks
-from weights_convert.identify.misfits import do_not_fit, title
-from weights_convert.identify.reading import Reading
+from weights_convert.formats.masked import MaskedReader
+from weights_convert.identify.candidates import Candidate
+from weights_convert.identify.choice import declared, identify, part_of, several_networks
+from weights_convert.identify.misfits import describe, do_not_fit, title
+from weights_convert.identify.reading import Listing, Reading
 from weights_convert.limits import Limits
+from weights_convert.mapping import OwnNames
 from weights_convert.source import Source
-from weights_convert.spec import COUNTS, KINDS, Parameter, Spec, make_spec, parameters, spec_values
+from weights_convert.spec import (
+    COUNTS,
+    KINDS,
+    TRAINING_ONLY,
+    Parameter,
+    Spec,
+    make_spec,
+    parameters,
+    spec_values,
+)
+
+_MOST_NAMED = 5  # tensors in a caution
 
 
 def load(
@@ -43,6 +58,10 @@ def load(
     key: str | None = None,
     scope: str | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    names: Mapping[str, str] | str | Path | None = None,
+    apply_masks: bool = False,
+    strict: bool = False,
     assume: bool = False,
     limits: Limits | None = None,
 ) -> Checkpoint:
@@ -61,6 +80,10 @@ def load(
         key: the entry of a PyTorch file that holds the weights.
         scope: the variable scope of the network in a TF1 checkpoint.
         ema: take the moving averages of a TF1 checkpoint in the place of the variables that have one.
+        prefix: the beginning of the network's names, if the file has several networks ("student.").
+        names: the user's own names, a dict {theirs: ours} or a file (`mapping.py`).
+        apply_masks: multiply pruned weights (`x_orig`) by their masks (`x_mask`).
+        strict: refuse tensors outside the network, and whatever would be a warning.
         assume: accept the defaults for keywords that the file does not specify.
         limits: limits for untrusted files: bytes, tensors, depth.
 
@@ -70,10 +93,21 @@ def load(
         SpecError: `model` or `settings` hold an unknown name or an invalid value.
     """
     checkpoint = opened(
-        path, model=model, settings=settings, family=family, key=key, scope=scope, ema=ema, limits=limits
+        path,
+        model=model,
+        settings=settings,
+        family=family,
+        key=key,
+        scope=scope,
+        ema=ema,
+        prefix=prefix,
+        names=names,
+        apply_masks=apply_masks,
+        strict=strict,
+        limits=limits,
     )
     if not assume:
-        caution_about(checkpoint)
+        caution_about(checkpoint, strict=strict)
     return checkpoint
 
 
@@ -86,53 +120,71 @@ def opened(
     key: str | None = None,
     scope: str | None = None,
     ema: bool = False,
+    prefix: str | None = None,
+    names: Mapping[str, str] | str | Path | OwnNames | None = None,
+    apply_masks: bool = False,
+    strict: bool = False,
     limits: Limits | None = None,
 ) -> Checkpoint:
     """`load` without its warnings, for callers that report them in another way."""
+    own = names if names is None or isinstance(names, OwnNames) else OwnNames.of(names)
     given = Given(path, limits)
     source = Source(given)  # its state before reading
     reader = open_reader(given, key)
     try:
-        return _load(reader, source, model, dict(settings or {}), family, scope, ema)
+        if not reader.tensors:
+            raise SourceError(f"{reader.path}: holds no tensors, expected the weights of a network")
+        reader = MaskedReader(reader) if apply_masks else reader
+        scope = _scope(reader, scope)
+        if not reader.metadata and scope in reader.networks:
+            reader.metadata = reader.networks[scope]
+        if ema:
+            list_averaged(reader)
+        listing = Listing(reader, scope, prefix, own)
+        return _load(listing, source, model, dict(settings or {}), family, ema, strict)
     except BaseException:
         reader.close()
         raise
 
 
 def _load(
-    reader: Reader,
+    listing: Listing,
     source: Source,
     model: str | None,
     settings: dict[str, Any],
     family: str | None,
-    scope: str | None,
     ema: bool,
+    strict: bool,
 ) -> Checkpoint:
-    if not reader.tensors:
-        raise SourceError(f"{reader.path}: holds no tensors, expected the weights of a network")
+    reader = listing.reader
     version = reader.said("mapping_version", int) or MAPPING_VERSION
     if version > MAPPING_VERSION:
         raise SourceError(
             f"{reader.path}: written by a newer samenet, mapping version {version} (here: {MAPPING_VERSION})"
         )
-    scope = _scope(reader, scope)
-    if not reader.metadata and scope in reader.networks:
-        reader.metadata = reader.networks[scope]
-    if ema:
-        list_averaged(reader)
+    config = described(reader.path, reader.configs) if reader.configs else None
     family = family or reader.said("family", str)
     saved = reader.said("spec", dict)
-    unsaid = saved is None and model is None
+    unsaid = saved is None and model is None and config is None
+    if config is not None and saved is None:
+        family = family or config.family
+        model = model or (config.model if family == config.family else None)
+        settings = {**config.settings, **settings}
     if saved is not None and model is None:
         spec, assumed = _saved_spec(reader, saved, settings)
         if reader.said("part", bool):
-            spec = part_of(reader, spec, scope)
-        found = declared(reader, spec, assumed, family, scope)
+            spec = part_of(listing, spec)
+        found = declared(listing, spec, assumed, family)
     else:
-        found = identify(reader, model=model, settings=settings, family=family, scope=scope)
+        found = identify(listing, model=model, settings=settings, family=family)
 
+    if config is not None:
+        _check_config(reader, config, found)
     reading = found.reading
     averages = (take_averages if ema else mention_averages)(reader, reading)
+    liberties = _liberties(found)
+    if strict and liberties:
+        raise MismatchError(f"{reader.path}: {liberties[0]} (--strict)", _listed(reading.outside))
     known = {parameter.name: parameter for parameter in parameters(found.spec)}
     tensors = {canonical: _tensor(reader, reading, known[canonical]) for canonical in reading.names}
     for name, count in _saved_counts(reader).items():
@@ -144,16 +196,35 @@ def _load(
     return Checkpoint(
         {name: tensors[name] for name in order},
         found.spec,
-        assumed=found.assumed,
+        assumed=found.assumed if config is None else (),
         reader=reader,
         family=found.family.name,
         same_as=[other.name for other in found.same_as],
-        feeds=next((f.feeds for f in families if f.feeds is not None), None),
-        left_out={**reader.left_out, **reading.left_out},
-        notes=[*reader.notes, *_notes(found), *averages],
+        feeds=(config and config.feeds) or next((f.feeds for f in families if f.feeds is not None), None),
+        left_out={
+            **reader.left_out,
+            **reading.left_out,
+            **{name: f"outside the network {shape}" for name, shape in reading.outside.items()},
+        },
+        notes=[*reader.notes, *([config.note] if config else []), *_notes(found, listing.start), *averages],
         cautions=[found.family.caution] if found.family.caution and unsaid else [],
+        liberties=liberties,
         source=source,
     )
+
+
+def _check_config(reader: Reader, config: Described, found: Candidate) -> None:
+    """Raise `MismatchError` if the tensors or the metadata of a folder contradict its config.json."""
+    said = dict(config.settings)
+    if config.num_classes is not None and found.spec.model_kwargs().get("num_classes"):
+        said["num_classes"] = config.num_classes
+    values = found.spec.model_kwargs()
+    for keyword, value in said.items():
+        if keyword not in TRAINING_ONLY and values.get(keyword) != value:
+            raise MismatchError(
+                f"{reader.path}: its config.json says {keyword}={value!r}, but its weights are those of "
+                f"{describe(found.spec)} with {keyword}={values.get(keyword)!r}"
+            )
 
 
 def _scope(reader: Reader, scope: str | None) -> str | None:
@@ -175,13 +246,33 @@ def _scope(reader: Reader, scope: str | None) -> str | None:
     return there[0] if there else None
 
 
-def _notes(found: Candidate) -> list[str]:
+def _liberties(found: Candidate) -> list[str]:
+    """Cautions about tensors outside the network and about a classifier under an unusual name."""
+    reading, lines = found.reading, []
+    if outside := list(reading.outside):
+        count = f"{len(outside)} tensors are" if len(outside) > 1 else "1 tensor is"
+        more = ", ..." if len(outside) > _MOST_NAMED else ""
+        named = ", ".join(outside[:_MOST_NAMED])
+        lines.append(f"{count} outside {title(found.spec)} and left out: {one_line(named)}{more}")
+    if reading.head:
+        lines.append(
+            f"{reading.head!r} is assumed to be the classifier {found.spec.head!r}: "
+            "no other tensor has its name and shape"
+        )
+    return lines
+
+
+def _listed(outside: Mapping[str, tuple[int, ...]]) -> list[str]:
+    return [f"outside: {name} {shape}" for name, shape in outside.items()]
+
+
+def _notes(found: Candidate, start: str) -> list[str]:
     """Remarks for the user on how the file was read."""
     notes, reading = [], found.reading
-    if reading.prefix:
-        notes.append(f"removed the prefix {reading.prefix!r}")
+    if start + reading.prefix:
+        notes.append(f"removed the prefix {start + reading.prefix!r}")
     plain = vars(type(found.spec)())
-    if unusual := tuple(k for k, value in found.implied.items() if value != plain[k]):
+    if unusual := tuple(k for k, value in found.implied.items() if value not in (None, plain[k])):
         notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, unusual)}")
     if merged := [names for names in reading.names.values() if len(names) > 1]:
         notes.append(f"{len(merged)} grouped convolutions were stored in one part per group, and are merged")

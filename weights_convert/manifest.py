@@ -14,7 +14,7 @@ from typing import Any
 
 from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import SourceError
-from weights_convert.identify.candidates import find_family
+from weights_convert.identify.choice import find_family
 from weights_convert.memory import sha256
 from weights_convert.spec import is_count, parameters
 

@@ -12,12 +12,15 @@ from weights_convert.checkpoint import MAPPING_VERSION, Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, SpecError
 from weights_convert.families import FAMILIES
 from weights_convert.families.base import Family
-from weights_convert.formats import format_for_writing
+from weights_convert.families.configs import STATED
+from weights_convert.formats import FOLDER, format_for_writing
 from weights_convert.formats.base import Format, TensorInfo
-from weights_convert.identify.candidates import find_family
+from weights_convert.identify.choice import find_family
 from weights_convert.layouts import Stored
+from weights_convert.mapping import OwnNames
 from weights_convert.memory import DTYPES, dtype_of
 from weights_convert.spec import COUNTS, parameters
+from weights_convert.timm_folder import container_for
 
 
 def _takes(container: Format) -> list[str]:
@@ -115,6 +118,7 @@ def make_plan(
     family: str | None = None,
     dtype: str | None = None,
     scope: str | None = None,
+    names: OwnNames | None = None,
 ) -> Plan:
     """Plan the writing of a checkpoint; nothing is read or written.
 
@@ -122,11 +126,14 @@ def make_plan(
         DestinationError: unknown suffix, or a layout that the container does not take.
         SpecError: an unknown family or dtype.
     """
-    destination = Path(destination)
     container = format_for_writing(destination)
+    destination = Path(destination)
     target_family = _family_for(container, family or container.own_family, destination)
     family = target_family.name
-    checkpoint = as_in_family(checkpoint, target_family)
+    # a folder states what names do not show
+    checkpoint = as_in_family(checkpoint, target_family, STATED if container is FOLDER else ())
+    if container is FOLDER:
+        container = container_for(checkpoint, target_family)
     if scope and family != "tf1":
         if checkpoint.family not in ("tf1", "keras"):  # otherwise it selected the network in the source
             raise DestinationError(
@@ -136,6 +143,11 @@ def make_plan(
     if dtype is not None:
         dtype_of(dtype)
 
+    if names is not None and container.own_family == "keras":
+        raise DestinationError(
+            f"{destination}: Keras finds weights by its own names; {names.origin} can name the tensors of "
+            ".pth, .safetensors, .npz and .ckpt"
+        )
     moves, counts = _moves(checkpoint, target_family, dtype, f"{scope.rstrip('/')}/" if scope else "")
     plan = Plan(
         str(checkpoint.path) if checkpoint.path else "a model in memory",
@@ -147,6 +159,11 @@ def make_plan(
         moves,
         _metadata(checkpoint, family, counts, scope),
     )
+    if names is not None:
+        theirs = names.theirs((move.target_name for move in moves), f"{destination} ({family})")
+        for move, name in zip(moves, theirs, strict=True):
+            move.target_name = name
+        plan.notes.append(f"the tensors are named by {names.origin}")
     changed = sorted({move.source.dtype.name for move in moves if move.source.dtype != move.target.dtype})
     if changed:
         plan.notes.append(f"dtype: {', '.join(changed)} becomes {dtype}, as asked")

@@ -25,7 +25,7 @@ BAD = [  # arguments after `convert`, and the expected error
     ("god.pth x.npz", r"god\.pth: there is no such file; did you mean 'good\.pth'\?"),
     ("folder/none.pth x.npz", r"none\.pth: there is no such file$"),
     ("good.pth/x x.npz", r"good\.pth/x: (there is no such file|cannot be read \(Not a directory\))"),
-    ("folder x.npz", r"folder: a directory without a TF1 checkpoint in it, expected a checkpoint file"),
+    ("folder x.npz", r"folder: a folder without weights \(it has nothing\), expected a TF1 checkpoint, "),
     ("empty.pth x.npz", r"empty\.pth: the file is empty"),
     ("/dev/null x.npz", r"/dev/null: is a device or a pipe, expected a file"),
     ("text.pth x.npz", r"text\.pth: not a known checkpoint format \(it begins with b'these ar'\)"),
@@ -253,7 +253,7 @@ def test_list_and_table(run):
     assert models["se_resnet50"] == "28,088,024"
     assert [line.split("\t")[0] for line in run("list", "families").out.splitlines()[1:]] == list(FAMILIES)
     formats = [line.split("\t")[1] for line in run("list", "formats").out.splitlines()[1:]]
-    assert formats == [".pth .pt", ".safetensors", ".npz", ".weights.h5", ".ckpt"]
+    assert formats == [".pth .pt", ".safetensors", ".npz", ".weights.h5", ".ckpt", "/"]
     assert run("list").out.count("\n") > len(MODELS) + 8
     lines = run("table", "eca_resnet18").out.splitlines()
     assert lines[0].split("\t") == ["torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"]

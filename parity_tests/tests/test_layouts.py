@@ -9,9 +9,8 @@ import pytest
 
 from parity_tests.judge.synthetic import ATTENTION_SPECS, position_coded, tiny
 from weights_convert import Checkpoint, MismatchError, SourceError, convert, load
-from weights_convert.families.base import skeleton
 from weights_convert.identify.candidates import INFERENCES, infer
-from weights_convert.layouts import LAYOUTS, ROLES, like, permuted
+from weights_convert.layouts import LAYOUTS, ROLES, like, permuted, skeleton
 from weights_convert.spec import MODELS, Spec, model_spec, parameters
 
 VARIANTS = [  # of `tiny`: every keyword that names and shapes show, and odd combinations

@@ -214,7 +214,7 @@ REFUSALS = {
         None,
         ["dict of 2, expected a mapping", "epoch: int 3", "x: dict of 0"],
     ),
-    "numpy arrays": ({"w": np.zeros(3)}, None, ["dict of 1, expected a mapping", "w: numpy.ndarray"]),
+    "numpy arrays": ({"w": np.zeros(3)}, None, ["a mapping from names to NumPy arrays", "numpy.savez"]),
     "a number": (3, None, ["int 3, expected a mapping"]),
     "a whole module": (
         torch.nn.Linear(2, 2),

@@ -18,6 +18,7 @@ from weights_convert.families import (
     tensorflowcv,
     timm,
     torchvision,
+    transformers,
     tutorial_cbam,
 )
 from weights_convert.families.base import Family
@@ -34,6 +35,7 @@ FAMILIES: dict[str, Family] = {
         eca.FAMILY,
         luuuyi.FAMILY,
         mmpretrain.FAMILY,
+        transformers.FAMILY,
         pytorchcv.FAMILY,
         tensorflowcv.FAMILY,
         hikapok.FAMILY,

@@ -1,48 +1,56 @@
 """A family: the tensor names of one project's checkpoints, and the keywords that its networks imply.
 
-Each family is a data file beside this one. `names` pairs module paths in its files with canonical ones.
-Numbers in braces are copied, `{b+1}` is one more in the file, and `{part}` numbers the parts of a tensor that
-is stored
-in several:
-
-    >>> rules = Names({"features.stage{s}.unit{b+1}.body.conv{n}.conv": "layer{s}.{b}.conv{n}"}, ".")
-    >>> rules.parse("features.stage2.unit1.body.conv3.conv.weight")
-    'layer2.0.conv3.weight'
-    >>> rules.rename(Parameter("layer2.0.conv3.weight", (64, 64, 1, 1), "conv2d"))
-    'features.stage2.unit1.body.conv3.conv.weight'
-
-Equal names do not mean equal numbers: `implies` and `cases` hold the keywords of the family's networks.
+Each family is a data file beside this one. `names` pairs module paths in its files with canonical ones
+(`names.py`). Equal names do not mean equal numbers: `implies` and `cases` hold the keywords of the family's
+networks.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache, partial
+from functools import cache
 from typing import Any
 
 from weights_convert.families.counted import CountedLayers
-from weights_convert.layouts import ROLES, TORCH_BOOKKEEPING, Layout, from_tensorflow, like, skeleton
-from weights_convert.spec import Parameter, Spec
+from weights_convert.families.names import Names
+from weights_convert.layouts import TORCH_BOOKKEEPING, Layout
+from weights_convert.spec import Spec
 
 Pattern = tuple[re.Pattern[str], str]  # a name that is not a weight, and its description
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """Input of a trained network: (pixel - mean) / std, pixels from 0 to `top`."""
+    """Input of a trained network: (pixel - mean) / std, pixels from 0 to `top`.
+
+    Of images that are resized so that a crop of `size` is the part `crop` of the shorter side.
+    """
 
     channels: str = "RGB"
     top: int = 1
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     classes: str = "the sorted synsets"
+    size: int | None = None
+    crop: float | None = None
+    interpolation: str | None = None
 
     def __str__(self) -> str:
         scale = "" if set(self.std) == {1.0} else f", divided by {self.std}"
-        return f"{self.channels} from 0 to {self.top}, minus {self.mean}{scale}; classes: {self.classes}"
+        images = ", ".join(
+            text
+            for text in (
+                f"{self.size} x {self.size}" if self.size else "",
+                f"{self.crop:g} of the shorter side" if self.crop else "",
+                self.interpolation or "",
+            )
+            if text
+        )
+        what = f"{self.channels} from 0 to {self.top}, minus {self.mean}{scale}"
+        return f"{what}{f'; images: {images}' if images else ''}; classes: {self.classes}"
 
 
 IMAGENET = Preprocessing()
@@ -260,83 +268,3 @@ class Family:
             scoped=bool(self.marks),
             marks=self.marks,
         )
-
-
-# --------------------------------------------------------------------------------------------------
-# Names
-
-
-_PLACE = re.compile(r"\{(\w+)(?:\+1)?\}")  # {b}, or {b+1}: one more in the file
-
-
-class Names:
-    """Pairs of module paths, usable in both directions; the first match counts."""
-
-    def __init__(self, names: Mapping[str, str], separator: str):
-        self.separator = separator
-        self._from_file = _index((file, canonical) for file, canonical in names.items())
-        self._to_file = _index((c, f) for f, c in names.items() if "{part}" not in f)
-        self._in_parts = any("{part}" in file for file in names)
-        # a module has up to five tensors
-        self._module = lru_cache(maxsize=4096)(partial(_translate, self._from_file))
-
-    def knows(self, module: str) -> bool:
-        """Whether the names include a module path of a file."""
-        return self._module(module) is not None
-
-    def parse(self, name: str) -> str | None:
-        """The canonical name of a tensor in a file, or None."""
-        path, _, leaf = name.removesuffix(":0").rpartition(self.separator)
-        module = self._module(path)
-        if module is None:
-            return None
-        if self.separator == "/":
-            return from_tensorflow(module, leaf)
-        return f"{module}.{leaf}" if like(f"{module}.{leaf}") else None
-
-    def part(self, name: str) -> int:
-        """The number of the part of a tensor that a name in a file stands for; 0 for a whole one."""
-        if not self._in_parts:
-            return 0
-        path = name.removesuffix(":0").rpartition(self.separator)[0]
-        for pattern, _, _ in self._from_file.get(skeleton(path), ()):
-            if match := re.fullmatch(pattern, path):
-                return int(match.groupdict().get("part", 0))
-        return 0
-
-    def rename(self, parameter: Parameter, spec: Spec | None = None) -> str | None:  # noqa: ARG002
-        """The inverse of `parse`."""
-        module, _, leaf = parameter.name.rpartition(".")
-        file = _translate(self._to_file, module)
-        if self.separator == "/":
-            leaf = ROLES[parameter.role].tf or ""
-        return f"{file}{self.separator}{leaf}" if file and leaf else None
-
-
-# kind of name -> (pattern, names of its numbers in the target, offsets of the numbers)
-Rules = dict[str, list[tuple[str, str, dict[str, int]]]]
-
-
-def _index(pairs: Iterable[tuple[str, str]]) -> Rules:
-    """Rules by the skeleton of their names; patterns are compiled on first use."""
-    rules: Rules = {}
-    for source, target in pairs:
-        pattern = "".join(
-            f"(?P<{part}>\\d{{1,9}})" if odd else re.escape(part)
-            for part, odd in zip(_PLACE.split(source), itertools.cycle((False, True)), strict=False)
-        )
-        # a number in the file may be one more: added in one direction, subtracted in the other
-        shifts = dict.fromkeys(re.findall(r"\{(\w)\+1\}", target), +1)
-        shifts |= dict.fromkeys(re.findall(r"\{(\w)\+1\}", source), -1)
-        target = _PLACE.sub(lambda m: f"{{{m[1]}}}", target)
-        rules.setdefault(skeleton(_PLACE.sub("0", source)), []).append((pattern, target, shifts))
-    return rules
-
-
-def _translate(rules: Rules, module: str) -> str | None:
-    for pattern, target, shifts in rules.get(skeleton(module), ()):
-        if match := re.fullmatch(pattern, module):
-            numbers = {letter: int(n) + shifts.get(letter, 0) for letter, n in match.groupdict().items()}
-            if min(numbers.values(), default=0) >= 0:
-                return target.format(**numbers)
-    return None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,10 @@ from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import Format, Reader, TensorInfo
 from weights_convert.formats.given import Given
 from weights_convert.formats.hdf5.keras import KerasReader, recognises_keras
+from weights_convert.formats.hub.reader import FolderReader, recognises_folder
+from weights_convert.formats.hub.writer import folder_files, place_folder
 from weights_convert.formats.npz import NpzReader, recognises_npz, write_npz
+from weights_convert.formats.others import other_kind
 from weights_convert.formats.safetensors import (
     SafetensorsReader,
     recognises_safetensors,
@@ -94,11 +99,33 @@ FORMATS = {
 }
 
 
+def _open_folder(source: Path | Given, key: str | None = None) -> Reader:
+    def open_file(path: Path, limits: Limits) -> Reader:
+        return open_reader(Given(path, limits, in_folder=True), key)
+
+    return FolderReader(Given.of(source), open_file)
+
+
+# beside `FORMATS`: it holds files of those, and is written for timm's networks only
+FOLDER = Format(
+    "folder",
+    ("/",),
+    "Hugging Face folder",
+    "timm",
+    recognises_folder,
+    _open_folder,
+    files=folder_files,
+    place=place_folder,
+    keyed=True,
+    whole_folder=True,
+)
+
+
 def open_reader(source: str | Path | Given, key: str | None = None, limits: Limits | None = None) -> Reader:
     """Open a checkpoint by its content; closing the reader closes the file.
 
     Args:
-        source: a file, a TF1 checkpoint's prefix, or the directory of one.
+        source: a file, a folder, a TF1 checkpoint's prefix, or the directory of one.
         key: the entry of a PyTorch file that holds the weights, if there are several.
         limits: for untrusted files.
 
@@ -121,24 +148,32 @@ def open_reader(source: str | Path | Given, key: str | None = None, limits: Limi
         raise
 
 
-def format_for_writing(path: Path) -> Format:
+def format_for_writing(destination: str | Path) -> Format:
     """The container for a destination's suffix; `DestinationError` for an unknown suffix."""
+    path = Path(destination)
+    if str(destination).endswith(("/", os.sep)):
+        return FOLDER
     for container in FORMATS.values():
         if path.name.endswith(container.suffixes):
             return container
+    with suppress(OSError):  # a name that is too long
+        if path.is_dir():
+            return FOLDER
     known = ", ".join(suffix for container in FORMATS.values() for suffix in container.suffixes)
-    raise DestinationError(f"{path}: unknown suffix, expected one of {known}")
+    raise DestinationError(f"{path}: unknown suffix, expected one of {known}, or a folder (NAME/)")
 
 
 def _container_of(given: Given) -> Format:
     """The container of a source; an unknown zip counts as PyTorch's, whose error describes it."""
-    for container in FORMATS.values():
+    for container in (FOLDER, *FORMATS.values()):
         if container.recognises(given):
             return container
     if given.archive is not None:
         return FORMATS["torch"]
     if not given.head:
         raise SourceError(f"{given.path}: the file is empty")
+    if what := other_kind(given.head):
+        raise SourceError(f"{given.path}: {what}")
     raise SourceError(
         f"{given.path}: not a known checkpoint format (it begins with {given.head[:8]!r}); "
         f"expected one of {', '.join(container.description for container in FORMATS.values())}"

@@ -49,6 +49,7 @@ class Reader(ABC):
         tensors: name -> `TensorInfo`, in the file's order.
         metadata: this project's metadata, {} if the file has none.
         networks: scope -> metadata, for files with metadata of several networks.
+        configs: name -> content of the JSON files of a folder.
         left_out: name -> description of other contents (epoch, optimiser slots ...).
         notes: remarks for the user on how the file was read.
     """
@@ -63,6 +64,7 @@ class Reader(ABC):
         self.tensors: dict[str, TensorInfo] = {}
         self.metadata: dict[str, Any] = {}
         self.networks: dict[str, dict[str, Any]] = {}
+        self.configs: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
 
@@ -135,11 +137,12 @@ class Format:
     own_family: str  # its default layout
     recognises: Callable[[Any], bool]  # whether a `Given` is one
     open: Callable[..., Reader]  # of a path or a `Given`
-    write: Write | None  # None: read only
+    write: Write | None = None  # None: read only
     files: Callable[[Path], list[Path]] = lambda path: [path]  # the files of `write(path)`
     place: Place = place_file  # (from, to, overwrite): moves the files to their destination
     any_layout: bool = False  # whether it may hold layouts of other containers
     keyed: bool = False  # whether one file may hold several checkpoints, opened with `key`
+    whole_folder: bool = False  # whether the destination is a new folder
     orphans: Orphans = no_orphans  # leftovers of an interrupted move beside `path`
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, Self
 
 from weights_convert.errors import SourceError, nearest
+from weights_convert.formats.hub.find import Folder, find_folder
 from weights_convert.formats.tf1.find import find_tf1_prefix
 from weights_convert.formats.tf1.place import described_files, index_path
 from weights_convert.formats.tf1.table import WireError, read_table
@@ -23,17 +24,18 @@ Facts = dict[Path, tuple[int, ...]]  # file -> what changes with its content; no
 
 
 class Given:
-    """One source: a file, or a TF1 checkpoint by its prefix, one of its files or its directory.
+    """One source: a file, a folder, or a TF1 checkpoint by its prefix, one of its files or its directory.
 
     Every attribute is found or parsed on first use, and kept.
 
     Args:
         path: the user's path.
         limits: for untrusted files.
+        in_folder: whether it is one of the files of a folder that is read as a whole.
     """
 
-    def __init__(self, path: str | Path, limits: Limits | None = None):
-        self.path, self.limits = Path(path), limits or DEFAULT
+    def __init__(self, path: str | Path, limits: Limits | None = None, *, in_folder: bool = False):
+        self.path, self.limits, self._in_folder = Path(path), limits or DEFAULT, in_folder
         self.size = 0
 
     @classmethod
@@ -45,6 +47,15 @@ class Given:
     def prefix(self) -> Path | None:
         """The prefix of a TF1 checkpoint; None for any other source."""
         return find_tf1_prefix(self.path)
+
+    @cached_property
+    def folder(self) -> Folder | None:
+        """The contents of a folder of weights; None for any other source.
+
+        Raises:
+            SourceError: a folder without weights, an index that leads nowhere or elsewhere, a single shard.
+        """
+        return None if self._in_folder or self.prefix is not None else find_folder(self.path, self.limits)
 
     @cached_property
     def index(self) -> dict[bytes, bytes]:
@@ -62,9 +73,7 @@ class Given:
         path = self.path
         try:
             if path.is_dir():
-                raise SourceError(
-                    f"{path}: a directory without a TF1 checkpoint in it, expected a checkpoint file"
-                )
+                raise SourceError(f"{path}: a directory, expected a file")
             if path.exists() and not path.is_file():
                 raise SourceError(f"{path}: is a device or a pipe, expected a file")
             file = path.open("rb")
@@ -78,8 +87,8 @@ class Given:
 
     @cached_property
     def head(self) -> bytes:
-        """The first bytes of the file; b"" for a TF1 checkpoint."""
-        if self.prefix is not None:
+        """The first bytes of the file; b"" for a TF1 checkpoint and for a folder."""
+        if self.prefix is not None or self.folder is not None:
             return b""
         try:
             head = self.file.read(_HEAD)
@@ -99,8 +108,10 @@ class Given:
         return [] if self.archive is None else self.archive.namelist()
 
     def files(self) -> list[Path]:
-        """The file, or all files of the TF1 checkpoint; [] if it cannot be read."""
+        """The file, or all files of the TF1 checkpoint or folder; [] if it cannot be read."""
         with suppress(OSError, ValueError, SourceError, WireError):  # opening it reports the error
+            if self.folder is not None:
+                return self.folder.files
             return [self.path] if self.prefix is None else described_files(self.prefix, self.index)
         return []
 

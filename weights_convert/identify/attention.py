@@ -47,7 +47,7 @@ def attention_keywords(kind: str, blocks: list[dict[str, tuple[int, ...]]]) -> d
         if sizes := [kernel[2] for kernel in kernels if kernel and kernel[2] % 2]:
             keywords["cbam_kernel_size"] = most(sizes)
     if kind in ("se", "cbam"):
-        keywords |= _reduction({pair for block in blocks if (pair := _mlp_widths(kind, block))})
+        keywords |= reduction({pair for block in blocks if (pair := _mlp_widths(kind, block))})
     return keywords
 
 
@@ -60,7 +60,7 @@ def _mlp_widths(kind: str, block: Shapes) -> tuple[int, int] | None:
     return (most(channels), most(hidden)) if channels and hidden else None
 
 
-def _reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
+def reduction(pairs: set[tuple[int, int]]) -> dict[str, Any]:
     """The rule and the reduction that explain most (channels, hidden) pairs; the paper's 16 if possible.
 
     A constant hidden width ("absolute") only if no reduction explains it.

@@ -70,5 +70,15 @@ def title(spec: Spec) -> str:
     return (variant_of(spec)[0] or spec.kind) if spec.network else f"the {spec.attention} block"
 
 
+def describe(spec: Spec) -> str:
+    """Text for messages: `se_resnet50` with its differences from the named model, or `one se block`."""
+    if not spec.network:
+        return f"one {spec.attention} block"
+    name, other = variant_of(spec)
+    if name is None:
+        return f"an unnamed {spec.kind}"
+    return f"{name} with {', '.join(f'{k}={v!r}' for k, v in other.items())}" if other else name
+
+
 def _fits(dtype: np.dtype, role: str) -> bool:
     return dtype.kind in "iu" if role == "count" else dtype.kind == "f" or dtype.name == "bfloat16"

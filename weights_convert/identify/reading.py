@@ -1,4 +1,7 @@
-"""A file's names as interpreted by one layout: wrappers and scopes, canonical names, and the rest."""
+"""A file's names as interpreted by one layout: wrappers and scopes, canonical names, and the rest.
+
+A name *as read* is the name in the file after the user's own names (`mapping.py`), without the user's prefix.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from weights_convert.errors import SourceError, nearest
 from weights_convert.families.base import Family
-from weights_convert.formats.base import Reader, TensorInfo
+from weights_convert.formats.base import Reader, TensorInfo, one_line
 from weights_convert.identify.misfits import misfits
 from weights_convert.layouts import Layout, skeleton
+from weights_convert.mapping import OwnNames
 from weights_convert.spec import Parameter, Spec
 
 # DataParallel, torch.compile, and the attributes under which training code keeps the network
@@ -25,11 +30,14 @@ class Reading:
 
     Attributes:
         values: keywords of the spec implied by the variant of the names.
-        prefix: the prefix of every name.
+        prefix: the prefix of the network's names.
         scopes: the scopes of several networks.
         names: canonical name -> names in the file of the parts of that tensor.
         extra: names in the file that the layout does not know.
-        left_out: bookkeeping, and names outside the prefix.
+        outside: names in the file of tensors that are not the network's.
+        head: the module of the classifier, if it is not where the layout has it.
+        heads: modules that may be the classifier, if there are several.
+        left_out: bookkeeping, and names outside the requested prefix or scope.
     """
 
     family: Family
@@ -39,6 +47,9 @@ class Reading:
     scopes: list[str] = field(default_factory=list)
     names: dict[str, tuple[str, ...]] = field(default_factory=dict)
     extra: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    outside: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    head: str = ""
+    heads: tuple[str, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
 
     def infos(self, reader: Reader) -> dict[str, TensorInfo]:
@@ -68,14 +79,17 @@ class Reading:
         return found
 
     def misfits(self, reader: Reader, spec: Spec, hints: bool = True) -> list[str]:
-        return misfits(spec, self.infos(reader), self.extra, self.layout, self.prefix, self.names, hints)
+        """As the function; with hints also the tensors outside, any of which may be one that is missing."""
+        extra = self.extra | self.outside if hints else self.extra
+        return misfits(spec, self.infos(reader), extra, self.layout, self.prefix, self.names, hints)
 
 
 @dataclass
 class Inside:
-    """The names with a prefix, without the prefix."""
+    """The names as read with a prefix, without the prefix; and the names in the file of all others."""
 
     shapes: dict[str, tuple[int, ...]]
+    outside: dict[str, tuple[int, ...]]
     left_out: dict[str, str]
 
     @cached_property
@@ -98,10 +112,29 @@ class Listing:
     Args:
         reader: of the file.
         scope: the requested variable scope in a TF1 checkpoint.
+        prefix: the requested beginning of the names of the network.
+        names: the user's own names.
+
+    Attributes:
+        files: name as read -> name in the file.
     """
 
-    def __init__(self, reader: Reader, scope: str | None):
-        self.reader, self._scope = reader, scope
+    def __init__(
+        self, reader: Reader, scope: str | None, prefix: str | None = None, names: OwnNames | None = None
+    ):
+        self.reader, self.scope = reader, scope
+        own = names.ours(reader.tensors, reader.path) if names else dict.fromkeys(reader.tensors)
+        self.files = {new: old if old is not None else new for new, old in own.items()}
+        self.start = "" if prefix is None else _start(reader, prefix)
+        renamed = {new for new, old in self.files.items() if new != old}
+        self._others = {
+            file: f"outside the prefix {self.start!r}"
+            for new, file in self.files.items()
+            if not file.startswith(self.start) and new not in renamed
+        }
+        self.files = {
+            new.removeprefix(self.start): old for new, old in self.files.items() if old not in self._others
+        }
         self._weights: dict[Any, tuple[list[str], dict[str, str]]] = {}
         self._prefixes: dict[Any, tuple[str | None, list[str]]] = {}
         self._insides: dict[Any, Inside] = {}
@@ -125,11 +158,11 @@ class Listing:
         known = {kind for kind, names in inside.kinds.items() if layout.knows(names[-1])}
         if not known:
             return None
-        reading = Reading(family, layout, values, prefix, scopes, left_out=inside.left_out)
+        reading = self._reading(family, layout, values, prefix, scopes)
         if 2 * sum(len(inside.kinds[kind]) for kind in known) < len(inside.shapes):
-            reading.extra = {prefix + name: shape for name, shape in inside.shapes.items()}
+            reading.extra = {self.files[prefix + name]: shape for name, shape in inside.shapes.items()}
             return reading
-        return _filled(reading, inside.shapes, layout.assign(inside.shapes))
+        return self._filled(reading, inside.shapes, layout.assign(inside.shapes))
 
     def read_for(self, family: Family, spec: Spec) -> Reading | None:
         """The file's names interpreted for a known network; None if the requested scope does not exist."""
@@ -138,24 +171,64 @@ class Listing:
         if prefix is None:
             return None
         inside = self.inside(layout, prefix)
-        there = {name: canonical for canonical, name in layout.names(spec).items() if name is not None}
-        assigned: dict[str, tuple[str, ...]] = {there[n]: (n,) for n in inside.shapes if n in there}
-        rest = {name: shape for name, shape in inside.shapes.items() if name not in there}
-        for canonical, names in layout.assign(rest).items():  # parts of tensors, and another network's names
-            assigned.setdefault(canonical, names)
-        reading = Reading(family, layout, {}, prefix, scopes, left_out=inside.left_out)
-        return _filled(reading, inside.shapes, assigned)
+        reading = self._reading(family, layout, {}, prefix, scopes)
+        return self._filled(reading, inside.shapes, _assigned(layout, spec, inside.shapes))
+
+    def read_inside(
+        self, family: Family, layout: Layout, values: Mapping[str, Any], prefix: str, spec: Spec | None = None
+    ) -> Reading | None:
+        """The network with a prefix, with every tensor that is not below the network's modules outside.
+
+        Args:
+            values: as in `Reading`.
+            spec: the network, if known.
+        """
+        inside = self.inside(layout, prefix)
+        known = {kind for kind, names in inside.kinds.items() if layout.knows(names[-1])}
+        roots = {_root(kind) for kind in known}
+        shapes = {
+            name: inside.shapes[name]
+            for kind, names in inside.kinds.items()
+            if _root(kind) in roots
+            for name in names
+        }
+        if not known or 2 * sum(len(inside.kinds[kind]) for kind in known) < len(shapes):
+            return None
+        reading = self._reading(family, layout, values, prefix, [])
+        others = {self.files[prefix + n]: shape for n, shape in inside.shapes.items() if n not in shapes}
+        reading.outside = inside.outside | others
+        assigned = layout.assign(shapes) if spec is None else _assigned(layout, spec, shapes)
+        return self._filled(reading, shapes, assigned)
+
+    def _reading(
+        self, family: Family, layout: Layout, values: Mapping[str, Any], prefix: str, scopes: list[str]
+    ) -> Reading:
+        _, left_out = self.weights(layout)
+        reading = Reading(family, layout, values, prefix, scopes, left_out=left_out | self._others)
+        if layout.scoped:
+            outside = self.inside(layout, prefix).outside
+            reading.left_out |= dict.fromkeys(outside, f"outside the prefix {prefix!r}")
+        return reading
+
+    def _filled(
+        self, reading: Reading, inside: Mapping[str, tuple[int, ...]], assigned: Mapping[str, tuple[str, ...]]
+    ) -> Reading:
+        file = {name: self.files[reading.prefix + name] for name in inside}
+        reading.names = {c: tuple(file[name] for name in names) for c, names in assigned.items()}
+        used = {name for names in assigned.values() for name in names}
+        reading.extra = {file[name]: shape for name, shape in inside.items() if name not in used}
+        return reading
 
     def weights(self, layout: Layout) -> tuple[list[str], dict[str, str]]:
-        """The names of weights, and the other names with descriptions."""
+        """The names as read of weights, and the other names in the file with descriptions."""
         if layout.bookkeeping not in self._weights:
-            left_out = {}
-            for name, info in self.reader.tensors.items():
-                for pattern, what in layout.bookkeeping:
-                    if pattern.fullmatch(name):
-                        left_out[name] = f"{what} {info.shape}"
-                        break
-            names = [name for name in self.reader.tensors if name not in left_out]
+            names, left_out = [], {}
+            for name, file in self.files.items():
+                found = (what for pattern, what in layout.bookkeeping if pattern.fullmatch(name))
+                if (what := next(found, None)) is None:
+                    names.append(name)
+                else:
+                    left_out[file] = f"{what} {self.reader.tensors[file].shape}"
             self._weights[layout.bookkeeping] = names, left_out
         return self._weights[layout.bookkeeping]
 
@@ -164,12 +237,10 @@ class Listing:
         key = layout.bookkeeping, prefix
         if key not in self._insides:
             names, left_out = self.weights(layout)
-            outside = {
-                name: f"outside the prefix {prefix!r}" for name in names if not name.startswith(prefix)
-            }
-            tensors = self.reader.tensors
-            shapes = {n.removeprefix(prefix): tensors[n].shape for n in names if n not in outside}
-            self._insides[key] = Inside(shapes, left_out | outside)
+            tensors, files = self.reader.tensors, self.files
+            shapes = {n.removeprefix(prefix): tensors[files[n]].shape for n in names if n.startswith(prefix)}
+            outside = {files[n]: tensors[files[n]].shape for n in names if not n.startswith(prefix)}
+            self._insides[key] = Inside(shapes, outside, left_out)
         return self._insides[key]
 
     def prefix(self, layout: Layout) -> tuple[str | None, list[str]]:
@@ -186,7 +257,7 @@ class Listing:
         names, _ = self.weights(layout)  # entries of an optimiser or an average lie outside the wrapper
         if not layout.scoped:
             return ("" if layout.tensorflow_axes else _wrapper(names)), []
-        scope = self._scope if self._scope is not None else self.reader.said("scope", str)
+        scope = self.scope if self.scope is not None else self.reader.said("scope", str)
         if scope is not None:
             prefix = f"{scope.rstrip('/')}/" if scope else ""
             return (prefix if any(name.startswith(prefix) for name in names) else None), []
@@ -209,11 +280,32 @@ def _wrapper(names: Sequence[str]) -> str:
     return prefix
 
 
-def _filled(
-    reading: Reading, inside: Mapping[str, tuple[int, ...]], assigned: Mapping[str, tuple[str, ...]]
-) -> Reading:
-    prefix = reading.prefix
-    reading.names = {c: tuple(prefix + name for name in names) for c, names in assigned.items()}
-    used = {name for names in assigned.values() for name in names}
-    reading.extra = {prefix + name: shape for name, shape in inside.items() if name not in used}
-    return reading
+def _assigned(layout: Layout, spec: Spec, shapes: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Canonical name -> names as read of the parts of that tensor, for a known network."""
+    there = {name: canonical for canonical, name in layout.names(spec).items() if name is not None}
+    assigned: dict[str, tuple[str, ...]] = {there[n]: (n,) for n in shapes if n in there}
+    rest = {name: shape for name, shape in shapes.items() if name not in there}
+    for canonical, names in layout.assign(rest).items():  # parts of tensors, and another network's names
+        assigned.setdefault(canonical, names)
+    return assigned
+
+
+def _root(kind: str) -> str:
+    """The first module of a name's skeleton."""
+    return re.split(r"[./]", kind, maxsplit=1)[0]
+
+
+def _start(reader: Reader, prefix: str) -> str:
+    """The requested prefix with the separator that follows it in the file.
+
+    Raises:
+        SourceError: no name begins with it.
+    """
+    for start in (f"{prefix.rstrip('./')}.", f"{prefix.rstrip('./')}/") if prefix else ("",):
+        if any(name.startswith(start) for name in reader.tensors):
+            return start
+    first = list(dict.fromkeys(re.split(r"[./]", name, maxsplit=1)[0] for name in reader.tensors))
+    known = one_line(", ".join(first[:6]))
+    raise SourceError(
+        f"{reader.path}: no name begins with {prefix!r}{nearest(prefix, first)}; its names begin with {known}"
+    )

@@ -47,13 +47,14 @@ class Entry(NamedTuple):
 
 def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
     """The state dict in `root`, or the entry `key` if given, and notes about the choice."""
-    entries = _entries(root) if isinstance(root, dict) else {}
+    mapping = _as_mapping(root)
+    entries = _entries(mapping) if isinstance(mapping, dict) else {}
     if not entries:
         raise _nothing_to_choose(path, root)
     shown = islice(entries.items(), MAX_LISTED)
     listed = [f"{label(name)!r}: {_tensors(len(entry.tensors))}" for name, entry in shown]
     if key is not None and key not in entries:
-        found = f" (it is {describe(root[key])})" if key in root else nearest(key, entries)
+        found = f" (it is {describe(mapping[key])})" if key in mapping else nearest(key, entries)
         raise SourceError(f"{path}: no entry {key!r} that holds tensors{found}; there are", listed)
     name = key if key is not None else _preferred(entries)
     if name is None:
@@ -65,10 +66,10 @@ def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
 
 def left_out(root: Mapping, chosen: Entry) -> Iterator[tuple[str, str]]:
     """Name and description of everything except the chosen tensors and their parents."""
-    mapping, prefix, look = root, "", _Look()
+    mapping, prefix, look = _as_mapping(root), "", _Look()
     for step in chosen.steps:
         yield from ((prefix + label(n), describe(value, look)) for n, value in mapping.items() if n != step)
-        mapping, prefix = mapping[step], f"{prefix}{label(step)}."
+        mapping, prefix = _as_mapping(mapping[step]), f"{prefix}{label(step)}."
     rest = ((name, value) for name, value in mapping.items() if name not in chosen.tensors)
     yield from ((prefix + label(name), describe(value, look)) for name, value in rest)
 
@@ -123,18 +124,29 @@ def _entries(root: dict) -> dict[str, Entry]:
     found: dict[str, Entry] = {}
     seen: dict[int, dict[str, TensorRef]] = {}  # a mapping may be reached in several ways, or contain itself
     level: list[tuple[tuple[str, ...], dict]] = [((), root)]
+    members: dict[int, Any] = {}  # of the lists
     for _ in range(MAX_DEPTH + 1):
         inner = []
         for steps, mapping in level:
             if id(mapping) not in seen:
                 seen[id(mapping)] = {n: value for n, value in mapping.items() if _is_tensor(n, value)}
-                pairs = ((name, value) for name, value in mapping.items() if isinstance(name, str))
-                inner += [((*steps, name), value) for name, value in pairs if isinstance(value, dict)]
+                for name, value in mapping.items():
+                    if isinstance(name, str) and isinstance(value, dict | list | tuple):
+                        if id(value) not in members:
+                            members[id(value)] = _as_mapping(value)
+                        inner.append(((*steps, name), members[id(value)]))
             if tensors := seen[id(mapping)]:
                 metadata = getattr(mapping, "metadata", [])
                 found.setdefault(".".join(steps) or TOP, Entry(steps, tensors, metadata))
         level = inner
     return found
+
+
+def _as_mapping(value: Any) -> Any:
+    """The mappings in a list or a tuple by their numbers; any other value unchanged."""
+    if isinstance(value, list | tuple):
+        return {str(number): member for number, member in enumerate(value) if isinstance(member, dict)}
+    return value
 
 
 def _is_tensor(name: Any, value: Any) -> bool:
@@ -158,6 +170,11 @@ def _nothing_to_choose(path: Path, root: Any) -> SourceError:
             "load it where its class is defined and save model.state_dict()"
         )
     items = islice(root.items(), MAX_LISTED) if isinstance(root, dict) else ()
+    if isinstance(root, dict) and any(getattr(v, "path", "") == "numpy.ndarray" for v in root.values()):
+        return SourceError(
+            f"{path}: a mapping from names to NumPy arrays, expected tensors; load it where you trust it and "
+            "save it with numpy.savez('weights.npz', **arrays)"
+        )
     return SourceError(
         f"{path}: {what}, expected a mapping from names to tensors, such as model.state_dict()",
         [f"{label(name)}: {describe(value)}" for name, value in items],

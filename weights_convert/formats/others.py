@@ -1,0 +1,34 @@
+"""Files of other kinds, by their first bytes: what each is, and what to do."""
+
+from __future__ import annotations
+
+import re
+
+_SAVE = "save the state dict or the weights where the network was made"
+# first bytes -> what the file is; a protobuf is known by its first fields
+_KINDS: tuple[tuple[bytes, str], ...] = (
+    (
+        rb"\x08\x01\x12.*",
+        f"the graph of a SavedModel; {_SAVE}",
+    ),
+    (rb"\x08[\x02-\x20][\x12\x1a\x22\x2a\x3a\x42].*", f"an ONNX graph; {_SAVE}"),
+    (rb".{4}TFL3.*", f"a TensorFlow Lite model; {_SAVE}"),
+    (rb"\x0a.{1,3}\x0a.[\x20-\x7e]+\x12.[A-Z].*", f"a frozen TensorFlow graph; {_SAVE}"),
+    (rb"GGUF.*", f"a GGUF file; {_SAVE}"),
+    (rb"\x93NUMPY.*", "one array of NumPy (.npy); save all of them with numpy.savez"),
+)
+
+
+def other_kind(head: bytes) -> str | None:
+    """What a file with these first bytes is, None if it is not one of these kinds."""
+    return next((what for pattern, what in _KINDS if re.fullmatch(pattern, head, re.DOTALL)), None)
+
+
+def other_folder(names: list[str]) -> str | None:
+    """What a folder with these names is."""
+    if {"saved_model.pb", "saved_model.pbtxt"} & {*names}:
+        return (
+            "a SavedModel, which holds code; load it with keras.models.load_model or tf.saved_model.load where "
+            "you trust it, and save its weights (model.save_weights('x.weights.h5'))"
+        )
+    return None
