@@ -282,7 +282,7 @@ def run_check(arguments: argparse.Namespace) -> int:
     manifest = read_manifest(arguments.manifest)
     with load(arguments.file, **reading(arguments)) as checkpoint:
         found = check(manifest, checkpoint)
-    output = _output(arguments)
+    output = output_for(arguments)
     if found:
         print_table(output, ("tensor", "difference"), ([line["tensor"], line["what"]] for line in found))
         say(output, f"{len(found)} differences")

@@ -1,4 +1,4 @@
-"""Pruned weights: `torch.nn.utils.prune` stores `weight_orig` and `weight_mask`, the factors of the weight."""
+"""Pruned weights: `torch.nn.utils.prune` stores a weight's factors, `weight_orig` and `weight_mask`."""
 
 from __future__ import annotations
 

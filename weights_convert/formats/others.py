@@ -28,7 +28,7 @@ def other_folder(names: list[str]) -> str | None:
     """What a folder with these names is."""
     if {"saved_model.pb", "saved_model.pbtxt"} & {*names}:
         return (
-            "a SavedModel, which holds code; load it with keras.models.load_model or tf.saved_model.load where "
-            "you trust it, and save its weights (model.save_weights('x.weights.h5'))"
+            "a SavedModel, which holds code; load it with keras.models.load_model or tf.saved_model.load "
+            "where you trust it, and save its weights (model.save_weights('x.weights.h5'))"
         )
     return None

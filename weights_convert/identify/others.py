@@ -32,7 +32,8 @@ _WITHOUT = "which this project does not have"
 KINDS = (
     _kind(
         r"(?:weight|bias)_(?:orig|mask)",
-        "pruned weights with masks (torch.nn.utils.prune); --apply-masks (Python: apply_masks=True) applies them",
+        "pruned weights with masks (torch.nn.utils.prune); --apply-masks (in Python apply_masks=True) "
+        "applies them",
     ),
     _kind(
         r"zero_point|_packed_params|weight_fake_quant|activation_post_process|kernel_scale|weight_scale",
