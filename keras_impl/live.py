@@ -62,8 +62,13 @@ def settings(layer: keras.layers.Layer, path: str = "") -> dict[str, Any]:
     return found
 
 
+def attributes(layer: keras.layers.Layer) -> dict[str, Any]:
+    """The attributes of a layer; on the torch backend a module keeps its layers in `_modules`."""
+    return vars(layer) | vars(layer).get("_modules", {})
+
+
 def _inner(layer: keras.layers.Layer) -> Iterator[tuple[str, keras.layers.Layer]]:
-    for name, value in vars(layer).items():
+    for name, value in attributes(layer).items():
         if name.startswith("_"):
             continue
         if isinstance(value, keras.layers.Layer):

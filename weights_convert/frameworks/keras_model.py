@@ -49,7 +49,8 @@ def _inner(layer: keras.layers.Layer) -> dict[str, Any]:
         if len(named) == len(layer.layers):
             return named
     found: dict[str, Any] = {}
-    for name, value in vars(layer).items():
+    # on the torch backend a module keeps its layers in `_modules`
+    for name, value in (vars(layer) | vars(layer).get("_modules", {})).items():
         several = isinstance(value, (list, tuple))
         found |= {f"{name}/{i}": item for i, item in enumerate(value)} if several else {name: value}
     return {
