@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from .attention import check_graph, check_is_training, graph_input
 from .blocks import make_head, make_norm, make_stage, open_network
-from .keywords import check_keywords
+from .keywords import CHECKS, check_keywords
 from .layers import ACTIVATIONS, anti_aliasing_pool, conv2d, pool_globally, pool_stem
 
 CONFIG_COLLECTION = "resnet_config"  # one JSON text per network of a graph: its scope and its keywords
@@ -126,11 +126,7 @@ def resnet(
         ...     list(end_points), tf.trainable_variables()[0].name
         (['stem', 'layer1', 'layer2', 'layer3', 'pooled', 'logits'], 'net/conv1/kernel:0')
     """
-    c = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("images", "is_training", "scope", "reuse")
-    }
+    c = {name: value for name, value in locals().items() if name in CHECKS}
     c = check_keywords(c, "resnet")
     check_graph()
     names = ("depths", "stem", "stem_width", "norm", "anti_aliasing")

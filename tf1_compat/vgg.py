@@ -16,7 +16,7 @@ import tensorflow.compat.v1 as tf
 
 from .attention import check_graph, check_is_training, dense, graph_input
 from .blocks import make_attention, make_head, make_norm, open_network
-from .keywords import check_keywords
+from .keywords import CHECKS, check_keywords
 from .layers import adaptive_average_pool, conv2d
 
 CONFIG_COLLECTION = "vgg_config"  # one JSON text per network of a graph: its scope and its keywords
@@ -96,11 +96,7 @@ def vgg(
         ...     {name: tuple(x.shape.as_list()) for name, x in end_points.items()}
         {'stage1': (1, 15, 16, 8), 'stage2': (1, 7, 8, 16), 'pooled': (1, 784), 'logits': (1, 4)}
     """
-    c = {
-        name: value
-        for name, value in locals().items()
-        if name not in ("images", "is_training", "scope", "reuse")
-    }
+    c = {name: value for name, value in locals().items() if name in CHECKS}
     c = check_keywords(c, "vgg")
     check_graph()
     check_is_training(is_training)
