@@ -46,9 +46,19 @@ KINDS = (
     _kind(r"IN|BN", f"IBN-Net, with instance normalisation, {_WITHOUT}"),
     _kind(r"res_layer|input_layer[./]0", f"IR-SE of face recognition (res_layer, PReLU), {_WITHOUT}"),
     _kind(
-        r"conv2[./](?:conv_reduce|paths|attn[./]fc_(?:reduce|select)|fc_select)",
+        r"conv[12][./](?:conv_reduce|paths|attn[./]fc_(?:reduce|select)|fc_select)",
         f"selective kernels (SKNet), {_WITHOUT}",
     ),
+    _kind(
+        r"stages[./]\d+[./]\d+[./](?:conv1_1x1|conv2_kxk|conv_kxk|conv_1x1|self_attn)",
+        f"timm's ByobNet (seresnet33ts, sebotnet33ts, regnetz, repvgg ...), {_WITHOUT}",
+    ),
+    _kind(
+        r"blocks[./]\d+[./]\d+[./](?:conv_dw|conv_pwl?|se[./]conv_reduce)",
+        f"timm's EfficientNet or MobileNetV3, {_WITHOUT}",
+    ),
+    _kind(r"s[1-4][./]b\d+[./]conv[123][./](?:conv|bn)", f"timm's RegNet, {_WITHOUT}"),
+    _kind(r"blocks[./]\d+[./]attn[./](?:qkv|proj)", f"a vision transformer, {_WITHOUT}"),
     _kind(r"attnpool", f"CLIP's ModifiedResNet (attention pooling), {_WITHOUT}"),
 )
 _RANKS = {3: "one dimension (Conv1d)", 5: "three dimensions (Conv3d)"}
