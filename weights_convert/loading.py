@@ -271,6 +271,8 @@ def _notes(found: Candidate, start: str) -> list[str]:
     notes, reading = [], found.reading
     if start + reading.prefix:
         notes.append(f"removed the prefix {start + reading.prefix!r}")
+    if reading.head:
+        notes.append(f"took {reading.head!r} as the classifier {found.spec.head!r}")
     plain = vars(type(found.spec)())
     if unusual := tuple(k for k, value in found.implied.items() if value not in (None, plain[k])):
         notes.append(f"as {found.family.name}'s networks: {spec_values(found.spec, unusual)}")

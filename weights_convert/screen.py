@@ -1,4 +1,4 @@
-"""What the command prints: wrapped tables on a terminal, tab-separated lines for a pipe."""
+"""Prints for the commands: wrapped tables on a terminal, tab-separated lines for a pipe."""
 
 from __future__ import annotations
 

@@ -218,6 +218,7 @@ def test_a_classifier_under_another_name_is_assumed(tmp_path, head, prefix):
     checkpoint, said = read(tmp_path, arrays)
     assert len(said) == 1
     assert f"'{head}' is assumed to be the classifier 'fc'" in said[0]
+    assert f"took '{head}' as the classifier 'fc'" in checkpoint.notes
     assert same(checkpoint, STATE)
     with pytest.raises(MismatchError, match=r"is assumed to be the classifier .*\(--strict\)"):
         read(tmp_path, arrays, strict=True)

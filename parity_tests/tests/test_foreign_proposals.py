@@ -25,7 +25,7 @@ pytestmark = pytest.mark.quick
 
 
 def wild(name: str) -> str:
-    """A name of the network as nobody else has it."""
+    """A name that no family has, for a tensor of the network."""
     name = re.sub(r"^layer(\d)\.(\d)\.", lambda m: f"stages.{int(m[1]) - 1}.units.{int(m[2]) + 1}.", name)
     for old, new in {"conv": "c", "se.fc1": "gate.a", "se.fc2": "gate.z", "downsample": "skip"}.items():
         name = name.replace(f".{old}", f".{new}")

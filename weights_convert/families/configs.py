@@ -1,4 +1,4 @@
-"""What the config.json of a folder says: the network's keywords and its preprocessing.
+"""Reads the config.json of a folder: the network's keywords and its preprocessing.
 
 Read from timm's `_hub.py` and `resnet.py`, and from transformers' `configuration_resnet.py`. An argument that
 changes the numbers and that no table here has is refused by its name.

@@ -20,12 +20,12 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
 
 
 def other_kind(head: bytes) -> str | None:
-    """What a file with these first bytes is, None if it is not one of these kinds."""
+    """The description of a file with these first bytes, None if it is not one of these kinds."""
     return next((what for pattern, what in _KINDS if re.fullmatch(pattern, head, re.DOTALL)), None)
 
 
 def other_folder(names: list[str]) -> str | None:
-    """What a folder with these names is."""
+    """The description of a folder with these names, or None."""
     if {"saved_model.pb", "saved_model.pbtxt"} & {*names}:
         return (
             "a SavedModel, which holds code; load it with keras.models.load_model or tf.saved_model.load "

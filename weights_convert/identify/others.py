@@ -66,7 +66,7 @@ _KERNEL = re.compile(r"(?:.*[./])?(?:conv\d*|downsample[./]0|convolution|conv)[.
 
 
 def what_is(shapes: Shapes) -> tuple[str, list[str]] | None:
-    """What a file of these tensors is, if it is one of these kinds, and names that show it."""
+    """The description of a file of these tensors, if it is one of these kinds, and names that show it."""
     for kind in KINDS:
         if names := [name for name in shapes if kind.names.fullmatch(name)]:
             return kind.what, names
@@ -79,7 +79,7 @@ def what_is(shapes: Shapes) -> tuple[str, list[str]] | None:
 
 
 def spoils(outside: Iterable[str]) -> tuple[str, list[str]] | None:
-    """What a network is that has such tensors beside its own."""
+    """The description of a network that has such tensors beside its own, or None."""
     for kind in KINDS:
         if kind.spoils and (names := [name for name in outside if kind.names.fullmatch(name)]):
             return kind.what, names

@@ -140,7 +140,7 @@ def _single(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def _what_folder(names: list[str]) -> str:
-    """What a folder without weights is."""
+    """The error text for a folder without weights."""
     shown = one_line(", ".join(names[:6])) or "nothing"
     return other_folder(names) or (
         f"a folder without weights (it has {shown}), expected a TF1 checkpoint, model.safetensors, "
