@@ -12,7 +12,7 @@ import pytest
 
 NETWORKS, TRAINING, KERAS = "test_networks.py", "test_train_mode.py", "test_keras_impl.py"
 SECOND_DAY = [f"test_keras_{subject}.py" for subject in ("functional", "wrapped", "changes", "images")]
-USED = (
+USED = "test_features_as or test_a_head_on or live and sequential or test_preprocessing_is"
     "test_features_as or test_reset_classifier and vgg-3 or live and sequential or preprocessing_in_a_model"
 )
 FEW = "(senet or cbam or eca or avg_down or pool_same)"
@@ -43,7 +43,7 @@ ENVIRONMENTS = {  # environment variables, files, tests in an ordinary run, all 
         {"KERAS_BACKEND": "torch"},
         [NETWORKS, TRAINING, KERAS, *SECOND_DAY],
         "test_float32 and (senet or outputs and grouped_cbam) or test_save_and_load_model and one_block "
-        f"or test_features_follow or {USED}",
+        f"or test_features_follow or test_reset_classifier or {USED}",
         f"test_float32 or {BACKEND} or {ALL_USED}",
     ),
 }
