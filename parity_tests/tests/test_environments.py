@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 NETWORKS, TRAINING, KERAS = "test_networks.py", "test_train_mode.py", "test_keras_impl.py"
+SECOND_DAY = [f"test_keras_{subject}.py" for subject in ("functional", "wrapped", "changes", "images")]
+USED = "test_features_as or test_a_head_on or live and sequential or test_preprocessing_is"
 FEW = "(senet or cbam or eca or avg_down or pool_same)"
 BACKEND = "((test_fit_evaluate_predict or test_save_and_load or test_summary) and cbam)"
+ALL_USED = " or ".join(file.removesuffix(".py") for file in SECOND_DAY)
 # in an ordinary run: JAX compiles in half of the time; at level 0 it gives NaN in training
 FAST = {"XLA_FLAGS": "--xla_backend_optimization_level=1"}
 ENVIRONMENTS = {  # environment variables, files, tests in an ordinary run, all tests
@@ -30,15 +33,16 @@ ENVIRONMENTS = {  # environment variables, files, tests in an ordinary run, all 
     ),
     "jax": (
         {"KERAS_BACKEND": "jax"},
-        [KERAS],
-        "test_fit_evaluate_predict and one_block",
-        BACKEND,
+        [KERAS, *SECOND_DAY],
+        f"test_fit_evaluate_predict and one_block or {USED}",
+        f"{BACKEND} or {ALL_USED}",
     ),
     "torch": (
         {"KERAS_BACKEND": "torch"},
-        [NETWORKS, TRAINING, KERAS],
-        "test_float32 and (senet or outputs and grouped_cbam) or test_save_and_load_model and one_block",
-        f"test_float32 or {BACKEND}",
+        [NETWORKS, TRAINING, KERAS, *SECOND_DAY],
+        "test_float32 and (senet or outputs and grouped_cbam) or test_save_and_load_model and one_block "
+        f"or test_features_follow or test_reset_classifier or {USED}",
+        f"test_float32 or {BACKEND} or {ALL_USED}",
     ),
 }
 
