@@ -148,7 +148,7 @@ def read_all(path: Path) -> dict[str, np.ndarray] | None:
 def check_error(error: WeightsConvertError) -> None:
     """Raise `AssertionError` for an error with bad lines, or one caused by a failed allocation."""
     lines = str(error).split("\n")
-    assert len(lines) == 1 + len(error.details)
+    assert len(lines) <= min(1 + len(error.details), 22)  # a long list ends with the number of the others
     assert all(line.isprintable() for line in lines)
     cause: BaseException | None = error
     while cause is not None:
