@@ -74,7 +74,6 @@ ELSEWHERE = {  # page -> beginning of other blocks -> the test that checks them
         "import torch, torch_impl": "test_the_readme_example_prints_what_it_says",
         "from torch_impl import se_resnext50_32x4d": "test_the_readme_imports_exist",
         "$ weights-convert": "test_the_readme_commands_print_what_they_say",
-        "$ python -m pytest -m quick": ".ci/run",
     },
     "CONTRIBUTING.md": {"python -m pip install -r requirements.txt": ".ci/run"},
     "docs/harness.md": {
