@@ -10,6 +10,7 @@ import importlib.util
 import io
 import re
 import shlex
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def run(text: str, commands: set[str]) -> str:
 
 def _present(block: Block, namespace: dict[str, Any], commands: set[str]) -> str:
     if block.language == "python" and _can_run(block):
-        printed = iter(_printed(exec, compile(block.text, "page", "exec"), namespace))
+        with contextlib.redirect_stderr(io.StringIO()):  # log lines of libraries
+            printed = iter(_printed(exec, compile(block.text, "page", "exec"), namespace))
         shown = _PRINTS.sub(lambda found: f"{found[1]}  # {next(printed, '')}", block.text)
         return shown + "".join(f"# also prints: {line}\n" for line in printed)
     if block.language == "console":
@@ -70,7 +72,7 @@ def _command(part: str, commands: set[str]) -> str:
     command, _, shown = part.partition("\n")
     name, *arguments = shlex.split(command, comments=True)
     assert name in commands, f"{command}: not run here"
-    printed = _printed(_main(name), arguments)
+    printed = _printed(_run_command, _main(name), arguments)
     lines = shown.splitlines()
     if _ELISION in lines:
         head, tail = lines.index(_ELISION), len(lines) - lines.index(_ELISION) - 1
@@ -85,10 +87,16 @@ def _main(name: str) -> Any:
     return {"weights-convert": main}[name]
 
 
+def _run_command(main: Any, arguments: list[str]) -> None:
+    """Run a command with stderr among its output, as on a terminal."""
+    with contextlib.redirect_stderr(sys.stdout):
+        main(arguments)
+
+
 def _printed(function: Any, *arguments: Any) -> list[str]:
-    """The lines of stdout and stderr, as on a terminal."""
+    """The lines that a function prints."""
     output = io.StringIO()
-    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+    with contextlib.redirect_stdout(output):
         function(*arguments)
     return output.getvalue().splitlines()
 

@@ -208,6 +208,15 @@ def test_init_from_checkpoint(tmp_path):
         assert np.array_equal(state_of(session)["fc.bias"], WEIGHTS["fc.bias"])
 
 
+class Count(tf.train.SessionRunHook):
+    """Counts the runs of a session, as hooks that log or save do."""
+
+    runs = 0
+
+    def before_run(self, _run_context):
+        self.runs += 1
+
+
 @pytest.mark.usefixtures("graph")
 def test_a_monitored_session_starts_from_any_file(path, tmp_path):
     """Trains two steps from the file's weights, saves, and goes on from its own checkpoint."""
@@ -224,11 +233,13 @@ def test_a_monitored_session_starts_from_any_file(path, tmp_path):
         seen.append(state_of(session))
     assert [name for name in seen[0] if not np.array_equal(seen[0][name], WEIGHTS[name])] == []
     assert not np.array_equal(seen[1]["conv1.weight"], WEIGHTS["conv1.weight"])
-    with tf.train.MonitoredTrainingSession(checkpoint_dir=folder) as session:
+    count = Count()
+    with tf.train.MonitoredTrainingSession(checkpoint_dir=folder, hooks=[count]) as session:
         again = state_of(session)
         assert session.run(start) == 2
         load_into(session, WEIGHTS)  # the graph is finalized
         assert np.array_equal(state_of(session)["conv1.weight"], WEIGHTS["conv1.weight"])
+    assert count.runs == 1
     assert [name for name in again if not np.array_equal(again[name], seen[1][name])] == []
     state = state_of(load_model(folder))  # the newest checkpoint of the folder, in torch
     assert all(np.array_equal(state[name], again[name]) for name in again)
