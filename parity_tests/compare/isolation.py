@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from parity_tests.compare.neighbours import after
+from parity_tests.compare.neighbours import KINDS, after
 from parity_tests.compare.points import Matched
 from parity_tests.compare.report import Point
 from parity_tests.compare.views import FLATTENED
@@ -70,7 +70,8 @@ class _Isolation:
     def _corrected_error(self, name: str, corrected: Trace) -> float:
         shape = corrected[name].output.shape
         replaced = any(array.shape == shape for array in self._accepted(name))
-        return self.m.judge(name, corrected, replaced).error
+        kinds = [kind for kind in KINDS if not (replaced and kind == "candidate")]
+        return self.m.judge(name, corrected, kinds).error
 
     def _corrected(self) -> Trace:
         """The run with corrected outputs, under the names of the reference."""

@@ -17,6 +17,8 @@ from parity_tests.compare.views import USUAL, View, Views, agree
 from parity_tests.judge import tolerances
 from parity_tests.watch.trace import Call, Trace, covers
 
+KINDS = ("reference", "candidate", "inside")  # of groups, see `Judged`
+
 
 class Judged(NamedTuple):
     """A compared output.
@@ -40,8 +42,7 @@ def judge(
     views: Views,
     limit: float,
     matched: Collection[str],
-    corrected: bool = False,
-    inside: bool = True,
+    kinds: Collection[str] = KINDS,
 ) -> Judged:
     """Compare an output of the candidate with the reference's, or with what reaches the layers after it.
 
@@ -51,8 +52,7 @@ def judge(
         views: the orders of the candidate's numbers.
         limit: the largest accepted error.
         matched: the names that both sides have.
-        corrected: whether the candidate's output was replaced by the reference's before it was used.
-        inside: whether an activation inside the layer may be left out.
+        kinds: the groups that count, see `Judged`.
     """
     wanted, found = reference[name].output, candidate[name].output
     final = name in reference.outputs
@@ -66,14 +66,17 @@ def judge(
         if reached is not None:
             view = views.best(found, reached, limit)
             return Judged(tolerances.relative_error(view.seen(found), reached), view, "reference")
-    for array in after(candidate, name, matched) if not corrected else ():
+    for array in after(candidate, name, matched) if "candidate" in kinds else ():
         if views.equal(array, [wanted], limit) is not None:
             view = views.best(array, wanted, limit)
             return Judged(tolerances.relative_error(view.seen(array), wanted), view, "candidate")
     before = candidate[name].inside
-    if inside and before is not None and views.equal(before, [wanted], limit) is not None:
+    if "inside" in kinds and before is not None and views.equal(before, [wanted], limit) is not None:
         view = views.best(before, wanted, limit)
         return Judged(tolerances.relative_error(view.seen(before), wanted), view, "inside")
+    permuted = views.permuted(found, wanted, limit) if "permuted" in kinds else None
+    if permuted is not None:
+        return Judged(tolerances.relative_error(permuted.seen(found), wanted), permuted)
     return Judged(error, view)
 
 

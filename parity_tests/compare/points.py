@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 
 from parity_tests.compare.coverage import Ignored, Renamed, covers_call
-from parity_tests.compare.neighbours import Judged, judge, members
+from parity_tests.compare.neighbours import KINDS, Judged, judge, members
 from parity_tests.compare.noise import limit_at
 from parity_tests.compare.report import Point
 from parity_tests.compare.views import Views
@@ -46,11 +46,12 @@ class Matched:
         self.limits = {name: limit_at(noise.get(name), dtype) for name in trace}
         both = [name for name in trace if name in run.trace and tolerances.is_comparable(trace[name].output)]
         self._activations_count: set[str] = set()
-        self.judged = {name: self.judge(name, run.trace) for name in both}
+        self.judged = {name: self.judge(name, run.trace, KINDS) for name in both}
         for name in [name for name, judged in self.judged.items() if judged.group == "inside"]:
             if self._feeds_a_failure(name):
                 self._activations_count.add(name)
-                self.judged[name] = self.judge(name, run.trace)
+                self.judged[name] = self.judge(name, run.trace, KINDS)
+        self._allow_permuted()
         missing = _only_in(trace, first.weighted, run.trace, ignored)
         extra = _only_in(run.trace, run.weighted, trace, ignored)
         self.grouped = self._groups() if missing or extra else set()
@@ -59,11 +60,21 @@ class Matched:
             [name for name in names if name not in self.grouped] for names in (missing, extra)
         ))  # fmt: skip
 
-    def judge(self, name: str, trace: Trace, corrected: bool = False) -> Judged:
+    def judge(self, name: str, trace: Trace, kinds: Collection[str]) -> Judged:
         """Judge an output of the candidate, in this run or another one."""
         matched = self.trace.keys() & self.run.trace.keys()
-        inside = name not in self._activations_count
-        return judge(name, self.trace, trace, self.views, self.limits[name], matched, corrected, inside)
+        if name in self._activations_count:
+            kinds = [kind for kind in kinds if kind != "inside"]
+        return judge(name, self.trace, trace, self.views, self.limits[name], matched, kinds)
+
+    def _allow_permuted(self) -> None:
+        """Accept channels in another order if everything agrees then: all layers permute them alike."""
+        failing = [name for name, judged in self.judged.items() if not judged.error <= self.limits[name]]
+        if any(name in self.trace.outputs for name in failing):
+            return
+        found = {name: self.judge(name, self.run.trace, [*KINDS, "permuted"]) for name in failing}
+        if all(judged.error <= self.limits[name] for name, judged in found.items()):
+            self.judged |= found
 
     def _feeds_a_failure(self, name: str) -> bool:
         """Whether a layer's activation reaches an output that differs: then the activation is to blame."""

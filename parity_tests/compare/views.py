@@ -41,6 +41,7 @@ def _same(array: np.ndarray) -> np.ndarray:
 USUAL = View("", _same, _same)
 SAME_AXES = "the same axes in both models"
 FLATTENED = "flattened in another order"
+PERMUTED = "the channels in another order"
 
 
 class Views:
@@ -91,6 +92,17 @@ class Views:
             return agreeing[0]
         return fitting[errors.index(min(errors)) if min(errors) < errors[0] / 2 else 0]
 
+    def permuted(self, found: np.ndarray, wanted: np.ndarray, limit: float) -> View | None:
+        """The order of the channels with which `found` equals `wanted`."""
+        for view in self.of(wanted):
+            if wanted.ndim < 2 or not _fits(view, found, wanted):
+                continue
+            seen = view.seen(found)
+            places = np.argsort(_keys(seen))[np.argsort(np.argsort(_keys(wanted)))]
+            if agree(seen[:, places], wanted, limit):
+                return _permuted(view, places)
+        return None
+
     def orders(self, array: np.ndarray) -> list[np.ndarray]:
         """An array of the reference in every order that the candidate may have it in."""
         return [view.fed(array) for view in self.of(array)]
@@ -126,6 +138,17 @@ def _fits(view: View, found: np.ndarray, wanted: np.ndarray) -> bool:
     if found.ndim != wanted.ndim or found.size != wanted.size:
         return False
     return view.seen(found).shape == wanted.shape
+
+
+def _keys(array: np.ndarray) -> np.ndarray:
+    """One number per channel: a fixed combination of all its values."""
+    rows = np.moveaxis(array, 1, 0).reshape(array.shape[1], -1)
+    return rows @ np.random.default_rng(0).normal(size=rows.shape[1])
+
+
+def _permuted(view: View, places: np.ndarray) -> View:
+    back = np.argsort(places)
+    return View(PERMUTED, lambda array: view.seen(array)[:, places], lambda array: view.fed(array[:, back]))
 
 
 def _flattened(shape: Sequence[int], first: bool) -> View:

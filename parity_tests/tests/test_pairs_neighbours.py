@@ -14,7 +14,7 @@ from keras import ops
 from torch import nn
 
 from parity_tests.compare import Report, compare_models
-from parity_tests.tests.pairs import X, arr, differs, holds, image, net, noted, port, values
+from parity_tests.tests.pairs import X, arr, differs, holds, image, net, noted, port, randomised, values
 
 pytestmark = pytest.mark.usefixtures("wide")
 conv = functools.partial(L.Conv2D, name="c")
@@ -206,3 +206,30 @@ def test_a_layer_that_cannot_run_alone_says_why():
     ours = keras.Sequential([i, conv(4, 1), Picky(name="p")])
     report = differs(theirs, ours, "c", "c")
     assert noted(report, "p was not isolated: RuntimeError: too large")
+
+
+class Shuffled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.c, self.b, self.d = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(2, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.d(F.pixel_shuffle(self.b(self.c(x)), 2))
+
+
+def test_channels_that_are_permuted_consistently():
+    """TensorFlow's pixel shuffle has its channels in another order than torch's."""
+    theirs, i = randomised(Shuffled()), image()
+    x = L.BatchNormalization(epsilon=1e-5, name="b")(conv(8, 3)(i))
+    x = ops.reshape(x, (-1, 6, 6, 2, 2, 2))  # as depth_to_space: block row, block column, channel
+    x = ops.reshape(ops.transpose(x, (0, 1, 3, 2, 4, 5)), (-1, 12, 12, 2))
+    ours = port(L.Conv2D(2, 1, name="d")(x), i, theirs, "c", "b", "d")
+    differs(theirs, ours, "input of d")
+    order = np.arange(8).reshape(2, 4).T.ravel()
+    for name in ("c", "b"):
+        weights = values(getattr(theirs, name))
+        ours.get_layer(name).set_weights([weight[..., order] for weight in weights])
+    assert noted(holds(theirs, ours), "the channels in another order: c, b")
+    ours.get_layer("b").set_weights(values(theirs.b))
+    report = differs_somewhere(theirs, ours, {})
+    assert report.first_divergence().point == "c"
