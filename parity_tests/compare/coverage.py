@@ -45,7 +45,8 @@ class Renamed:
         self._ours = {theirs: name for name, theirs in (names or {}).items()}
         self._taken = set(names or {})
         pairs = {name: self.name(name, call.layer) for name, call in watched.trace.items()}
-        pairs = {name: _first_tensor(new, reference) for name, new in pairs.items()}
+        own = {*watched.trace.outputs}
+        pairs = {n: new if n in own else _first_tensor(new, reference) for n, new in pairs.items()}
         outputs = paired(reference.outputs, [pairs[name] for name in watched.trace.outputs])
         final = {name: outputs.get(new, new) for name, new in pairs.items()}
         self.trace = Trace({new: watched.trace[name] for name, new in final.items()})
@@ -68,10 +69,10 @@ class Renamed:
 
 def _first_tensor(name: str, reference: Trace) -> str:
     """The reference's name of a layer that returns a tuple on one side and its first tensor on the other."""
-    if name in reference or name.partition(" ")[0] == "":
+    if name in reference:
         return name
     other = name.removesuffix(" 0") if name.endswith(" 0") else f"{name} 0"
-    return other if other in reference else name
+    return other if other in reference and other not in reference.outputs else name
 
 
 def covers_call(layer: str, name: str) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests.compare.environment import environment
-from parity_tests.watch.trace import OUTPUT, Call, Trace, Weights
+from parity_tests.watch.trace import OUTPUT, Call, Fingerprint, Trace, Weights
 from weights_convert import atomic
 from weights_convert.errors import SourceError, WriteError
 
@@ -66,6 +66,9 @@ class Dump:
     def weighted(self) -> Mapping[str, Weights]:
         sizes = self.facts.get("weights", {})  # earlier versions recorded only the names
         return {name: Weights(*sizes.get(name, (0, 0))) for name in self.facts["weighted"]}
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        return {}  # not recorded
 
     def randomness(self) -> Any:
         return None

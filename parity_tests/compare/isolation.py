@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from parity_tests.compare.neighbours import KINDS, after
+from parity_tests.compare.neighbours import KINDS, after, reached_by
 from parity_tests.compare.points import Matched
 from parity_tests.compare.report import Point
 from parity_tests.compare.views import FLATTENED
@@ -103,8 +103,11 @@ class _Isolation:
     def _error(self, name: str, found: np.ndarray, limit: float) -> float:
         """The error of a layer's output alone, or at the end of its group."""
         views, wanted = self.m.views, self.m.trace[name].output
-        if (hit := views.equal(found, after(self.m.trace, name, self.m.judged), limit)) is not None:
-            wanted = hit
+        error = tolerances.relative_error(views.best(found, wanted, limit).seen(found), wanted)
+        if error <= limit:
+            return error
+        reached = reached_by(found, name, self.m.trace, views, limit, self.m.judged)
+        wanted = wanted if reached is None else reached
         return tolerances.relative_error(views.best(found, wanted, limit).seen(found), wanted)
 
     def _own_error(

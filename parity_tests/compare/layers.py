@@ -20,6 +20,8 @@ from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage
 from parity_tests.compare.environment import environment
 from parity_tests.compare.isolation import isolate
 from parity_tests.compare.noise import limit_at, torch_noise
+from parity_tests.compare.pairing import Names, pair_layers, read_names
+from parity_tests.compare.pairing import notes as pairing_notes
 from parity_tests.compare.points import Matched, points_of
 from parity_tests.compare.power.of_report import power_of_report
 from parity_tests.compare.remarks import conditions, left_over
@@ -39,7 +41,7 @@ def compare_models(
     candidate: Any,
     inputs: np.ndarray,
     *,
-    names: Mapping[str, str] | None = None,
+    names: Names = None,
     dtype: str = "float64",
     train: bool = False,
     title: str = "",
@@ -53,7 +55,8 @@ def compare_models(
         reference, candidate: a torch module, a Keras model (channels last) or a `TF1Model`.
         inputs: (N, C, H, W), or any other array: sequences, tokens, indices (int32 or int64).
         names: layer of the reference -> the same layer of the candidate, for names that differ; also for
-            outputs ("output y": "output z").
+            outputs ("output y": "output z"). Or a JSON file of them. Layers with weights that it does not
+            state are paired by equal weights, equal outputs or unique shapes, see `Report.pairing`.
         dtype: "float64" proves the logic, "float32" the rounding.
         train: use batch statistics and compare the running statistics after the step.
         title: of the report.
@@ -128,7 +131,7 @@ def compare_tracers(
     candidates: Mapping[str, Tracer],
     inputs: np.ndarray,
     *,
-    names: Mapping[str, str] | None = None,
+    names: Names = None,
     noise: Mapping[str, float] | None = None,
     train: bool = False,
     title: str = "",
@@ -142,7 +145,7 @@ def compare_tracers(
     `bit_for_bit`: weights of the torch module that are known to be identical in every other model.
     """
     check_biased_variance(biased_variance)
-    ignored = Ignored(ignore)
+    ignored, names = Ignored(ignore), read_names(names)
     dtype = next(iter(candidates.values())).dtype
     pairs = [f"{b}-{a}" for a, b in itertools.combinations(candidates, 2)]  # pairs of candidates
     report = Report(title, reference.framework, [*candidates, *pairs], dtype, "train" if train else "eval")
@@ -155,7 +158,14 @@ def compare_tracers(
         for who, tracer in candidates.items():
             watched[who], notes = watch_nearest(first.trace, tracer, inputs, train, layouts or {})
             report.notes += notes
-        renamed = {who: Renamed(first.trace, run, names) for who, run in watched.items()}
+        for who, run in watched.items():
+            sides = (first, reference, run, candidates[who])
+            report.pairing[who] = pair_layers(*sides, names, ignored, dtype)
+            report.notes += pairing_notes(who, report.pairing[who])
+        renamed = {
+            who: Renamed(first.trace, run, names | {a: b for a, (b, _) in report.pairing[who].items()})
+            for who, run in watched.items()
+        }
         _check_names(first, watched, renamed, names, ignored)
         matched = {
             who: Matched(first, run, who, ignored, noise or {}, dtype, layouts or {})
@@ -188,12 +198,12 @@ def _check_names(
     first: Watched,
     watched: Mapping[str, Watched],
     renamed: Mapping[str, Renamed],
-    names: Mapping[str, str] | None,
+    names: Mapping[str, str],
     ignored: Ignored,
 ) -> None:
     """Raise `MismatchError` for entries of `names` and `ignore` that match nothing."""
     for run in renamed.values():
-        absent = [name for name in names or {} if name not in first.trace or name not in run.trace]
+        absent = [name for name in names if name not in first.trace or name not in run.trace]
         if absent:
             known = f"the reference has {', '.join(first.trace)}; the candidate {', '.join(run.own.values())}"
             raise MismatchError(f"names=: no layers for {', '.join(map(repr, absent))}; {known}")

@@ -17,7 +17,7 @@ from parity_tests.judge import tolerances
 from parity_tests.watch.trace import Trace, channels_first, channels_last
 
 Arrange = Callable[[np.ndarray], np.ndarray]
-_SAMPLE = 256  # numbers that are compared before a whole array is
+SAMPLE = 256  # numbers that are compared before a whole array is
 
 
 class View(NamedTuple):
@@ -122,7 +122,7 @@ def agree(found: np.ndarray, wanted: np.ndarray, limit: float) -> bool:
     """Whether the error is within the limit; a few numbers are compared first."""
     if found.shape != wanted.shape or found.dtype.kind != "f" or wanted.dtype.kind != "f":
         return False
-    few, others = found.flat[:_SAMPLE], wanted.flat[:_SAMPLE]
+    few, others = found.flat[:SAMPLE], wanted.flat[:SAMPLE]
     with np.errstate(invalid="ignore", over="ignore"):
         if not np.abs(few - others).max() <= limit * np.abs(wanted).max():
             return False

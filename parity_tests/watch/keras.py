@@ -16,10 +16,12 @@ from parity_tests.watch.keras_rebuild import MOVED, check_copies, needs_rebuild,
 from parity_tests.watch.structure import arrays, replaced, tensors
 from parity_tests.watch.trace import (
     Call,
+    Fingerprint,
     Trace,
     Weights,
     channels_first,
     channels_last,
+    fingerprint,
     is_index,
     joined,
     nearest,
@@ -90,7 +92,8 @@ class KerasTracer:
         with recording, _without_dropout(self._layers.values(), train):
             output = self._run(self.model, images, train, explicit=self._explicit)
         self._explicit = not self._explicit
-        calls.finish(np.array(images), *arrays(output, keras.ops.is_tensor, _array))
+        given = images if is_index(images) else np.array(images, self.dtype)
+        calls.finish(given, *arrays(output, keras.ops.is_tensor, _array))
 
     def _run(self, model: keras.Layer, images: np.ndarray, train: bool, *, explicit: bool = False) -> Any:
         """Run a model; `explicit` passes training=False, like `predict`, otherwise like `model(images)`.
@@ -166,6 +169,12 @@ class KerasTracer:
             name: Weights(len(weights), sum(int(np.prod(weight.shape)) for weight in weights))
             for name, weights in own.items()
             if weights
+        }
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        return {
+            name: [fingerprint(to_numpy(w)) for w in own_weights(layer) if "float" in str(w.dtype)]
+            for name, layer in self._layers.items()
         }
 
     def restore(self) -> None:

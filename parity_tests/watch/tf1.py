@@ -16,11 +16,13 @@ import tensorflow.compat.v1 as tf
 from parity_tests.watch.structure import leaves
 from parity_tests.watch.trace import (
     Call,
+    Fingerprint,
     TF1Model,
     Trace,
     Weights,
     channels_first,
     channels_last,
+    fingerprint,
     numbered,
     reason_of,
 )
@@ -192,6 +194,14 @@ class TF1Tracer:
                 known = found.get(layer, Weights(0, 0))
                 size = int(np.prod(variable.shape.as_list()))
                 found[layer] = Weights(known.tensors + 1, known.parameters + size)
+        return found
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        found: dict[str, list[Fingerprint]] = {}
+        for variable in self.model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
+            if variable.op.name.startswith(self._prefix) and variable.dtype.base_dtype.is_floating:
+                layer = _canonical(variable.op.name.rpartition("/")[0].removeprefix(self._prefix))
+                found.setdefault(layer, []).append(fingerprint(self.model.session.run(variable)))
         return found
 
     def _is_used(self, variable: tf.Operation) -> bool:

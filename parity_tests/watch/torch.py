@@ -12,7 +12,18 @@ import torch
 
 from parity_tests.watch.rounding import check_rounding
 from parity_tests.watch.structure import arrays, replaced, tensors
-from parity_tests.watch.trace import Call, Trace, Weights, is_index, joined, nearest, numbered, reason_of
+from parity_tests.watch.trace import (
+    Call,
+    Fingerprint,
+    Trace,
+    Weights,
+    fingerprint,
+    is_index,
+    joined,
+    nearest,
+    numbered,
+    reason_of,
+)
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
 _DROPOUTS = (torch.nn.modules.dropout._DropoutNd,)
@@ -109,7 +120,8 @@ class TorchTracer:
         finally:
             for hook in hooks:
                 hook.remove()
-        calls.finish(np.array(images), *arrays(output, torch.is_tensor, _array))
+        given = images if is_index(images) else np.array(images, self.dtype)
+        calls.finish(given, *arrays(output, torch.is_tensor, _array))
         self._check_once(images, seen)
         return calls
 
@@ -213,6 +225,15 @@ class TorchTracer:
             if own:
                 numbers = sum(parameter.numel() for parameter in own)
                 found[holder] = Weights(before.tensors + len(own), before.parameters + numbers)
+        return found
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        found: dict[str, list[Fingerprint]] = {}
+        for name, layer in self._layers.items():
+            holder = (self._used_by or {}).get(name, name)
+            for tensor in (*_own(layer), *layer.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    found.setdefault(holder, []).append(fingerprint(_array(tensor)))
         return found
 
     def randomness(self) -> bytes:

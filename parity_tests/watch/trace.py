@@ -8,6 +8,7 @@ undoes this where an array is no image. The model's code is not changed.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -78,6 +79,18 @@ class Weights(NamedTuple):
     parameters: int
 
 
+Fingerprint = tuple[str, tuple[int, ...]]  # what any layout keeps: a hash of the values, the sorted sizes
+
+
+def fingerprint(weight: np.ndarray) -> Fingerprint:
+    """The same for a weight in any order of its axes and numbers; constant weights share no hash."""
+    values = np.sort(np.abs(weight.astype(np.float32)), axis=None)
+    shape = tuple(sorted(size for size in weight.shape if size > 1))
+    if not values.size or values[0] == values[-1]:
+        return "", shape
+    return hashlib.sha256(values.tobytes()).hexdigest(), shape
+
+
 class Tracer(Protocol):
     """Traces one live model, as a whole or layer by layer."""
 
@@ -127,6 +140,9 @@ class Tracer(Protocol):
 
         The other model must have a counterpart for each.
         """
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        """The fingerprints of each layer's own weights and statistics, for pairing layers."""
 
     def randomness(self) -> Any:
         """The state of the model's random generators, which changes when it draws numbers."""
