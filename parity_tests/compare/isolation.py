@@ -49,10 +49,10 @@ class _Isolation:
         corrected = self._corrected() if failing else Trace()
         errors = {name: self._corrected_error(name, corrected) for name in failing if name in corrected}
         sites = {name for name in failing if not errors.get(name, math.inf) <= mine[name].limit}
-        alone = self.tracer.run_alone(self._inputs(corrected), train=self.train)
+        outputs = self.tracer.run_alone(self._inputs(corrected), train=self.train)
         notes = []
         for name, point in mine.items():
-            found = alone.get(self.m.run.own[name], "")
+            found = outputs.get(self.m.run.own[name], "")
             error = None if isinstance(found, str) else self._error(name, found, point.limit)
             if error is not None and error <= point.limit:
                 pass

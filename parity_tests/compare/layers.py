@@ -66,7 +66,7 @@ def compare_models(
             "fail" counts it as a difference.
         layouts: "input" or the name of an output -> "moved" (channels second in torch, last in Keras and
             TF1) or "same" (the same axes in both). Without it the layout is the one with which the outputs
-            agree, and a note says so.
+            agree, and the report has a note.
 
     Raises:
         SpecError: a model is none of these or does not run in `dtype`, or the reference gives two outputs for
@@ -231,8 +231,8 @@ def _coverage(report: Report, first: Watched, m: Matched, ignored: Ignored) -> d
 
 def _histogram(report: Report, matched: Mapping[str, Matched]) -> Histogram | None:
     """The differences of the first failing layer, else of the worst layer."""
-    alone = {who: {n for n, j in m.judged.items() if not j.group} for who, m in matched.items()}
-    points = [(p, who) for p in report.layers for who in p.errors if p.name in alone.get(who, ())]
+    singly = {who: {n for n, j in m.judged.items() if not j.group} for who, m in matched.items()}
+    points = [(p, who) for p in report.layers for who in p.errors if p.name in singly.get(who, ())]
     if not points:
         return None
     failing = [(p, who) for p, who in points if who in p.failures()]

@@ -3,7 +3,7 @@
     reference   c -> bn -> relu -> d        candidate   c (bn folded, relu inside) -> d
 
 The candidate's c differs from the reference's c, and equals what reaches d. Then the group from c to d
-agrees, and nobody in it is wrong.
+agrees, and no layer in it is wrong.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def judge(
 def reached_by(
     found: np.ndarray, name: str, reference: Trace, views: Views, limit: float, matched: Collection[str]
 ) -> np.ndarray | None:
-    """What reaches a layer after `name` in the reference and equals `found`, an output of the candidate."""
+    """The array that reaches a layer after `name` in the reference and equals the candidate's `found`."""
     for array in after(reference, name, matched):
         if views.equal(found, [array], limit) is not None:
             return None if _is_another_layers(array, reference, name, matched) else array
@@ -117,7 +117,7 @@ def members(
 
 
 def after(trace: Trace, name: str, matched: Collection[str]) -> Iterator[np.ndarray]:
-    """What reaches the layers after a call: their inputs, and the outputs of calls that one side lacks."""
+    """The inputs of the layers after a call, and the outputs of later calls that one side lacks."""
     names = list(trace)
     own = trace[name].layer
     for later in names[names.index(name) + 1 :]:

@@ -128,7 +128,7 @@ def _pair_outputs(
 
 
 def notes(who: str, pairing: Pairing) -> list[str]:
-    """What was paired, by the way it was found."""
+    """Notes on the pairs, sorted by the way they were found."""
     found: dict[str, list[str]] = {}
     for ours, (theirs, how) in pairing.items():
         found.setdefault(how, []).append(f"{ours} with {theirs}")

@@ -103,7 +103,7 @@ class Matched:
         return {name for name in calls if any(name.startswith(f"{layer}.") for layer in own & right)}
 
     def notes(self) -> list[str]:
-        """What was recognised: other orders of the numbers, and groups of layers."""
+        """Notes on recognised orders of the numbers and on groups of layers."""
         found: dict[str, list[str]] = {}
         for name, judged in self.judged.items():
             if judged.error <= self.limits[name] and judged.view.text:

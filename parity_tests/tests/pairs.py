@@ -64,7 +64,7 @@ def port(outputs: Any, inputs: Any, module: nn.Module, *names: str) -> keras.Mod
 
 
 def holds(reference: Any, candidate: Any, images: Any = X, **keywords: Any) -> Report:
-    """Compare; parity must hold and nobody be accused."""
+    """Compare; parity must hold without an accused layer."""
     report = compare_models(reference, candidate, images, **keywords)
     assert report.holds, report.why_not()
     assert report.culprits() == []

@@ -175,9 +175,9 @@ class TorchTracer:
     def run_alone(
         self, inputs: Mapping[str, np.ndarray], *, train: bool = False
     ) -> dict[str, np.ndarray | str]:
-        return {name: self._alone(name, x, train) for name, x in inputs.items()}
+        return {name: self._run_layer(name, x, train) for name, x in inputs.items()}
 
-    def _alone(self, name: str, x: np.ndarray, train: bool) -> np.ndarray | str:
+    def _run_layer(self, name: str, x: np.ndarray, train: bool) -> np.ndarray | str:
         number, _, path = name.partition(" ")
         layer = self._layers.get(base := number.partition("#")[0])
         if layer is None or base in self._several:
