@@ -62,8 +62,8 @@ def pair_layers(
         dtype: of the comparison.
     """
     stated = {name.partition(" ")[0] for name in (*names, *names.values())}
-    missing = _without(first.weighted, run.weighted, stated, ignored)
-    extra = _without(run.weighted, first.weighted, stated, ignored)
+    missing = _without(first.weighted, run, stated, ignored)
+    extra = _without(run.weighted, first, stated, ignored)
     found: Pairing = {}
     if not (missing and extra):
         return found
@@ -102,9 +102,17 @@ def _found(ours: str, theirs: str, how: str, missing: list[str], extra: list[str
     extra.remove(theirs)
 
 
-def _without(layers: Iterable[str], others: Iterable[str], stated: set[str], ignored: Ignored) -> list[str]:
-    others = set(others)
-    return [n for n in layers if n and n not in others and n not in stated and n not in ignored]
+def _without(layers: Iterable[str], other: Watched, stated: set[str], ignored: Ignored) -> list[str]:
+    """The layers that the other side does not call, not even as a part of a layer that has weights there."""
+    called = {*other.weighted, *(call.layer for call in other.trace.values())}
+    return [
+        name
+        for name in layers
+        if name not in called
+        and name not in stated
+        and name not in ignored
+        and not any(name.startswith(f"{layer}.") for layer in other.weighted if layer)
+    ]
 
 
 def _pair_outputs(
