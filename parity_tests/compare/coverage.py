@@ -6,7 +6,7 @@ caller names it in `ignore`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from parity_tests.compare.report import Coverage
 from parity_tests.compare.statistics import statistic_names
@@ -45,11 +45,14 @@ class Renamed:
         self._ours = {theirs: name for name, theirs in (names or {}).items()}
         self._taken = set(names or {})
         pairs = {name: self.name(name, call.layer) for name, call in watched.trace.items()}
+        own = {*watched.trace.outputs}
+        pairs = {n: new if n in own else _first_tensor(new, reference) for n, new in pairs.items()}
         outputs = paired(reference.outputs, [pairs[name] for name in watched.trace.outputs])
         final = {name: outputs.get(new, new) for name, new in pairs.items()}
         self.trace = Trace({new: watched.trace[name] for name, new in final.items()})
         self.trace.outputs = [final[name] for name in watched.trace.outputs]
         self.trace.opaque = watched.trace.opaque
+        self.trace.moved = watched.trace.moved
         self.own = {new: name for name, new in final.items()}
         self.weighted = {self.name(name, name): weights for name, weights in watched.weighted.items()}
         self.unstable = {final.get(name, name): error for name, error in watched.unstable.items()}
@@ -64,6 +67,14 @@ class Renamed:
         return f"{name} (the candidate's own)" if layer in self._taken or name in self._taken else name
 
 
+def _first_tensor(name: str, reference: Trace) -> str:
+    """The reference's name of a layer that returns a tuple on one side and its first tensor on the other."""
+    if name in reference:
+        return name
+    other = name.removesuffix(" 0") if name.endswith(" 0") else f"{name} 0"
+    return other if other in reference and other not in reference.outputs else name
+
+
 def covers_call(layer: str, name: str) -> bool:
     """Whether a name in a trace is a call of a layer, or a tensor of one."""
     return name == layer or name.startswith((f"{layer}#", f"{layer} "))
@@ -74,6 +85,7 @@ def coverage(
     weighted: Mapping[str, Weights],
     statistics: Iterable[str],
     compared: set[str],
+    common: Collection[str],
     ignored: Ignored,
 ) -> Coverage:
     """How much of one model was compared.
@@ -83,6 +95,8 @@ def coverage(
         weighted: the layers with weights, under the same names.
         statistics: names of the running statistics; none in eval mode.
         compared: names of the compared points.
+        common: names in both traces. A tensor that only one side returns is left out in peace if another
+            tensor of the same call was compared; what uses it is compared itself.
         ignored: names that need no comparison.
     """
     missing, done = [], []
@@ -90,7 +104,13 @@ def coverage(
     missing += [name for name in (*trace.outputs, *trace.opaque) if name not in compared]
     for layer in weighted:
         calls = trace.outputs if not layer else [name for name in trace if covers_call(layer, name)]
-        left = [name for name in calls if name not in compared]
+        done_calls = {name.partition(" ")[0] for name in calls if name in compared}
+        left = [
+            name
+            for name in calls
+            if name not in compared
+            and (not layer or name in common or name.partition(" ")[0] not in done_calls)
+        ]
         if calls and not left:
             done.append(layer)
         elif calls:

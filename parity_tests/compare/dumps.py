@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from parity_tests.compare.environment import environment
-from parity_tests.watch.trace import OUTPUT, Call, Trace, Weights
+from parity_tests.watch.trace import OUTPUT, Call, Fingerprint, Trace, Weights
 from weights_convert import atomic
 from weights_convert.errors import SourceError, WriteError
 
@@ -23,7 +24,8 @@ _IMAGES, _KEY = "images", "parity"
 VERSION = 1
 
 
-class Dump(NamedTuple):
+@dataclass(eq=False)
+class Dump:
     """A recorded run: a `Tracer` that knows only the images of the recording."""
 
     path: str
@@ -34,6 +36,7 @@ class Dump(NamedTuple):
     framework: str = "dump"
     dtype: str = "float64"
     notes: tuple[str, ...] = ()
+    same_axes: bool = True
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         if train or not np.array_equal(images, self.images):
@@ -42,9 +45,17 @@ class Dump(NamedTuple):
         found.outputs = list(self.calls.outputs)
         return found
 
-    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
-        del inputs, train
-        return {}  # not recorded
+    def run_alone(
+        self, inputs: Mapping[str, np.ndarray], *, train: bool = False
+    ) -> dict[str, np.ndarray | str]:
+        del train
+        return dict.fromkeys(inputs, "a recording has no layers that could run")
+
+    def run_corrected(
+        self, images: np.ndarray, outputs: Mapping[str, Sequence[np.ndarray]], *, train: bool = False
+    ) -> Trace:
+        del images, outputs, train
+        return Trace()  # a recording cannot run
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         return {}
@@ -55,6 +66,9 @@ class Dump(NamedTuple):
     def weighted(self) -> Mapping[str, Weights]:
         sizes = self.facts.get("weights", {})  # earlier versions recorded only the names
         return {name: Weights(*sizes.get(name, (0, 0))) for name in self.facts["weighted"]}
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        return {}  # not recorded
 
     def randomness(self) -> Any:
         return None

@@ -17,6 +17,7 @@ from parity_tests.judge import tolerances
 from parity_tests.watch.open import tracer_of
 from parity_tests.watch.repeat import run
 from parity_tests.watch.rounding import moved
+from parity_tests.watch.trace import is_index
 
 _CARRIED = 8  # layers, about one block
 
@@ -33,6 +34,10 @@ def torch_noise(model: Any, inputs: np.ndarray, dtype: str, train: bool = False)
     exact = run(tracer_of(model, "float64"), inputs, train)
     if dtype == "float32":
         other = run(tracer_of(model, "float32"), inputs, train)
+    elif is_index(inputs):  # nothing is between two indices: change the weights instead
+        nudged: Any = tracer_of(model, "float64")
+        nudged.move_weights(float(np.finfo(np.float64).eps))
+        other = run(nudged, inputs, train)
     else:
         other = run(tracer_of(model, "float64"), moved(inputs, "float64"), train)
     found = {n: tolerances.relative_error(c.output, exact[n].output) for n, c in other.items() if n in exact}

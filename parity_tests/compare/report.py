@@ -178,6 +178,7 @@ class Report:
         coverage: candidate -> "reference" or "candidate" -> how much of it was compared.
         ceiling: the largest limit of a layer.
         power: the smallest noticed changes; None if parity does not hold.
+        pairing: candidate -> layer of the reference -> its counterpart of another name, and how it was found.
     """
 
     title: str
@@ -195,6 +196,7 @@ class Report:
     coverage: dict[str, dict[str, Coverage]] = field(default_factory=dict)
     ceiling: float = CEILING
     power: Power | None = None
+    pairing: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> list[str]:

@@ -218,4 +218,5 @@ def small() -> Report:
                 "candidate": Coverage((2, 2), (1, 1), (3, 3), (116, 116), (0, 0)),
             }
         },
+        pairing={"keras": {"conv1": ("conv2d", "equal weights")}},
     )

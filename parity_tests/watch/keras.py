@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import keras
 import numpy as np
 
+from parity_tests.judge import tolerances
 from parity_tests.watch.keras_layers import named_layers, own_weights, to_numpy
 from parity_tests.watch.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
-from parity_tests.watch.structure import arrays, tensors
-from parity_tests.watch.trace import Call, Trace, Weights, channels_first, channels_last, joined, numbered
+from parity_tests.watch.structure import arrays, replaced, tensors
+from parity_tests.watch.trace import (
+    Call,
+    Fingerprint,
+    Trace,
+    Weights,
+    channels_first,
+    channels_last,
+    fingerprint,
+    is_index,
+    joined,
+    nearest,
+    numbered,
+    reason_of,
+)
 from weights_convert.errors import SpecError
 
 _RANDOM = (  # layers that are random in training, and the attribute to set to 0
@@ -45,6 +59,7 @@ class KerasTracer:
         half = {layer.compute_dtype for _, layer in named_layers(self.model)} & {"float16", "bfloat16"}
         self.notes = [f"keras computes in {', '.join(sorted(half))} and is compared in it"] if half else []
         self._prepared = False
+        self.same_axes = False  # whether the model takes its input with the axes that torch has
         self._explicit = True  # whether the next run passes training=False; alternates
         self._layers: dict[str, keras.Layer] = {}
         self._before: list[tuple[keras.Variable, np.ndarray]] = []  # the original weights
@@ -52,16 +67,33 @@ class KerasTracer:
         self._calls: dict[str, list[tuple[int, ...]]] = {}  # input shapes of each layer's calls
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
-        if not self._prepared:
-            self._prepare(images, train)
         calls = Trace()
-        with _recording(self._layers, calls, self._several), _without_dropout(self._layers.values(), train):
-            output = self._run(self.model, images, train, explicit=self._explicit)
-        self._explicit = not self._explicit
+        self._trace(images, train, {}, calls)
         self._calls = {}
         for call in calls.values():
             self._calls.setdefault(call.layer, []).append(call.input.shape)
-        return calls.finish(np.array(images, self.dtype), *arrays(output, keras.ops.is_tensor, _array))
+        return calls
+
+    def run_corrected(
+        self, images: np.ndarray, outputs: Mapping[str, Sequence[np.ndarray]], *, train: bool = False
+    ) -> Trace:
+        calls = Trace()
+        with suppress(Exception):  # a user's layer may raise anything
+            self._trace(images, train, outputs, calls)
+        return calls
+
+    def _trace(
+        self, images: np.ndarray, train: bool, outputs: Mapping[str, Sequence[np.ndarray]], calls: Trace
+    ) -> None:
+        if not self._prepared:
+            self._prepare(images, train)
+        calls.moved = True
+        recording = _recording(self._layers, calls, self._several, outputs)
+        with recording, _without_dropout(self._layers.values(), train):
+            output = self._run(self.model, images, train, explicit=self._explicit)
+        self._explicit = not self._explicit
+        given = images if is_index(images) else np.array(images, self.dtype)
+        calls.finish(given, *arrays(output, keras.ops.is_tensor, _array))
 
     def _run(self, model: keras.Layer, images: np.ndarray, train: bool, *, explicit: bool = False) -> Any:
         """Run a model; `explicit` passes training=False, like `predict`, otherwise like `model(images)`.
@@ -72,18 +104,18 @@ class KerasTracer:
         parameter = inspect.signature(model.call).parameters.get("training")
         needed = parameter is not None and parameter.default is inspect.Parameter.empty
         keywords = {"training": train} if train or explicit else {"training": None} if needed else {}
-        return model(channels_last(images.astype(dtype)), **keywords)
+        given = self._given(images, dtype)
+        return model(given if self.same_axes else channels_last(given), **keywords)
 
     def _prepare(self, images: np.ndarray, train: bool) -> None:
         """Build the model if needed, remember the weights, and compare copies with the original model."""
-        self._prepared = True
         if not self._live.built:
             self._run(self._live, images, False)
         weights = {id(weight): weight for model in (self._live, self.model) for weight in model.weights}
         self._before = [(weight, to_numpy(weight)) for weight in weights.values()]
         if self._copies:
-            copies, self._copies = self._copies, {}
-            check_copies(self._live, lambda model, x: self._outcome(model, x, train), copies, images)
+            check_copies(self._live, lambda model, x: self._outcome(model, x, train), self._copies, images)
+            self._copies = {}
         names = [name for name, _ in named_layers(self._live)]  # a copy may number its layers differently
         seen: set[int] = set()
         for name, (_, layer) in zip(names, named_layers(self.model), strict=True):
@@ -93,6 +125,7 @@ class KerasTracer:
             ):
                 self._layers[name] = layer
             seen.add(id(layer))
+        self._prepared = True
 
     def _outcome(self, model: keras.Layer, images: np.ndarray, train: bool) -> dict[str, np.ndarray]:
         """The outputs of a model and the weights that the run changed; the weights are restored."""
@@ -108,19 +141,27 @@ class KerasTracer:
                 weight.assign(value)
         return found
 
-    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
-        layers = {name: self._layers.get(name.partition("#")[0]) for name in inputs}
+    def run_alone(
+        self, inputs: Mapping[str, np.ndarray], *, train: bool = False
+    ) -> dict[str, np.ndarray | str]:
         with _without_dropout(self._layers.values(), train):
-            outputs = {
-                name: self._run_layer(layer, inputs[name], train)
-                for name, layer in layers.items()
-                if layer and name.partition("#")[0] not in self._several
-            }
-        return {name: _array(output) for name, output in outputs.items() if keras.ops.is_tensor(output)}
+            return {name: self._run_layer(name, x, train) for name, x in inputs.items()}
 
-    def _run_layer(self, layer: keras.Layer, x: np.ndarray, train: bool) -> Any:
+    def _run_layer(self, name: str, x: np.ndarray, train: bool) -> np.ndarray | str:
+        number, _, path = name.partition(" ")
+        layer = self._layers.get(base := number.partition("#")[0])
+        if layer is None or base in self._several:
+            return "it has several inputs"
         keywords = {"training": train} if "training" in inspect.signature(layer.call).parameters else {}
-        return layer(channels_last(x.astype(self.dtype)), **keywords)
+        try:
+            output = layer(channels_last(self._given(x, self.dtype)), **keywords)
+        except Exception as error:  # a user's layer may raise anything
+            return reason_of(error)
+        return dict(arrays(output, keras.ops.is_tensor, _array)[0]).get(path, "it returns no such tensor")
+
+    def _given(self, x: np.ndarray, dtype: str) -> np.ndarray:
+        """An input in `dtype`; indices stay integers."""
+        return x if is_index(x) else x.astype(dtype)
 
     def weighted(self) -> Mapping[str, Weights]:
         own = {name: own_weights(layer) for name, layer in (("", self.model), *self._layers.items())}
@@ -128,6 +169,12 @@ class KerasTracer:
             name: Weights(len(weights), sum(int(np.prod(weight.shape)) for weight in weights))
             for name, weights in own.items()
             if weights
+        }
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        return {
+            name: [fingerprint(to_numpy(w)) for w in own_weights(layer) if "float" in str(w.dtype)]
+            for name, layer in self._layers.items()
         }
 
     def restore(self) -> None:
@@ -172,27 +219,37 @@ def _array(tensor: Any) -> np.ndarray:
 
 
 @contextmanager
-def _recording(layers: Mapping[str, keras.Layer], calls: Trace, several: set[str]) -> Iterator[None]:
+def _recording(
+    layers: Mapping[str, keras.Layer],
+    calls: Trace,
+    several: set[str],
+    outputs: Mapping[str, Sequence[np.ndarray]],
+) -> Iterator[None]:
     """Record the calls of these layers by replacing `keras.Layer.__call__`.
 
-    Add the layers with more than one input tensor to `several`.
+    Add the layers with more than one input tensor to `several`, and replace the outputs that `outputs` names.
     """
     names = {id(layer): name for name, layer in layers.items()}
     seen: dict[str, int] = {}
     original = keras.Layer.__call__
 
     def call(self: keras.Layer, *args: Any, **keywords: Any) -> Any:
-        output = original(self, *args, **keywords)
         name = names.get(id(self))
+        with _inside(self if name is not None else None) as inside:
+            output = original(self, *args, **keywords)
         found = [] if name is None else arrays(output, keras.ops.is_tensor, _array)[0]
         if name is not None and found:  # empty while a layer is being built
             given = tensors((args, keywords), keras.ops.is_tensor)
             if len(given) != 1:
                 several.add(name)
-            entered = _array(given[0]) if given else np.empty(0)
-            number = numbered(name, seen)
+            entered, *others = [_array(tensor) for tensor in given] or [np.empty(0)]
+            number, corrected = numbered(name, seen), {}
+            before = _array(inside[0][0]) if len(inside) == 1 and inside[0][1] is output else None
             for path, array in found:
-                calls[joined(number, path)] = Call(entered, array, name)
+                calls[joined(number, path)] = Call(entered, array, name, tuple(others), before)
+                if wanted := outputs.get(joined(number, path)):
+                    corrected[path] = _corrected(array, before, wanted, getattr(self, "activation", None))
+            output = replaced(output, corrected) if corrected else output
         return output
 
     keras.Layer.__call__ = call
@@ -200,6 +257,42 @@ def _recording(layers: Mapping[str, keras.Layer], calls: Trace, several: set[str
         yield
     finally:
         keras.Layer.__call__ = original
+
+
+@contextmanager
+def _inside(layer: keras.Layer | None) -> Iterator[list[tuple[Any, Any]]]:
+    """Record what a layer's activation is given and returns."""
+    found: list[tuple[Any, Any]] = []
+    own = vars(layer).get("activation") if layer is not None else None
+    if layer is None or not callable(own) or own is keras.activations.linear:
+        yield found
+        return
+
+    def recorded(x: Any) -> Any:
+        found.append((x, own(x)))
+        return found[-1][1]
+
+    layer.activation = recorded
+    try:
+        yield found
+    finally:
+        layer.activation = own
+
+
+def _corrected(
+    array: np.ndarray, before: np.ndarray | None, wanted: Sequence[np.ndarray], activation: Any
+) -> Any:
+    """The nearest of the `wanted` outputs; its activation if the value before that is nearer."""
+
+    def tensor(array: np.ndarray) -> Any:
+        return keras.ops.convert_to_tensor(channels_last(array))
+
+    chosen = nearest(array, wanted)
+    if before is not None:
+        inner = nearest(before, wanted)
+        if tolerances.relative_error(before, inner) < tolerances.relative_error(array, chosen):
+            return activation(tensor(inner.astype(array.dtype)))
+    return tensor(chosen.astype(array.dtype))
 
 
 @contextmanager

@@ -59,6 +59,21 @@ def tensors(value: Any, is_tensor: Callable[[Any], bool]) -> list[Any]:
     return [leaf for _, leaf in leaves(value) if is_tensor(leaf)]
 
 
+def replaced(value: Any, found: Mapping[str, Any], path: str = "") -> Any:
+    """`value` with the leaves at these paths replaced; a container of unknown kind is returned unchanged."""
+    inner = _opened(value)
+    if inner is None:
+        return found.get(path, value)
+    items = [replaced(item, found, f"{path}.{key}" if path else str(key)) for key, item in inner]
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*items)
+    if type(value) in (list, tuple):
+        return type(value)(items)
+    if type(value) is dict:
+        return dict(zip(value, items, strict=True))
+    return value
+
+
 def paired(reference: Sequence[str], candidate: Sequence[str]) -> dict[str, str]:
     """Candidate's output -> the reference's output: by name, or by index if one side has only indices.
 

@@ -7,14 +7,25 @@ not. A scope that is entered again ("fc1_1/" for the shared MLP of CBAM) is the 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow.compat.v1 as tf
 
 from parity_tests.watch.structure import leaves
-from parity_tests.watch.trace import Call, TF1Model, Trace, Weights, channels_first, channels_last, numbered
+from parity_tests.watch.trace import (
+    Call,
+    Fingerprint,
+    TF1Model,
+    Trace,
+    Weights,
+    channels_first,
+    channels_last,
+    fingerprint,
+    numbered,
+    reason_of,
+)
 from weights_convert.errors import SpecError
 from weights_convert.layouts import tf1_module
 
@@ -36,6 +47,7 @@ class TF1Tracer:
 
     framework = "tf1"
     notes = ()
+    same_axes = False
 
     def __init__(self, model: TF1Model, dtype: str):
         if model.images.dtype.base_dtype.name != dtype:
@@ -58,16 +70,21 @@ class TF1Tracer:
         updates = []
         if train:  # run the updates of the statistics; the mode itself is fixed in the graph
             updates = self.model.session.graph.get_collection(tf.GraphKeys.UPDATE_OPS, self._prefix or None)
-        feed = {self.model.images: channels_last(images.astype(self.dtype))}
+        feed = {self.model.images: self._given(images)}
         layers = {name: boundary for name, (boundary, _) in self._layers.items()}
         values, outputs, _ = self.model.session.run([layers, list(self._outputs.values()), updates], feed)
         calls = Trace()
+        calls.moved = True
         for name, value in values.items():
             calls[name] = Call(
                 channels_first(value.input), channels_first(value.output), self._layers[name].layer
             )
         found = zip(self._outputs, map(channels_first, outputs), strict=True)
         return calls.finish(np.array(images, self.dtype), found)
+
+    def _given(self, images: np.ndarray) -> np.ndarray:
+        images = images.astype(self.dtype)
+        return images if self.same_axes else channels_last(images)
 
     def _output_tensors(self) -> dict[str, tf.Tensor]:
         found = dict(leaves(self.model.outputs))
@@ -85,15 +102,48 @@ class TF1Tracer:
         inputs: Mapping[str, np.ndarray],
         *,
         train: bool = False,  # noqa: ARG002  (fixed in the graph)
-    ) -> dict[str, np.ndarray]:
-        outputs: dict[str, np.ndarray] = {}
+    ) -> dict[str, np.ndarray | str]:
+        outputs: dict[str, np.ndarray | str] = {}
         for names in self._runs({name: x for name, x in inputs.items() if name in self._layers}):
             feed = {
                 self._layers[n].boundary.input: channels_last(inputs[n].astype(self.dtype)) for n in names
             }
-            values = self.model.session.run({n: self._layers[n].boundary.output for n in names}, feed)
+            try:
+                values = self.model.session.run({n: self._layers[n].boundary.output for n in names}, feed)
+            except (tf.errors.OpError, ValueError) as error:  # another shape than the graph's
+                outputs |= dict.fromkeys(names, reason_of(error))
+                continue
             outputs |= {n: channels_first(value) for n, value in values.items()}
         return outputs
+
+    def run_corrected(
+        self,
+        images: np.ndarray,
+        outputs: Mapping[str, Sequence[np.ndarray]],
+        *,
+        train: bool = False,  # noqa: ARG002  (fixed in the graph)
+    ) -> Trace:
+        """One run for each layer, because a tensor that is fed cannot be fetched."""
+        calls = Trace()
+        calls.moved = True
+        fed = {
+            self._layers[name].boundary.output.ref(): channels_last(wanted[0].astype(self.dtype))
+            for name, wanted in outputs.items()
+            if name in self._layers
+        }
+        fed = {t: x for t, x in fed.items() if t.deref().shape.is_compatible_with(x.shape)}
+        images = self._given(images)
+        for name in outputs:
+            if name not in self._layers:
+                continue
+            boundary, layer = self._layers[name]
+            feed = {t.deref(): x for t, x in fed.items() if t.deref() is not boundary.output}
+            try:
+                value = self.model.session.run(boundary, {**feed, self.model.images: images})
+            except (tf.errors.OpError, ValueError):  # another shape than the graph's
+                continue
+            calls[name] = Call(channels_first(value.input), channels_first(value.output), layer)
+        return calls
 
     def _runs(self, inputs: Mapping[str, np.ndarray]) -> list[list[str]]:
         """Group the layers that one run can compute together.
@@ -144,6 +194,14 @@ class TF1Tracer:
                 known = found.get(layer, Weights(0, 0))
                 size = int(np.prod(variable.shape.as_list()))
                 found[layer] = Weights(known.tensors + 1, known.parameters + size)
+        return found
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        found: dict[str, list[Fingerprint]] = {}
+        for variable in self.model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
+            if variable.op.name.startswith(self._prefix) and variable.dtype.base_dtype.is_floating:
+                layer = _canonical(variable.op.name.rpartition("/")[0].removeprefix(self._prefix))
+                found.setdefault(layer, []).append(fingerprint(self.model.session.run(variable)))
         return found
 
     def _is_used(self, variable: tf.Operation) -> bool:

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 
 from parity_tests.watch.rounding import check_rounding
-from parity_tests.watch.structure import arrays, tensors
-from parity_tests.watch.trace import Call, Trace, Weights, joined, numbered
+from parity_tests.watch.structure import arrays, replaced, tensors
+from parity_tests.watch.trace import (
+    Call,
+    Fingerprint,
+    Trace,
+    Weights,
+    fingerprint,
+    is_index,
+    joined,
+    nearest,
+    numbered,
+    reason_of,
+)
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
 _DROPOUTS = (torch.nn.modules.dropout._DropoutNd,)
@@ -26,6 +38,7 @@ class TorchTracer:
     """
 
     framework = "torch"
+    same_axes = True
 
     def __init__(self, module: torch.nn.Module, dtype: str, *, as_it_is: bool = False):
         self.dtype = dtype
@@ -56,25 +69,43 @@ class TorchTracer:
         return [*self.module.named_parameters(), *self.module.named_buffers()]
 
     def _tensor(self, array: np.ndarray) -> torch.Tensor:
-        """A copy, because a model may work in place."""
+        """A copy, because a model may work in place. Indices stay integers."""
+        if is_index(array):
+            return torch.tensor(array)
         return torch.tensor(np.asarray(array, self.dtype)).to(self._input)
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
+        return self._trace(images, train, {}, Trace())
+
+    def run_corrected(
+        self, images: np.ndarray, outputs: Mapping[str, Sequence[np.ndarray]], *, train: bool = False
+    ) -> Trace:
         calls = Trace()
+        with suppress(Exception):  # a user's layer may raise anything
+            self._trace(images, train, outputs, calls)
+        return calls
+
+    def _trace(
+        self, images: np.ndarray, train: bool, outputs: Mapping[str, Sequence[np.ndarray]], calls: Trace
+    ) -> Trace:
         seen: dict[str, int] = {}
-        before: dict[str, list[np.ndarray]] = {}
+        before: dict[str, list[list[np.ndarray]]] = {}
 
         def note(name: str, inputs: tuple, keywords: dict[str, Any]) -> None:
             given = tensors((inputs, keywords), torch.is_tensor)
             if len(inputs) != 1 or len(given) != 1:
                 self._several.add(name)
             # copies, because a layer may work in place
-            before.setdefault(name, []).append(_array(given[0]) if given else np.empty(0))
+            before.setdefault(name, []).append([_array(tensor) for tensor in given] or [np.empty(0)])
 
-        def record(name: str, output: Any) -> None:
-            entered, number = before[name].pop(), numbered(name, seen)
+        def record(name: str, output: Any) -> Any:
+            (entered, *others), number = before[name].pop(), numbered(name, seen)
+            corrected = {}
             for path, array in arrays(output, torch.is_tensor, _array)[0]:
-                calls[joined(number, path)] = Call(entered, array, name)
+                calls[joined(number, path)] = Call(entered, array, name, tuple(others))
+                if wanted := outputs.get(joined(number, path)):
+                    corrected[path] = torch.tensor(nearest(array, wanted)).to(self._input)
+            return replaced(output, corrected) if corrected else None
 
         hooks = []
         for name, layer in self._layers.items():
@@ -89,7 +120,8 @@ class TorchTracer:
         finally:
             for hook in hooks:
                 hook.remove()
-        calls.finish(np.array(images, self.dtype), *arrays(output, torch.is_tensor, _array))
+        given = images if is_index(images) else np.array(images, self.dtype)
+        calls.finish(given, *arrays(output, torch.is_tensor, _array))
         self._check_once(images, seen)
         return calls
 
@@ -101,7 +133,7 @@ class TorchTracer:
             own, self._own = self._own, None
             check_rounding(
                 "the torch module",
-                lambda x: _outputs(own, torch.tensor(x.astype(np.float32))),
+                lambda x: _outputs(own, torch.tensor(x if is_index(x) else x.astype(np.float32))),
                 lambda x: _outputs(self.module, self._tensor(x)),
                 images,
             )
@@ -140,15 +172,21 @@ class TorchTracer:
             if {id(parameter) for parameter in _own(self._layers[name])} <= reached.get(parent, set())
         }
 
-    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
-        outputs = {}
-        for name, x in inputs.items():
-            layer = self._layers.get(base := name.partition("#")[0])
-            if layer is not None and base not in self._several:
-                output = self._run(layer, x, train)
-                if torch.is_tensor(output):
-                    outputs[name] = _array(output)
-        return outputs
+    def run_alone(
+        self, inputs: Mapping[str, np.ndarray], *, train: bool = False
+    ) -> dict[str, np.ndarray | str]:
+        return {name: self._run_layer(name, x, train) for name, x in inputs.items()}
+
+    def _run_layer(self, name: str, x: np.ndarray, train: bool) -> np.ndarray | str:
+        number, _, path = name.partition(" ")
+        layer = self._layers.get(base := number.partition("#")[0])
+        if layer is None or base in self._several:
+            return "it has several inputs"
+        try:
+            output = self._run(layer, x, train)
+        except Exception as error:  # a user's layer may raise anything
+            return reason_of(error)
+        return dict(arrays(output, torch.is_tensor, _array)[0]).get(path, "it returns no such tensor")
 
     def _mode(self, train: bool) -> None:
         self.module.train(train)
@@ -189,8 +227,25 @@ class TorchTracer:
                 found[holder] = Weights(before.tensors + len(own), before.parameters + numbers)
         return found
 
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        found: dict[str, list[Fingerprint]] = {}
+        for name, layer in self._layers.items():
+            holder = (self._used_by or {}).get(name, name)
+            for tensor in (*_own(layer), *layer.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    found.setdefault(holder, []).append(fingerprint(_array(tensor)))
+        return found
+
     def randomness(self) -> bytes:
         return torch.get_rng_state().numpy().tobytes()
+
+    def move_weights(self, step: float) -> None:
+        """Change every weight by a relative step, up or down at random."""
+        generator = torch.Generator().manual_seed(0)
+        for _, tensor in self.module.named_parameters():
+            if tensor.is_floating_point():
+                signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
+                tensor.data.mul_(1 + step * signs.to(tensor.dtype))
 
     def restore(self) -> None:
         with torch.no_grad():

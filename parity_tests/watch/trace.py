@@ -1,17 +1,21 @@
 """Tracing a model: the input and output of every layer, under the same names in every framework.
 
 A `Tracer` belongs to one live model. Names are module paths ("layer1.0.conv1"); the second call of a layer is
-"name#2"; several tensors of one layer have paths: "name 0", "name state.h". Arrays are (N, C, H, W), (N, C,
-L) or (N, C) in every framework. The model's code is not changed.
+"name#2"; several tensors of one layer have paths: "name 0", "name state.h". Images are (N, C, H, W) in every
+framework: Keras and TF1 have their last axis moved, in every array with more than two axes. `compare.views`
+undoes this where an array is no image. The model's code is not changed.
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from parity_tests.judge import tolerances
 from weights_convert import import_order  # noqa: F401  (before any framework)
 
 
@@ -22,13 +26,21 @@ class Call(NamedTuple):
         input: the first input tensor of the layer; empty if there was none.
         output: the output tensor.
         layer: its name without the number of the call and the path; "" for the model's output.
+        others: the other input tensors, positional and by keyword.
+        inside: the value before the activation that a Keras layer applies to its output; None for others.
     """
 
     input: np.ndarray
     output: np.ndarray
     layer: str = ""
+    others: tuple[np.ndarray, ...] = ()
+    inside: np.ndarray | None = None
 
 
+# what Keras adds to the message of a layer: colours, the name of the method, and all its arguments
+_AROUND = re.compile(
+    "\x1b\\[[0-9;]*m|Exception encountered when calling [^\n]*\n|Arguments received by .*", re.DOTALL
+)
 OUTPUT = "output"  # name of the model's output, the last call of a trace
 
 
@@ -38,12 +50,14 @@ class Trace(dict[str, Call]):
     Attributes:
         outputs: the names of the model's outputs.
         opaque: outputs that are neither tensors nor numbers and cannot be compared.
+        moved: whether the last axis of every array with more than two was moved to the second place.
     """
 
     def __init__(self, calls: Mapping[str, Call] | None = None) -> None:
         super().__init__(calls or {})
         self.outputs: list[str] = []
         self.opaque: list[str] = []
+        self.moved = False
 
     def finish(
         self, images: np.ndarray, found: Iterable[tuple[str, np.ndarray]], opaque: Iterable[str] = ()
@@ -65,6 +79,18 @@ class Weights(NamedTuple):
     parameters: int
 
 
+Fingerprint = tuple[str, tuple[int, ...]]  # what any layout keeps: a hash of the values, the sorted sizes
+
+
+def fingerprint(weight: np.ndarray) -> Fingerprint:
+    """The same for a weight in any order of its axes and numbers; constant weights share no hash."""
+    values = np.sort(np.abs(weight.astype(np.float32)), axis=None)
+    shape = tuple(sorted(size for size in weight.shape if size > 1))
+    if not values.size or values[0] == values[-1]:
+        return "", shape
+    return hashlib.sha256(values.tobytes()).hexdigest(), shape
+
+
 class Tracer(Protocol):
     """Traces one live model, as a whole or layer by layer."""
 
@@ -76,6 +102,8 @@ class Tracer(Protocol):
     def dtype(self) -> str:
         """The dtype of the computation."""
 
+    same_axes: bool  # whether it takes images with torch's axes; otherwise Keras and TF1 have channels last
+
     @property
     def notes(self) -> Sequence[str]:
         """Notes for the report."""
@@ -83,8 +111,20 @@ class Tracer(Protocol):
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         """Run the model on (N, C, H, W) and record every layer."""
 
-    def run_alone(self, inputs: Mapping[str, np.ndarray], *, train: bool = False) -> dict[str, np.ndarray]:
-        """Each layer's output for a given input; layers that cannot run alone are omitted."""
+    def run_alone(
+        self, inputs: Mapping[str, np.ndarray], *, train: bool = False
+    ) -> dict[str, np.ndarray | str]:
+        """Each layer's output for a given input, or the reason why it cannot run alone."""
+
+    def run_corrected(
+        self, images: np.ndarray, outputs: Mapping[str, Sequence[np.ndarray]], *, train: bool = False
+    ) -> Trace:
+        """A trace in which every layer's output is replaced by the nearest of `outputs` before it is used.
+
+        The trace has the outputs before they are replaced: a layer that only inherits an error is right here,
+        whatever stands between the layers. An array of another shape replaces nothing. An exception ends
+        the trace early.
+        """
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         """Running statistics by canonical name after a run in train mode.
@@ -100,6 +140,9 @@ class Tracer(Protocol):
 
         The other model must have a counterpart for each.
         """
+
+    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
+        """The fingerprints of each layer's own weights and statistics, for pairing layers."""
 
     def randomness(self) -> Any:
         """The state of the model's random generators, which changes when it draws numbers."""
@@ -138,6 +181,28 @@ def joined(name: str, path: str) -> str:
 def covers(entry: str, name: str) -> bool:
     """Whether `name` is `entry`, a call or a tensor of it, or inside it."""
     return name == entry or name.startswith((f"{entry}.", f"{entry}#", f"{entry} "))
+
+
+def is_index(array: np.ndarray) -> bool:
+    """Whether an input holds indices, which stay integers, and not the values of pixels."""
+    return array.dtype in (np.int32, np.int64)
+
+
+def nearest(found: np.ndarray, outputs: Sequence[np.ndarray]) -> np.ndarray:
+    """The array of `outputs` that `found` stands for, or `found` itself if none has its shape.
+
+    The first one, unless another is clearly nearer: where everything is wrong, the nearest is chance.
+    """
+    fitting = [array for array in outputs if array.shape == found.shape and array.dtype.kind == "f"]
+    if found.dtype.kind != "f" or not fitting:
+        return found
+    errors = [tolerances.relative_error(found, array) for array in fitting]
+    return fitting[errors.index(min(errors)) if min(errors) < errors[0] / 2 else 0]
+
+
+def reason_of(error: Exception) -> str:
+    """A framework's exception in one line."""
+    return f"{type(error).__name__}: {' '.join(_AROUND.sub('', str(error)).split())[:160]}"
 
 
 def channels_first(array: np.ndarray) -> np.ndarray:
