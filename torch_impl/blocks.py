@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .attention import CBAM, ECA, SqueezeExcitation, kaiming_normal
 from .keywords import stage_steps
-from .layers import ACTIVATIONS, DilatedAveragePool, anti_aliasing_pool
+from .layers import ACTIVATIONS, DilatedAveragePool, anti_aliasing_pool, refuse_script
 
 
 def conv2d(
@@ -49,6 +49,7 @@ class ResidualBlock(nn.Module):
     """
 
     branch: Callable[[Tensor], Tensor]
+    __prepare_scriptable__ = refuse_script
 
     def __init__(
         self,

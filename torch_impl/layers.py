@@ -1,4 +1,4 @@
-"""Activations and pooling of the residual networks in PyTorch.
+"""Activations and pooling of the residual networks in PyTorch, and the refusal of `torch.jit.script`.
 
 Arrays are (N, C, H, W).
 """
@@ -20,12 +20,23 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+class Activation(nn.Module):
+    """One of `ACTIVATIONS` as a module."""
+
+    def __init__(self, activation: str):
+        super().__init__()
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.activation](x)
+
+
 class MaxPoolSame(nn.Module):
     """Max-pool 3x3, stride 2, with TensorFlow's SAME padding, which pads even sizes at the end only."""
 
     def forward(self, x: Tensor) -> Tensor:
-        (top, bottom), (left, right) = ((size % 2, 1) for size in x.shape[2:])
-        return F.max_pool2d(F.pad(x, (left, right, top, bottom), value=float("-inf")), 3, 2)
+        top, left = x.shape[2] % 2, x.shape[3] % 2
+        return F.max_pool2d(F.pad(x, (left, 1, top, 1), value=float("-inf")), 3, 2)
 
 
 STEM_POOLS: dict[str, Callable[[], nn.Module]] = {
@@ -74,3 +85,11 @@ def pool_globally(x: Tensor, rule: str) -> Tensor:
         return x.amax((2, 3))
     mean, maximum = x.mean((2, 3)), x.amax((2, 3))
     return torch.cat((mean, maximum), 1) if rule == "catavgmax" else 0.5 * mean + 0.5 * maximum
+
+
+def refuse_script(module: nn.Module) -> None:
+    """Raise `TypeError`. As the method `__prepare_scriptable__`: `torch.jit.script` calls it first."""
+    raise TypeError(
+        f"torch.jit.script cannot compile {type(module).__name__}; use torch.jit.trace(model.eval(), images) "
+        "or torch.export.export(model.eval(), (images,))"
+    )

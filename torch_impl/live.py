@@ -10,16 +10,18 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from .keywords import check_keywords
+from .blocks import make_head
+from .keywords import check_classes, check_keywords
+from .layers import refuse_script
 
 _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a module and attribute
     "in_channels": r"(conv1|features\.0)\.in_channels",
-    "num_classes": r"(fc|classifier\.6)\.out_features",
-    "head_bias": r"(fc|classifier\.6)\.bias",
     "dropout": r"(dropout|classifier\.[25])\.p",
     "bn_epsilon": r".*\.eps",
     "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
@@ -31,10 +33,11 @@ _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a modu
     "global_pool": r"global_pool",
     "eca_padding": r".*\.eca\.conv\.padding_mode",
 }
-_SKIPPED = ("training", "process_group")  # attributes without effect on the meaning of weights
+_SKIPPED = ("training", "process_group", "grad_checkpointing")  # attributes without effect on the meaning of weights
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}  # classes that compute the same at inference
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _ABSENT = "absent"
+Part = tuple[str, dict[str, Any], nn.Module]  # path of a module, keywords, the module that they make
 
 
 def settings(module: nn.Module) -> dict[str, Any]:
@@ -48,7 +51,7 @@ def settings(module: nn.Module) -> dict[str, Any]:
             kind = type(part).__name__
             found[path] = _SAME.get(kind, kind)
         if isinstance(part, nn.Linear):
-            found[f"{path}.bias"] = part.bias is not None
+            found[f"{path}.bias".lstrip(".")] = part.bias is not None
         for name, value in vars(part).items():
             if isinstance(value, _PLAIN) and not name.startswith("_") and name not in _SKIPPED:
                 found[f"{path}.{name}".lstrip(".")] = value
@@ -61,22 +64,85 @@ def below(module: nn.Module, path: str) -> dict[str, Any]:
     return kind | {f"{path}.{name}": value for name, value in settings(module).items()}
 
 
+@torch.fx.wrap  # torch.fx records the call as one step: while it traces, shapes are unknown
+def check_images(x: Tensor, channels: int | None) -> None:
+    """Raise `ValueError` unless `x` is (N, C, H, W) of floats with C = `channels` (None: any C)."""
+    if torch.jit.is_tracing():  # a comparison of shapes would make it warn
+        return
+    if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
+        last = x.dim() == 4 and x.shape[3] == channels
+        hint = "; permute (N, H, W, C) with (0, 3, 1, 2)" if last else ""
+        wanted = "C" if channels is None else channels
+        raise ValueError(f"images of shape {tuple(x.shape)}, expected (N, {wanted}, H, W){hint}")
+    if not x.is_floating_point():
+        dtype = str(x.dtype).removeprefix("torch.")
+        raise ValueError(f"images of dtype {dtype}, expected floats, preprocessed as for training")
+
+
 class Network(nn.Module):
     """Base class of all networks: writes the current keywords to the state dict.
 
     Attributes:
         kind: the name of this kind of network in the metadata.
+        head: the name of its classifier.
         stem_pools: value of `stem_pool` -> module.
         config: the keywords of its construction.
+        num_features: channels of the classifier's input.
+        feature_info: of each stage, as in timm: its channels `num_chs`, the `reduction` of the images' height
+            and width, and the name of its last `module` before the next reduction.
+        grad_checkpointing: see `set_grad_checkpointing`.
     """
 
     kind: ClassVar[str]
+    head: ClassVar[str]
     stem_pools: ClassVar[Mapping[str, Callable[[], nn.Module]]] = {}
+    num_features: int
+    feature_info: list[dict[str, Any]]
+    __prepare_scriptable__ = refuse_script
 
     def __init__(self, keywords: Mapping[str, Any]):
         super().__init__()
         self.config = check_keywords(keywords, self.kind)
+        self.grad_checkpointing = False
         self._made: dict[str, Any] = {}
+
+    def check_input(self, x: Tensor, first: nn.Module) -> None:
+        """Raise `ValueError` unless `x` is (N, C, H, W) of floats, with the C of the first convolution."""
+        check_images(x, getattr(first, "in_channels", None))  # None: replaced by another module
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Replace the classifier by a new one with random weights.
+
+        An optimizer must be made again, because it knows the old classifier's parameters.
+
+        Args:
+            num_classes: of the new classifier; 0 for none, the output is then its input.
+
+        Raises:
+            ValueError: `num_classes` is invalid.
+
+        Example:
+            >>> import torch_impl
+            >>> model = torch_impl.se_resnet20()
+            >>> model.reset_classifier(4)
+            >>> model(torch.zeros(2, 3, 32, 32)).shape
+            torch.Size([2, 4])
+        """
+        num_classes, like = check_classes("num_classes", num_classes), next(self.parameters())
+        head = make_head(self.num_features, num_classes, self.config["head_bias"])
+        self.set_submodule(self.head, head.to(like.device, like.dtype).train(self.training))
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """In training keep only the inputs of the blocks, and run them again for the gradients.
+
+        This needs less memory and more time, and gives the same gradients. The blocks are the residual
+        blocks of a ResNet and the stages of a VGG. Batch norms count each batch once.
+        """
+        self.grad_checkpointing = enable
+
+    def recomputes(self) -> bool:
+        """Whether blocks run again in the backward pass now."""
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
 
     def live_keywords(self) -> dict[str, Any]:
         """The current keywords of the network, including changes of its modules after construction.
@@ -87,8 +153,18 @@ class Network(nn.Module):
         now = settings(self)
         if now == self._made:
             return dict(self.config)
-        pools = {rule: below(make(), "maxpool") for rule, make in self.stem_pools.items()}
-        return check_keywords(live_keywords(self._made, now, self.config, pools), self.kind)
+        parts: list[Part] = [("maxpool", {"stem_pool": rule}, make()) for rule, make in self.stem_pools.items()]
+        classes, bias = (now.get(f"{self.head}.{name}") for name in ("out_features", "bias"))
+        parts.append((self.head, {"num_classes": 0}, nn.Identity()))
+        if isinstance(classes, int) and isinstance(bias, bool):
+            with torch.device("meta"):
+                linear = nn.Linear(self.num_features, classes, bias)
+            parts.append((self.head, {"num_classes": classes, "head_bias": bias}, linear))
+        return check_keywords(live_keywords(self._made, now, self.config, parts), self.kind)
+
+    def _metadata(self) -> str:
+        """The keywords as a file holds them; `ValueError` as `live_keywords`."""
+        return json.dumps({"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()})
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         """Also write the keywords to the state dict's metadata, which `torch.save` keeps.
@@ -97,13 +173,27 @@ class Network(nn.Module):
         """
         super()._save_to_state_dict(destination, prefix, keep_vars)
         with suppress(ValueError):
-            metadata = {"mapping_version": 1, "kind": self.kind, "spec": self.live_keywords()}
             if hasattr(destination, "_metadata"):
-                destination._metadata[prefix[:-1]]["samenet"] = json.dumps(metadata)
+                destination._metadata[prefix[:-1]]["samenet"] = self._metadata()
+
+    def _save_pretrained(self, folder: Path) -> None:
+        """Write the weights and the current keywords; called by huggingface_hub's `PyTorchModelHubMixin`.
+
+        Raises:
+            ValueError: no keywords describe the current modules.
+        """
+        from safetensors.torch import save_file
+
+        (folder / "config.json").write_text(json.dumps(self.live_keywords(), indent=2), encoding="utf-8")
+        state = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors", {"format": "pt", "samenet": self._metadata()})
 
 
 def live_keywords(
-    made: dict[str, Any], now: dict[str, Any], keywords: dict[str, Any], pools: dict[str, dict[str, Any]]
+    made: dict[str, Any],
+    now: dict[str, Any],
+    keywords: dict[str, Any],
+    parts: list[Part],
 ) -> dict[str, Any]:
     """The current keywords of a network.
 
@@ -111,7 +201,7 @@ def live_keywords(
         made: its settings after construction.
         now: its current settings.
         keywords: the keywords of its construction.
-        pools: each value of `stem_pool` -> its settings.
+        parts: the modules that other keywords make.
 
     Raises:
         ValueError: no keyword describes a changed setting.
@@ -124,10 +214,11 @@ def live_keywords(
         if shown and len(set(map(repr, values))) == 1:
             found[keyword] = values[0]
             changed = [name for name in changed if name not in shown]
-    pool = {name: value for name, value in now.items() if re.fullmatch(r"maxpool(\..*)?", name)}
-    if any(name.startswith("maxpool") for name in changed) and pool in pools.values():
-        found["stem_pool"] = next(rule for rule, of_rule in pools.items() if of_rule == pool)
-        changed = [name for name in changed if not name.startswith("maxpool")]
+    for path, said, module in parts:
+        there = {name: value for name, value in now.items() if f"{name}.".startswith(f"{path}.")}
+        others = [name for name in changed if not f"{name}.".startswith(f"{path}.")]
+        if len(others) < len(changed) and there == below(module, path):
+            found, changed = found | said, others
     if changed:
         name = changed[0]
         raise ValueError(

@@ -11,12 +11,16 @@ Parameter names are torchvision's. Read it beside the same file in `keras_impl` 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
 from .blocks import Bottleneck, conv2d, make_head, make_norm, make_stage
-from .layers import ACTIVATIONS, STEM_POOLS, anti_aliasing_pool, pool_globally
+from .keywords import stage_steps
+from .layers import STEM_POOLS, Activation, anti_aliasing_pool, pool_globally
 from .live import Network, settings
+from .recompute import recomputed
 
 
 class ResNet(Network):
@@ -67,6 +71,7 @@ class ResNet(Network):
     """
 
     kind = "resnet"
+    head = "fc"
     stem_pools = STEM_POOLS
 
     def __init__(
@@ -116,23 +121,31 @@ class ResNet(Network):
         c = self.config
         names = ("block", "depths", "width", "stem", "stem_width", "norm")
         block, depths, width, stem, stem_width, norm = (c[name] for name in names)
-        bn, bias = make_norm(c), norm != "bn"
-        self.activation, self.global_pool = c["activation"], c["global_pool"]
+        bn, bias, act = make_norm(c), norm != "bn", partial(Activation, c["activation"])
+        self.global_pool = c["global_pool"]
 
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
         self.conv1, self.bn1 = conv2d(c["in_channels"], first, kernel_size, stride, bias=bias), bn(first)
+        self.act1 = act()  # a module, as all of the stem: torchvision's IntermediateLayerGetter runs only modules
         self.deep_stem, channels = stem in ("deep", "deep_tiered"), stem_width
         if self.deep_stem:
             channels = 2 * stem_width
             self.conv2, self.bn2 = conv2d(first, stem_width, 3, bias=bias), bn(stem_width)
+            self.act2 = act()
             self.conv3, self.bn3 = conv2d(stem_width, channels, 3, bias=bias), bn(channels)
+            self.act3 = act()
+        reduction, last = stride, "act3" if self.deep_stem else "act1"
+        self.feature_info = [{"num_chs": channels, "reduction": reduction, "module": last}]
         self._add_stem_pool(channels)
+        reduction *= 1 if isinstance(self.maxpool, nn.Identity) and not self.stem_convolves else 2
 
         self.stage_names = [f"layer{stage + 1}" for stage in range(len(depths))]
         for stage, name in enumerate(self.stage_names):
             self.add_module(name, make_stage(channels, stage, c))
             channels = width * 2**stage * (Bottleneck.expansion if block == "bottleneck" else 1)
+            reduction *= stage_steps(stage, c)[0]
+            self.feature_info.append({"num_chs": channels, "reduction": reduction, "module": name})
         self.dropout = nn.Dropout(c["dropout"])
         self.num_features = channels * (2 if self.global_pool == "catavgmax" else 1)
         self.fc = make_head(self.num_features, c["num_classes"], c["head_bias"])
@@ -146,30 +159,30 @@ class ResNet(Network):
         self.stem_convolves = rule == "conv"
         if rule == "conv":
             self.pool_conv = conv2d(channels, channels, 3, 1 if blurs else 2, bias=c["norm"] != "bn")
-            self.pool_bn = make_norm(c)(channels)
         self.maxpool: nn.Module = nn.Identity() if rule == "conv" else STEM_POOLS[rule]()
         if blurs:
             self.maxpool = anti_aliasing_pool(c["anti_aliasing"], 2)
             if rule == "pad1" and c["anti_aliasing"] == "blur":
                 self.maxpool = nn.Sequential(nn.MaxPool2d(3, 1, 1), self.maxpool)
-
-    def act(self, x: Tensor) -> Tensor:
-        return ACTIVATIONS[self.activation](x)
+        if rule == "conv":
+            self.pool_bn, self.pool_act = make_norm(c)(channels), Activation(c["activation"])
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        x = self.act(self.bn1(self.conv1(x)))
+        self.check_input(x, self.conv1)
+        x = self.act1(self.bn1(self.conv1(x)))
         if self.deep_stem:
-            x = self.act(self.bn2(self.conv2(x)))
-            x = self.act(self.bn3(self.conv3(x)))
+            x = self.act2(self.bn2(self.conv2(x)))
+            x = self.act3(self.bn3(self.conv3(x)))
         if self.stem_convolves:
-            return self.act(self.pool_bn(self.maxpool(self.pool_conv(x))))
+            return self.pool_act(self.pool_bn(self.maxpool(self.pool_conv(x))))
         return self.maxpool(x)
 
     def stages(self) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
         """Each stage by name, as a function of the previous stage's output."""
         yield "stem", self.forward_stem
         for name in self.stage_names:
-            yield name, self.get_submodule(name)
+            stage: Any = self.get_submodule(name)
+            yield name, recomputed(stage) if self.recomputes() else stage
         yield "pooled", lambda x: pool_globally(x, self.global_pool)
         yield "logits", lambda x: self.fc(self.dropout(x))
 

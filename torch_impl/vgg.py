@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .blocks import conv2d, make_attention, make_head, make_norm
 from .live import Network, settings
+from .recompute import recomputed
 
 
 class Rectified(nn.Module):
@@ -63,6 +64,7 @@ class VGG(Network):
     """
 
     kind = "vgg"
+    head = "classifier.6"
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class VGG(Network):
         super().__init__({k: value for k, value in locals().items() if k not in ("self", "__class__")})
         c = self.config
         channels, norm = c["in_channels"], c["norm"]
-        self.features, self.stage_ends = nn.Sequential(), []
+        self.features, self.stage_ends, self.feature_info = nn.Sequential(), [], []
         for stage, (depth, width) in enumerate(zip(c["depths"], c["widths"], strict=True)):
             for _ in range(depth):
                 self.features.append(conv2d(channels, width, 3, bias=norm != "bn"))
@@ -104,8 +106,12 @@ class VGG(Network):
                 gate = make_attention(width, stage, c)
                 self.features.append(nn.ReLU(inplace=True) if gate is None else Rectified(*gate))
                 channels = width
+            last = f"features.{len(self.features) - 1}"
+            self.feature_info.append({"num_chs": width, "reduction": 2**stage, "module": last})
             self.features.append(nn.MaxPool2d(2))
             self.stage_ends.append(len(self.features))
+        last = f"features.{len(self.features) - 1}"
+        self.feature_info.append({"num_chs": channels, "reduction": 2 ** len(self.stage_ends), "module": last})
         self.pool_size = c["pool_size"]
         self.classifier = nn.Sequential(
             nn.Linear(channels * self.pool_size**2, c["head_width"]),
@@ -123,19 +129,22 @@ class VGG(Network):
         """Each stage by name, as a function of the previous stage's output."""
         start = 0
         for number, end in enumerate(self.stage_ends, 1):
-            yield f"stage{number}", self.features[start:end]
+            stage = self.features[start:end]
+            yield f"stage{number}", recomputed([stage]) if self.recomputes() else stage.forward
             start = end
         yield "pooled", lambda x: F.adaptive_avg_pool2d(x, self.pool_size).flatten(1)
         yield "logits", self.classifier
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
         """Every stage's output: `stage1` ..., `pooled` (N, C * 7 * 7) and `logits` (N, num_classes)."""
+        self.check_input(x, self.features[0])
         features = {}
         for name, stage in self.stages():
             features[name] = x = stage(x)
         return features
 
     def forward(self, x: Tensor) -> Tensor:
+        self.check_input(x, self.features[0])
         for _, stage in self.stages():
             x = stage(x)
         return x

@@ -91,7 +91,7 @@ def test_refuses_other_files(tmp_path):
     assert "a zip without <name>/data.pkl" in error_of(tmp_path / "zip")
     assert "expected one written by torch.save" in error_of(tmp_path / "pickle")
     assert "an empty file" in error_of(tmp_path / "empty")
-    assert "a directory without a TF1 checkpoint in it" in error_of(tmp_path / "folder")
+    assert "a directory with neither a TF1 checkpoint nor" in error_of(tmp_path / "folder")
     assert "there is no such file" in error_of(tmp_path / "missing")
 
 

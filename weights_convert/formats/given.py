@@ -19,11 +19,14 @@ from weights_convert.limits import DEFAULT, Limits
 
 _HEAD = 64  # bytes by which a file is recognised
 _OF_TF1 = re.compile(r"\.(index|meta|data-[0-9]{5}-of-[0-9]{5})$")
+_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # weights in a folder of the Hugging Face hub
 Facts = dict[Path, tuple[int, ...]]  # file -> what changes with its content; no read or copy of it does
 
 
 class Given:
-    """One source: a file, or a TF1 checkpoint by its prefix, one of its files or its directory.
+    """One source: a file, a folder of the Hugging Face hub, or a TF1 checkpoint.
+
+    A TF1 checkpoint is given by its prefix, one of its files or its directory.
 
     Every attribute is found or parsed on first use, and kept.
 
@@ -33,7 +36,7 @@ class Given:
     """
 
     def __init__(self, path: str | Path, limits: Limits | None = None):
-        self.path, self.limits = Path(path), limits or DEFAULT
+        self.path, self.limits = _in_folder(Path(path)), limits or DEFAULT
         self.size = 0
 
     @classmethod
@@ -63,7 +66,8 @@ class Given:
         try:
             if path.is_dir():
                 raise SourceError(
-                    f"{path}: a directory without a TF1 checkpoint in it, expected a checkpoint file"
+                    f"{path}: a directory with neither a TF1 checkpoint nor {_IN_FOLDERS[0]} in it, "
+                    "expected a checkpoint file"
                 )
             if path.exists() and not path.is_file():
                 raise SourceError(f"{path}: is a device or a pipe, expected a file")
@@ -127,6 +131,13 @@ def facts_of(files: list[Path]) -> Facts:
             of = file.stat()
             facts[file] = (of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns)
     return facts
+
+
+def _in_folder(path: Path) -> Path:
+    """The weights in a folder of the Hugging Face hub; any other path unchanged."""
+    with suppress(OSError):  # a name that is too long: opening it reports the error
+        return next((path / name for name in _IN_FOLDERS if (path / name).is_file()), path)
+    return path
 
 
 def _neighbour(path: Path) -> str:
