@@ -30,18 +30,17 @@ def recomputed(blocks: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContextManager]:
     """Contexts of a block's first and second run."""
-    return nullcontext(), _without_statistics(block)
+    return nullcontext(), _with_copied_buffers(block)
 
 
 @contextmanager
-def _without_statistics(block: nn.Module) -> Iterator[None]:
-    """In the second run the batch norms use the batch as in the first, and leave their running statistics."""
-    norms: list[Any] = [part for part in block.modules() if getattr(part, "track_running_stats", False)]
-    norms = [norm for norm in norms if norm.training]
-    for norm in norms:
-        norm.track_running_stats = False
+def _with_copied_buffers(block: nn.Module) -> Iterator[None]:
+    """In the second run batch norms update copies of their running statistics, so that a batch counts once."""
+    kept = [(part, *named) for part in block.modules() for named in part.named_buffers(recurse=False)]
+    for part, name, buffer in kept:
+        setattr(part, name, buffer.clone())
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for part, name, buffer in kept:
+            setattr(part, name, buffer)
