@@ -33,7 +33,11 @@ _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a modu
     "global_pool": r"global_pool",
     "eca_padding": r".*\.eca\.conv\.padding_mode",
 }
-_SKIPPED = ("training", "process_group", "grad_checkpointing")  # attributes without effect on the meaning of weights
+_SKIPPED = (
+    "training",
+    "process_group",
+    "grad_checkpointing",
+)  # attributes without effect on the meaning of weights
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}  # classes that compute the same at inference
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _ABSENT = "absent"
@@ -64,27 +68,12 @@ def below(module: nn.Module, path: str) -> dict[str, Any]:
     return kind | {f"{path}.{name}": value for name, value in settings(module).items()}
 
 
-@torch.fx.wrap  # torch.fx records the call as one step: while it traces, shapes are unknown
-def check_images(x: Tensor, channels: int | None) -> None:
-    """Raise `ValueError` unless `x` is (N, C, H, W) of floats with C = `channels` (None: any C)."""
-    if torch.jit.is_tracing():  # a comparison of shapes would make it warn
-        return
-    if x.dim() != 4 or (channels is not None and x.shape[1] != channels):
-        last = x.dim() == 4 and x.shape[3] == channels
-        hint = "; permute (N, H, W, C) with (0, 3, 1, 2)" if last else ""
-        wanted = "C" if channels is None else channels
-        raise ValueError(f"images of shape {tuple(x.shape)}, expected (N, {wanted}, H, W){hint}")
-    if not x.is_floating_point():
-        dtype = str(x.dtype).removeprefix("torch.")
-        raise ValueError(f"images of dtype {dtype}, expected floats, preprocessed as for training")
-
-
 class Network(nn.Module):
     """Base class of all networks: writes the current keywords to the state dict.
 
     Attributes:
         kind: the name of this kind of network in the metadata.
-        head: the name of its classifier.
+        head, entrance: the names of its classifier and of its first convolution.
         stem_pools: value of `stem_pool` -> module.
         config: the keywords of its construction.
         num_features: channels of the classifier's input.
@@ -95,6 +84,7 @@ class Network(nn.Module):
 
     kind: ClassVar[str]
     head: ClassVar[str]
+    entrance: ClassVar[str]
     stem_pools: ClassVar[Mapping[str, Callable[[], nn.Module]]] = {}
     num_features: int
     feature_info: list[dict[str, Any]]
@@ -106,9 +96,20 @@ class Network(nn.Module):
         self.grad_checkpointing = False
         self._made: dict[str, Any] = {}
 
-    def check_input(self, x: Tensor, first: nn.Module) -> None:
+    def check_input(self, x: Tensor) -> None:
         """Raise `ValueError` unless `x` is (N, C, H, W) of floats, with the C of the first convolution."""
-        check_images(x, getattr(first, "in_channels", None))  # None: replaced by another module
+        if not isinstance(x, Tensor) or torch.jit.is_tracing():  # while torch.fx traces, shapes are unknown
+            return
+        if x.dim() == 4 and x.shape[1] == self.config["in_channels"] and x.is_floating_point():
+            return
+        channels = getattr(self.get_submodule(self.entrance), "in_channels", None)
+        if x.dim() != 4 or channels not in (None, x.shape[1]):
+            hint = "; permute (N, H, W, C) with (0, 3, 1, 2)" if x.shape[3:] == (channels,) else ""
+            wanted = f"(N, {channels or 'C'}, H, W)"
+            raise ValueError(f"images of shape {tuple(x.shape)}, expected {wanted}{hint}")
+        if not x.is_floating_point():
+            dtype = str(x.dtype).removeprefix("torch.")
+            raise ValueError(f"images of dtype {dtype}, expected floats, preprocessed as for training")
 
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the classifier by a new one with random weights.
@@ -153,7 +154,9 @@ class Network(nn.Module):
         now = settings(self)
         if now == self._made:
             return dict(self.config)
-        parts: list[Part] = [("maxpool", {"stem_pool": rule}, make()) for rule, make in self.stem_pools.items()]
+        parts: list[Part] = [
+            ("maxpool", {"stem_pool": rule}, make()) for rule, make in self.stem_pools.items()
+        ]
         classes, bias = (now.get(f"{self.head}.{name}") for name in ("out_features", "bias"))
         parts.append((self.head, {"num_classes": 0}, nn.Identity()))
         if isinstance(classes, int) and isinstance(bias, bool):

@@ -21,7 +21,9 @@ def recomputed(blocks: Iterable[nn.Module]) -> Callable[[Tensor], Tensor]:
     def run(x: Tensor) -> Tensor:
         for block in blocks:
             # torch.compile keeps the statistics right by itself, and compiles no context of this kind
-            keywords: dict[str, Any] = {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+            keywords: dict[str, Any] = (
+                {} if torch.compiler.is_compiling() else {"context_fn": partial(_contexts, block)}
+            )
             x = checkpoint(block, x, use_reentrant=False, **keywords)
         return x
 

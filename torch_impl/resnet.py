@@ -71,7 +71,7 @@ class ResNet(Network):
     """
 
     kind = "resnet"
-    head = "fc"
+    head, entrance = "fc", "conv1"
     stem_pools = STEM_POOLS
 
     def __init__(
@@ -127,7 +127,9 @@ class ResNet(Network):
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
         self.conv1, self.bn1 = conv2d(c["in_channels"], first, kernel_size, stride, bias=bias), bn(first)
-        self.act1 = act()  # a module, as all of the stem: torchvision's IntermediateLayerGetter runs only modules
+        self.act1 = (
+            act()
+        )  # a module, as all of the stem: torchvision's IntermediateLayerGetter runs only modules
         self.deep_stem, channels = stem in ("deep", "deep_tiered"), stem_width
         if self.deep_stem:
             channels = 2 * stem_width
@@ -168,7 +170,7 @@ class ResNet(Network):
             self.pool_bn, self.pool_act = make_norm(c)(channels), Activation(c["activation"])
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        self.check_input(x, self.conv1)
+        self.check_input(x)
         x = self.act1(self.bn1(self.conv1(x)))
         if self.deep_stem:
             x = self.act2(self.bn2(self.conv2(x)))

@@ -64,7 +64,7 @@ class VGG(Network):
     """
 
     kind = "vgg"
-    head = "classifier.6"
+    head, entrance = "classifier.6", "features.0"
 
     def __init__(
         self,
@@ -111,7 +111,9 @@ class VGG(Network):
             self.features.append(nn.MaxPool2d(2))
             self.stage_ends.append(len(self.features))
         last = f"features.{len(self.features) - 1}"
-        self.feature_info.append({"num_chs": channels, "reduction": 2 ** len(self.stage_ends), "module": last})
+        self.feature_info.append(
+            {"num_chs": channels, "reduction": 2 ** len(self.stage_ends), "module": last}
+        )
         self.pool_size = c["pool_size"]
         self.classifier = nn.Sequential(
             nn.Linear(channels * self.pool_size**2, c["head_width"]),
@@ -137,14 +139,14 @@ class VGG(Network):
 
     def forward_features(self, x: Tensor) -> dict[str, Tensor]:
         """Every stage's output: `stage1` ..., `pooled` (N, C * 7 * 7) and `logits` (N, num_classes)."""
-        self.check_input(x, self.features[0])
+        self.check_input(x)
         features = {}
         for name, stage in self.stages():
             features[name] = x = stage(x)
         return features
 
     def forward(self, x: Tensor) -> Tensor:
-        self.check_input(x, self.features[0])
+        self.check_input(x)
         for _, stage in self.stages():
             x = stage(x)
         return x

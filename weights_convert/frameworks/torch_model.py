@@ -10,13 +10,28 @@ import numpy as np
 import torch
 
 from weights_convert.checkpoint import Checkpoint
+from weights_convert.errors import MismatchError
 from weights_convert.frameworks import block_config, check_config, common_dtype, config_of, match, selected
 from weights_convert.spec import is_count
 
 
 def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
-    """The module inside DataParallel, DistributedDataParallel and torch.compile."""
-    while True:
+    """The network inside a wrapper: DDP, torch.compile, `AveragedModel`, a `LightningModule`, a pipeline.
+
+    Raises:
+        MismatchError: the wrapper holds several networks, or parameters outside the network.
+    """
+    parts = {path: part for path, part in module.named_modules() if hasattr(type(part), "live_keywords")}
+    if len(parts) > 1:
+        raise MismatchError(f"the module holds several networks: {', '.join(parts)}; pass one of them")
+    for path, network in parts.items():
+        other = [name for name, _ in module.named_parameters() if not f".{name}".startswith(f".{path}.")]
+        if path and other:
+            raise MismatchError(
+                f"the module has parameters outside its network {path!r}, such as {other[0]}; pass the network"
+            )
+        return network
+    while True:  # a single attention block
         inner = getattr(module, "_orig_mod", None)
         if inner is None and "Parallel" in type(module).__name__:
             inner = getattr(module, "module", None)
