@@ -37,7 +37,7 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager, AbstractContext
 
 @contextmanager
 def _with_copied_buffers(block: nn.Module) -> Iterator[None]:
-    """In the second run batch norms update copies of their running statistics, so that a batch counts once."""
+    """In the second run batch norms update copies of their running statistics: a batch counts once."""
     kept = [(part, *named) for part in block.modules() for named in part.named_buffers(recurse=False)]
     for part, name, buffer in kept:
         setattr(part, name, buffer.clone())

@@ -25,7 +25,7 @@ BAD = [  # arguments after `convert`, and the expected error
     ("god.pth x.npz", r"god\.pth: there is no such file; did you mean 'good\.pth'\?"),
     ("folder/none.pth x.npz", r"none\.pth: there is no such file$"),
     ("good.pth/x x.npz", r"good\.pth/x: (there is no such file|cannot be read \(Not a directory\))"),
-    ("folder x.npz", r"folder: a directory with neither a TF1 checkpoint nor model.safetensors in it, expected a checkpoint file"),
+    ("folder x.npz", r"folder: a directory with neither a TF1 checkpoint nor model\.safetensors in it"),
     ("empty.pth x.npz", r"empty\.pth: the file is empty"),
     ("/dev/null x.npz", r"/dev/null: is a device or a pipe, expected a file"),
     ("text.pth x.npz", r"text\.pth: not a known checkpoint format \(it begins with b'these ar'\)"),

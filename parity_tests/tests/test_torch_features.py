@@ -155,7 +155,7 @@ WRONG = {
     "int64": (torch.zeros(2, 3, 33, 40, dtype=torch.int64), "images of dtype int64, expected floats"),
     "channels last": (
         torch.zeros(2, 33, 40, 3),
-        r"images of shape \(2, 33, 40, 3\), expected \(N, 3, H, W\); permute \(N, H, W, C\) with \(0, 3, 1, 2\)",
+        r"shape \(2, 33, 40, 3\), expected \(N, 3, H, W\); permute \(N, H, W, C\) with \(0, 3, 1, 2\)$",
     ),
     "grey": (torch.zeros(2, 1, 33, 40), r"images of shape \(2, 1, 33, 40\), expected \(N, 3, H, W\)$"),
     "one image": (torch.zeros(3, 33, 40), r"images of shape \(3, 33, 40\), expected \(N, 3, H, W\)$"),

@@ -28,7 +28,8 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
         other = [name for name, _ in module.named_parameters() if not f".{name}".startswith(f".{path}.")]
         if path and other:
             raise MismatchError(
-                f"the module has parameters outside its network {path!r}, such as {other[0]}; pass the network"
+                f"the module has parameters outside its network {path!r}, such as {other[0]}; "
+                "pass the network"
             )
         return network
     while True:  # a single attention block
