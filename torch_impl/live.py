@@ -217,11 +217,11 @@ def live_keywords(
         if shown and len(set(map(repr, values))) == 1:
             found[keyword] = values[0]
             changed = [name for name in changed if name not in shown]
-    for path, said, module in parts:
+    for path, described, module in parts:
         there = {name: value for name, value in now.items() if f"{name}.".startswith(f"{path}.")}
         others = [name for name in changed if not f"{name}.".startswith(f"{path}.")]
         if len(others) < len(changed) and there == below(module, path):
-            found, changed = found | said, others
+            found, changed = found | described, others
     if changed:
         name = changed[0]
         raise ValueError(
