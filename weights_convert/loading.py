@@ -162,9 +162,9 @@ def _load(
         raise SourceError(
             f"{reader.path}: written by a newer samenet, mapping version {version} (here: {MAPPING_VERSION})"
         )
-    config = described(reader.path, reader.configs) if reader.configs else None
     family = family or reader.said("family", str)
     saved = reader.said("spec", dict)
+    config = described(reader.path, reader.configs, saved is None) if reader.configs else None
     unsaid = saved is None and model is None and config is None
     if config is not None and saved is None:
         family = family or config.family

@@ -86,7 +86,7 @@ def test_a_saved_folder_says_what_the_network_is(images, tmp_path):
     keywords = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
     assert (keywords["num_classes"], keywords["stem_pool"]) == (4, "ceil")
     with load(tmp_path) as checkpoint:  # without a warning: nothing is assumed
-        assert (checkpoint.format, checkpoint.assumed) == ("safetensors", ())
+        assert (checkpoint.format, checkpoint.assumed) == ("folder", ())
         assert checkpoint.spec == state_of(model).spec
     with torch.inference_mode():
         assert torch.equal(load_model(tmp_path)(images), model(images))

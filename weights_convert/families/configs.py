@@ -41,8 +41,12 @@ class Described:
     note: str = ""
 
 
-def described(folder: Path, configs: Mapping[str, Config]) -> Described | None:
+def described(folder: Path, configs: Mapping[str, Config], required: bool = True) -> Described | None:
     """The description in a folder's JSON files; None without config.json.
+
+    Args:
+        required: whether config.json has to be one of timm or transformers; weights with this project's
+            metadata describe themselves.
 
     Raises:
         SourceError: a network that this project does not have, an argument it does not know, a wrong type.
@@ -53,6 +57,8 @@ def described(folder: Path, configs: Mapping[str, Config]) -> Described | None:
     for key, read in _KINDS.items():
         if config.get(key) is not None:
             return read(folder / _CONFIG, config, configs)
+    if not required:
+        return None
     raise SourceError(
         f"{folder / _CONFIG}: does not describe a network of timm or transformers, expected 'architecture' "
         "or 'model_type'"
