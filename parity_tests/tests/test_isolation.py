@@ -78,6 +78,7 @@ ALLOWED = {  # room -> the top-level modules that its files may import besides t
     "weights_convert": {"weights_convert", "numpy", "h5py", "ml_dtypes"},
 }
 INSIDE = {  # allowed imports inside functions, or in files that only functions import
+    "torch_impl": {"safetensors"},  # in a function that only huggingface_hub calls, which requires it
     "weights_convert": {"rich", "torch", "keras", "tensorflow", "torch_impl", "keras_impl", "tf1_compat"},
 }
 

@@ -63,10 +63,9 @@ def truth(model: Any, images: Tensor, folder: Path) -> tuple[int, bool]:
         same = type(model)(**said).eval()
         load_into(same, folder / "a.pth")
         assert torch.equal(same(images), wanted)
-        if isinstance(model, torch_impl.ResNet):
-            fast = torch_impl.optimize_for_inference(model, compile=False)
-            torch.testing.assert_close(fast(images), wanted, rtol=1e-4, atol=1e-5)
-            assert state_of(fast).spec.num_classes == said["num_classes"]
+        fast = torch_impl.optimize_for_inference(model, compile=False)
+        torch.testing.assert_close(fast(images), wanted, rtol=1e-4, atol=1e-5)
+        assert state_of(fast).spec.num_classes == said["num_classes"]
     assert wanted.shape == (2, said["num_classes"] or model.num_features)
     return said["num_classes"], said["head_bias"]
 
