@@ -33,11 +33,8 @@ _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a modu
     "global_pool": r"global_pool",
     "eca_padding": r".*\.eca\.conv\.padding_mode",
 }
-_SKIPPED = (
-    "training",
-    "process_group",
-    "grad_checkpointing",
-)  # attributes without effect on the meaning of weights
+# attributes without effect on the meaning of weights
+_SKIPPED = ("training", "process_group", "grad_checkpointing")
 _SAME = {"SyncBatchNorm": "BatchNorm2d"}  # classes that compute the same at inference
 _PLAIN = (bool, int, float, str, tuple, type(None))
 _ABSENT = "absent"
@@ -157,12 +154,11 @@ class Network(nn.Module):
         parts: list[Part] = [
             ("maxpool", {"stem_pool": rule}, make()) for rule, make in self.stem_pools.items()
         ]
-        classes, bias = (now.get(f"{self.head}.{name}") for name in ("out_features", "bias"))
         parts.append((self.head, {"num_classes": 0}, nn.Identity()))
-        if isinstance(classes, int) and isinstance(bias, bool):
-            with torch.device("meta"):
-                linear = nn.Linear(self.num_features, classes, bias)
-            parts.append((self.head, {"num_classes": classes, "head_bias": bias}, linear))
+        layer = dict(self.named_modules()).get(self.head)
+        if type(layer) is nn.Linear and layer.in_features == self.num_features:
+            described = {"num_classes": layer.out_features, "head_bias": layer.bias is not None}
+            parts.append((self.head, described, layer))
         return check_keywords(live_keywords(self._made, now, self.config, parts), self.kind)
 
     def _metadata(self) -> str:

@@ -127,9 +127,7 @@ class ResNet(Network):
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width
         self.conv1, self.bn1 = conv2d(c["in_channels"], first, kernel_size, stride, bias=bias), bn(first)
-        self.act1 = (
-            act()
-        )  # a module, as all of the stem: torchvision's IntermediateLayerGetter runs only modules
+        self.act1 = act()  # modules, because torchvision's IntermediateLayerGetter runs nothing else
         self.deep_stem, channels = stem in ("deep", "deep_tiered"), stem_width
         if self.deep_stem:
             channels = 2 * stem_width
