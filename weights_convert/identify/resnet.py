@@ -40,7 +40,7 @@ def infer(shapes: Shapes) -> Inferred | None:
     >>> shapes = {p.name: p.shape for p in parameters(model_spec("se_resnet50", num_classes=4))}
     >>> found = infer(shapes)
     >>> found.spec == model_spec("se_resnet50", num_classes=4), found.assumed[:2]
-    (True, ('stem_pool', 'stride_in'))
+    (True, ('stem_pool', 'strides'))
     """
     keywords = infer_keywords(shapes)
     return None if keywords is None else inferred(_complete(keywords))
