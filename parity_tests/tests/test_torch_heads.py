@@ -142,9 +142,15 @@ def test_the_network_in_a_wrapper_is_found(spec, tmp_path):
         assert state_of(wrapper).spec == spec
         save(state_of(wrapper), tmp_path / "a.npz", overwrite=True)
         load_into(wrapper, tmp_path / "a.npz")
-    for wrapper, message in (
-        (Pipeline(student=model, teacher=network(spec)), "several networks: student, teacher; pass one"),
-        (Pipeline(body=model, neck=nn.Conv2d(1, 1, 1)), "outside its network 'body', such as neck.weight"),
-    ):
-        with pytest.raises(MismatchError, match=message):
-            state_of(wrapper)
+    pair = Pipeline(student=model, teacher=network(spec, num_classes=4))
+    with pytest.raises(MismatchError, match="holds networks, choose one with scope=") as caught:
+        state_of(pair)
+    assert caught.value.details == ("student", "teacher")
+    assert state_of(pair, scope="teacher").spec.num_classes == 4
+    load_into(pair, tmp_path / "a.npz", scope="student")
+    detector = Pipeline(body=model, neck=nn.Conv2d(1, 1, 1))
+    with pytest.raises(MismatchError, match=r"such as neck\.weight; choose it with scope='body'"):
+        state_of(detector)
+    assert state_of(detector, scope="body").spec == spec
+    with pytest.raises(MismatchError, match="choose one with scope="):
+        state_of(detector, scope="neck")

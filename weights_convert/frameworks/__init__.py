@@ -54,7 +54,8 @@ def load_into(
             `tensorflow.compat.v1`; also a single attention block.
         source: a file of any container, or a `Checkpoint`.
         prefix: the part of the checkpoint to load, such as "layer1.0.se".
-        scope: for a session, the variable scope of the network; None if it is the only one.
+        scope: where the network is: its variable scope in a session, its path in a module or model around
+            it; None if it is the only one.
         settings: keywords of the file's network, such as {"stride_in": "conv1"}; the model must have them.
         new_head: load all but the classifier, which keeps its values; the numbers of classes may differ.
         assume: do not warn about keywords that the file does not specify.

@@ -15,21 +15,22 @@ from weights_convert.frameworks import block_config, check_config, common_dtype,
 from weights_convert.spec import is_count
 
 
-def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(module: torch.nn.Module, scope: str | None = None) -> torch.nn.Module:
     """The network inside a wrapper: DDP, torch.compile, `AveragedModel`, a `LightningModule`, a pipeline.
 
-    Raises:
-        MismatchError: the wrapper holds several networks, or parameters outside the network.
+    `scope` is its name there; None if it is the only one, and everything around it is without parameters.
     """
-    parts = {path: part for path, part in module.named_modules() if hasattr(type(part), "live_keywords")}
-    if len(parts) > 1:
-        raise MismatchError(f"the module holds several networks: {', '.join(parts)}; pass one of them")
-    for path, network in parts.items():
-        other = [name for name, _ in module.named_parameters() if not f".{name}".startswith(f".{path}.")]
-        if path and other:
+    networks = {path: part for path, part in module.named_modules() if hasattr(type(part), "live_keywords")}
+    if scope in networks:
+        return networks[scope]
+    if len(networks) > 1 or (scope is not None and networks):
+        raise MismatchError("the module holds networks, choose one with scope=", [*networks])
+    for path, network in networks.items():
+        other = [name for name, _ in module.named_parameters() if not name.startswith(f"{path}.".lstrip("."))]
+        if other:
             raise MismatchError(
-                f"the module has parameters outside its network {path!r}, such as {other[0]}; "
-                "pass the network"
+                f"the module has parameters outside its network, such as {other[0]}; "
+                f"choose it with scope={path!r}"
             )
         return network
     while True:  # a single attention block
@@ -63,7 +64,7 @@ def _dtype(tensor: torch.Tensor) -> np.dtype:
 
 
 def keywords_of(module: torch.nn.Module, scope: str | None) -> dict[str, Any]:
-    return config_of(unwrapped(module))
+    return config_of(unwrapped(module, scope))
 
 
 def load_into(
@@ -73,7 +74,7 @@ def load_into(
     scope: str | None,
     without: Collection[str] = (),
 ) -> None:
-    module = unwrapped(module)
+    module = unwrapped(module, scope)
     check_config(config_of(module), checkpoint, without)
     state = module.state_dict()
     wanted = {name: (tuple(tensor.shape), _dtype(tensor)) for name, tensor in state.items()}
@@ -84,7 +85,7 @@ def load_into(
 
 
 def state_of(module: torch.nn.Module, scope: str | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    module = unwrapped(module)
+    module = unwrapped(module, scope)
     return {name: _to_numpy(tensor) for name, tensor in module.state_dict().items()}, config_of(module)
 
 
