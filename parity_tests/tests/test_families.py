@@ -74,7 +74,7 @@ UNNAMED = {  # keywords of the networks without a name
 }
 REFUSED = [
     ("pytorchcv_bam_resnet18", "match no known family; the nearest is"),
-    ("timm_seresnet33ts", "match no known family; the nearest is"),
+    ("timm_seresnet33ts", "timm's ByobNet"),
     ("timm_resnet50_attn_lcbam", r"do not match timm's cbam_resnet50; mismatches: 16"),
     ("pytorchcv_resnetd50b", "do not match pytorchcv's resnet50; mismatches: 1\n +resnetd.* has dilated"),
 ]
@@ -225,7 +225,18 @@ OSMR = [
     (r"\.downsample\.0\.", ".identity_conv.conv."), (r"\.downsample\.1\.", ".identity_conv.bn."),
     (r"\.se\.fc(\d)\.", r".se.conv\1.conv."), (r"\.", "/"),
 ]  # fmt: skip
+TRANSFORMERS = [
+    (r"^conv1\.", "embedder.embedder.convolution."), (r"^bn1\.", "embedder.embedder.normalization."),
+    (r"^layer1\.(\d)\.", r"encoder.stages.0.layers.\1."),
+    (r"^layer2\.(\d)\.", r"encoder.stages.1.layers.\1."),
+    (r"\.conv1\.", ".layer.0.convolution."), (r"\.bn1\.", ".layer.0.normalization."),
+    (r"\.conv2\.", ".layer.1.convolution."), (r"\.bn2\.", ".layer.1.normalization."),
+    (r"\.conv3\.", ".layer.2.convolution."), (r"\.bn3\.", ".layer.2.normalization."),
+    (r"\.downsample\.0\.", ".shortcut.convolution."), (r"\.downsample\.1\.", ".shortcut.normalization."),
+    (r"^fc\.", "classifier.1."), (r"^(?!classifier)", "resnet."),
+]  # fmt: skip
 FOREIGN = {
+    "transformers": Foreign("transformers", tiny(), TRANSFORMERS),
     "moskomule": Foreign("moskomule", tiny(attention="se", se_bias=False), MOSKOMULE),
     "moskomule with biases": Foreign("moskomule", tiny(attention="se"), MOSKOMULE),
     "moskomule, the oldest": Foreign(
