@@ -86,6 +86,7 @@ class SqueezeExcitation(_ChannelLayer):
         self.fc2 = dense(hidden, channels, self.bias, dtype=self.dtype_policy, name="fc2")
         self.fc1.build((None, channels))
         self.fc2.build((None, hidden))
+        keep_frozen(self)
 
     def call(self, x: Any) -> Any:
         z = mean(x, (1, 2))  # (N, C), eq. 2: squeeze
@@ -174,6 +175,7 @@ class SpatialAttention(keras.layers.Layer):
         self.conv.build((*input_shape[:-1], 2))
         if self.bn is not None:
             self.bn.build((*input_shape[:-1], 1))
+        keep_frozen(self)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         maps = [ops.max(x, -1, keepdims=True), mean(x, -1, keepdims=True)]
@@ -245,6 +247,7 @@ class CBAM(_ChannelLayer):
         self.checked_channels(input_shape)
         self.channel.build(input_shape)
         self.spatial.build(input_shape)
+        keep_frozen(self)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         refined = self.channel(x)
@@ -298,6 +301,7 @@ class ECA(_ChannelLayer):
         own = {"padding": "same" if self.padding == "zeros" else "valid", "dtype": self.dtype_policy}
         self.conv = conv(keras.layers.Conv1D, size, kernel_initializer=uniform(size), **own)
         self.conv.build((None, channels, 1))
+        keep_frozen(self)
 
     def call(self, x: Any) -> Any:
         z = mean(x, (1, 2))[:, :, None]  # (N, C, 1): the channels are the sequence
@@ -351,6 +355,16 @@ def check_float(name: str, value: Any) -> float:
         if isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) < math.inf:
             return float(value)
     raise ValueError(f"{name}={value!r}: expected a finite float of at least 0")
+
+
+def keep_frozen(layer: keras.layers.Layer) -> None:
+    """Freeze the layers in a layer that is frozen from the start, as when a file is loaded.
+
+    Keras passes `trainable` on to them only when it changes.
+    """
+    if not layer.trainable:
+        layer.trainable = True
+        layer.trainable = False
 
 
 def kaiming_normal() -> keras.initializers.Initializer:

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from .attention import CBAM, ECA, BatchNormalization, SqueezeExcitation, dense
+from .attention import CBAM, ECA, BatchNormalization, SqueezeExcitation, dense, keep_frozen
 from .keywords import stage_steps
 from .layers import (
     ACTIVATIONS,
@@ -151,6 +151,7 @@ class ResidualBlock(keras.layers.Layer):
             build_chain(shape, getattr(self, self.attention))
         if self.downsample is not None:
             build_chain(input_shape, *self.downsample)
+        keep_frozen(self)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         for layer in self.branch_layers():

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import keras
 
+from .attention import keep_frozen
 from .functional import METADATA, TracedModel, write_metadata
 from .keywords import check_classes, check_keywords
 
@@ -99,6 +100,7 @@ class Network(TracedModel):
     def complete(self) -> None:
         """Build the network, note its settings, and connect its layers. A constructor ends with it."""
         self.build((None, None, None, self.config["in_channels"]))
+        keep_frozen(self)
         self._made = settings(self)
         self.trace(self.config["in_channels"])
 

@@ -18,7 +18,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from .attention import dense
+from .attention import dense, keep_frozen
 from .blocks import build_chain, make_attention, make_head, make_norm
 from .layers import Conv2D, adaptive_average_pool, with_attention
 from .live import Network
@@ -39,6 +39,7 @@ class Rectified(keras.layers.Layer):
         if self.attention is not None:
             build_chain(input_shape, getattr(self, self.attention))
         super().build(input_shape)
+        keep_frozen(self)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         x = ops.relu(x)

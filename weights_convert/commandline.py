@@ -71,7 +71,11 @@ def add_reading_options(command: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     command.add_argument("--from", metavar="FAMILY", dest="family", help="origin of the file (list families)")
     command.add_argument("--key", metavar="ENTRY", help="the entry of a PyTorch file that holds the weights")
-    command.add_argument("--scope", metavar="NAME", help="variable scope of the network in a TF1 checkpoint")
+    command.add_argument(
+        "--scope",
+        metavar="NAME",
+        help="variable scope of the network in a TF1 checkpoint, or its path in a Keras model",
+    )
     command.add_argument("--ema", action="store_true", help="take the moving averages of a TF1 checkpoint")
     command.add_argument(
         "--prefix", metavar="THEIRS", help="beginning of the network's names, such as student."

@@ -64,7 +64,8 @@ def convert(
         dst: the suffix selects the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
         to_family: the layout to write; default: the container's own.
         dtype: of the floating-point tensors; default: unchanged.
-        scope: the variable scope of the network in a TF1 checkpoint, source or destination.
+        scope: the variable scope of the network in a TF1 checkpoint, source or destination; its path in the
+            Keras model of a source.
         num_classes: of the new classifier.
         new_head: write a new classifier with random values, instead of the source's or of none.
         reorder_classes: a permutation file, see `changes.read_permutation`.

@@ -78,7 +78,7 @@ def load(
         settings: keywords of the spec to set, such as {"stride_in": "conv1"}.
         family: the naming of the tensors; by default detected.
         key: the entry of a PyTorch file that holds the weights.
-        scope: the variable scope of the network in a TF1 checkpoint.
+        scope: the variable scope of the network in a TF1 checkpoint, or its path in a Keras model.
         ema: take the moving averages of a TF1 checkpoint in the place of the variables that have one.
         prefix: the beginning of the network's names, if the file has several networks ("student.").
         names: the user's own names, a dict {theirs: ours} or a file (`mapping.py`).
@@ -183,6 +183,8 @@ def _load(
     reading = found.reading
     averages = (take_averages if ema else mention_averages)(reader, reading)
     liberties = _liberties(found)
+    if unsaid and not getattr(found.spec, "head_bias", True):
+        liberties.append("its classifier has no bias, head_bias=False is assumed")
     if strict and liberties:
         raise MismatchError(f"{reader.path}: {liberties[0]} (--strict)", _listed(reading.outside))
     known = {parameter.name: parameter for parameter in parameters(found.spec)}

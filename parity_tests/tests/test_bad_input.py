@@ -58,7 +58,7 @@ def not_checkpoints() -> dict[str, tuple[Callable[[Path], object], str]]:
         "objects": (numpy_file(np.savez, a=np.array([{}], object)), "holds no tensors"),
         "hdf5": (hdf5, "no known family"),
         "empty hdf5": (empty_hdf5, "holds no tensors"),
-        "npy": (numpy_file(np.save, arr=np.zeros(3)), "not a known checkpoint format"),
+        "npy": (numpy_file(np.save, arr=np.zeros(3)), r"one array of NumPy \(\.npy\)"),
         "image": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)), "not a known checkpoint"),
         "pickle": (lambda p: p.write_bytes(b"\x80\x02]q\x00."), "not a known checkpoint format"),
         "json": (

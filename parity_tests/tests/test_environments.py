@@ -12,7 +12,7 @@ import pytest
 
 NETWORKS, TRAINING, KERAS = "test_networks.py", "test_train_mode.py", "test_keras_impl.py"
 SECOND_DAY = [f"test_keras_{subject}.py" for subject in ("functional", "wrapped", "changes", "images")]
-USED = "test_features_as or test_a_head_on or live and sequential or test_preprocessing_is"
+USED = "test_features_of or test_a_head_on or live and sequential or test_preprocessing_is"
 FEW = "(senet or cbam or eca or avg_down or pool_same)"
 BACKEND = "((test_fit_evaluate_predict or test_save_and_load or test_summary) and cbam)"
 ALL_USED = " or ".join(file.removesuffix(".py") for file in SECOND_DAY)

@@ -5,20 +5,25 @@ Afterwards its weights and keywords convert as they are, or one line says why no
 
 from __future__ import annotations
 
+import math
+import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from keras import layers as L
 
 import keras_impl
+from keras_impl.vgg import Rectified
 from parity_tests.judge import synthetic
 from parity_tests.judge.synthetic import tiny
 from parity_tests.tests.test_keras_functional import SE, VGG, images, network, run
 from weights_convert import Checkpoint, MismatchError, convert, load, load_into, state_of
-from weights_convert.spec import changed
+from weights_convert.spec import changed, count_parameters, model_spec, parameters
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 ONE = tiny(attention="cbam", block="basic", stem="3x3", depths=(1,))  # Keras compiles the whole network
@@ -139,6 +144,30 @@ def test_frozen_stages_and_batch_norms_in_training(tmp_path):
     assert after.spec == before.spec
 
 
+FROZEN: dict[str, Callable[[], Any]] = {
+    "resnet": lambda: network(ONE),
+    "vgg": lambda: network(VGG),
+    "block": lambda: keras_impl.BasicBlock(3, 3, attention=("eca", keras_impl.ECA())),
+    "rectified": lambda: Rectified(("se", keras_impl.SqueezeExcitation())),
+    "cbam": lambda: keras_impl.CBAM(),
+    "spatial": lambda: keras_impl.SpatialAttention(),
+}
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", FROZEN)
+def test_frozen_layers_stay_frozen_in_a_file(name, tmp_path):
+    """Keras freezes the layers in a layer only when `trainable` changes, and a file is loaded with False."""
+    model = keras.Sequential([L.Input((32, 32, 3)), FROZEN[name](), L.Flatten(), L.Dense(2)])
+    assert len(model.trainable_weights) > 2
+    model.layers[0].trainable = False
+    model.save(tmp_path / "a.keras")
+    again = keras.saving.load_model(tmp_path / "a.keras")
+    assert len(model.trainable_weights) == len(again.trainable_weights) == 2
+    again.layers[0].trainable = True
+    assert len(again.trainable_weights) > 2
+
+
 def test_the_average_of_an_optimizer_converts(tmp_path):
     """`use_ema=True`: after `fit` the weights are the averages; the optimizer's copies are bookkeeping."""
     model = network(ONE)
@@ -204,3 +233,15 @@ def test_int8_covers_the_dense_layers_and_is_not_converted(tmp_path):
         model.save(tmp_path / "a.keras")
     with pytest.raises(ValueError, match=line):
         keras_impl.optimize_for_inference(model)
+
+
+@pytest.mark.quick
+def test_the_share_of_int8_in_the_docs():
+    page = (Path(__file__).parents[2] / "docs/keras.md").read_text(encoding="utf-8")
+    rows = re.findall(r"\| `(\w+)` \| (\d+) % \|", page)
+    assert len(rows) == 2
+    for name, percent in rows:
+        spec = model_spec(name)
+        dense = {p.name.rpartition(".")[0] for p in parameters(spec) if p.role.endswith("dense")}
+        covered = sum(math.prod(p.shape) for p in parameters(spec) if p.name.rpartition(".")[0] in dense)
+        assert round(100 * covered / count_parameters(spec)) == int(percent)

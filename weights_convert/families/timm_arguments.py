@@ -40,7 +40,8 @@ _ATTENTION: dict[str, dict[str, Any]] = {
 def arguments_of(spec: ResNetSpec) -> tuple[str, dict[str, Any]]:
     """The name of a timm network, and the arguments that make it the one of a spec.
 
-    >>> arguments_of(ResNetSpec(attention="se", depths=(2, 2, 2, 2), block="basic", activation="silu"))
+    >>> se = {"attention": "se", "hidden_rule": "multiple_of_8"}
+    >>> arguments_of(ResNetSpec(depths=(2, 2, 2, 2), block="basic", activation="silu", **se))
     ('seresnet18', {'act_layer': 'silu'})
 
     Raises:
