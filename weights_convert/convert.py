@@ -19,6 +19,7 @@ from weights_convert.checkpoint import Checkpoint
 from weights_convert.errors import DestinationError, MismatchError, SpecError, WeightsConvertError, WriteError
 from weights_convert.formats import open_reader
 from weights_convert.formats.base import Format
+from weights_convert.frameworks import state_of
 from weights_convert.limits import Limits
 from weights_convert.loading import opened
 from weights_convert.mapping import OwnNames
@@ -127,7 +128,7 @@ def convert(
 
 
 def save(
-    checkpoint: Checkpoint,
+    source: Checkpoint | Any,
     path: str | Path,
     *,
     family: str | None = None,
@@ -137,15 +138,11 @@ def save(
     strict: bool = False,
     overwrite: bool = False,
 ) -> Plan:
-    """Write a checkpoint (of a file or a live model); arguments and errors as in `convert`.
+    """Write a checkpoint or a live model (as `state_of` reads it); arguments and errors as in `convert`.
 
     `names` are the user's own, {theirs: ours} or a file, of the tensors in the destination.
     """
-    if not isinstance(checkpoint, Checkpoint):
-        kind = type(checkpoint).__name__
-        raise SpecError(
-            f"{path}: cannot save a {kind}; `state_of(model)` gives the checkpoint of a live model"
-        )
+    checkpoint = source if isinstance(source, Checkpoint) else state_of(source)
     own = None if names is None else OwnNames.of(names)
     plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope, names=own)
     execute(plan, strict=strict, overwrite=overwrite)

@@ -250,11 +250,18 @@ def test_a_closed_checkpoint_says_so(tmp_path):
             checkpoint["conv1.weight"]
 
 
-def test_a_model_is_no_checkpoint(tmp_path):
+def test_a_live_model_is_saved_as_its_checkpoint(tmp_path):
     model = torch_impl.se_resnet20()
-    with pytest.raises(SpecError, match=r"cannot save a ResNet; `state_of\(model\)` gives"):
-        save(model, tmp_path / "x.pth")
-    save(state_of(model), tmp_path / "x.pth")
+    model.fc = torch.nn.Linear(64, 4)
+    save(model, tmp_path / "a.npz")
+    save(state_of(model), tmp_path / "b.npz")
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with load(tmp_path / "a.npz") as checkpoint:
+        assert checkpoint.spec.num_classes == 4
+    with pytest.raises(
+        SpecError, match="OrderedDict is neither a torch module, a Keras layer nor a tensorflow"
+    ):
+        save(model.state_dict(), tmp_path / "c.npz")
 
 
 @pytest.mark.parametrize(("framework", "package"), [("keras", "keras"), ("tf1", "tensorflow")])
