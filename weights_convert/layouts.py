@@ -289,7 +289,10 @@ def _keras_parse(name: str) -> str | None:
     return canonical if parameter and ROLES[parameter.role].keras_index == int(match[2]) else None
 
 
-TORCH_BOOKKEEPING = ((re.compile(r"n_averaged"), "count of torch.optim.swa_utils.AveragedModel"),)
+TORCH_BOOKKEEPING = (
+    (re.compile(r"n_averaged"), "count of torch.optim.swa_utils.AveragedModel"),
+    (re.compile(r"(.*\.)?total_(ops|params)"), "count of the thop profiler"),
+)
 KERAS_BOOKKEEPING = (
     (re.compile(r"(.*/)?optimizer/vars/\d+|optimizer_weights/.*"), "optimizer state"),
     (re.compile(r"(.*/)?(_?metrics|compile_metrics|loss_tracker|_loss_tracker)/.*"), "metric"),

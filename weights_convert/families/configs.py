@@ -61,7 +61,7 @@ def described(folder: Path, configs: Mapping[str, Config], required: bool = True
         return None
     raise SourceError(
         f"{folder / _CONFIG}: does not describe a network of timm or transformers, expected 'architecture' "
-        "or 'model_type'"
+        "or 'model_type'; to read the weights without it, name their file instead of the folder"
     )
 
 

@@ -129,6 +129,10 @@ def _single(folder: Path) -> tuple[list[str], list[str]]:
         raise SourceError(f"{folder}: cannot be read ({error.strerror})") from None
     found = [name for name in names if name.endswith(_SUFFIXES)]
     chosen = _first(folder, _WEIGHTS) or (found[0] if len(found) == 1 else None)
+    if chosen is None and found and all(map(_SHARD.fullmatch, found)):
+        raise SourceError(
+            f"{folder}: {len(found)} shards without their index; copy {' or '.join(_INDICES)} there too"
+        )
     if chosen is None and found:
         raise SourceError(
             f"{folder}: a folder with {len(found)} files of weights; name one of them", found[:_MOST_LISTED]
