@@ -70,6 +70,8 @@ def identify(
     if not groups:
         if kind := what_is(reader.tensors):
             raise _other(reader, *kind)
+        if reader.otherwise:
+            raise _other(reader, reader.otherwise, [*reader.tensors])
         nearest_one = min(found, key=lambda c: len(c.misfits), default=None) or nearest_network(inside)
         if nearest_one is None or (not named and len(nearest_one.misfits) > len(reader.tensors)):
             raise _unknown(reader, read, family)
