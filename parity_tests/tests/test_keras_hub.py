@@ -80,6 +80,21 @@ def test_a_file_of_weights_alone(tmp_path):
     checkpoint.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("conv1_conv/vars/1", "conv1.bias"),
+        ("conv2_block1_0_bn/vars/2", "layer1.0.downsample.1.running_mean"),
+        ("conv1_conv/vars/9", None),
+        ("conv1_conv/vars/10", None),
+    ],
+)
+def test_numbered_variables_of_keras_applications(name, canonical):
+    """As `save_weights` of Keras 3 writes them."""
+    _, layout = FAMILIES["keras_applications"].layouts(())[0]
+    assert layout.parse(name) == canonical
+
+
 WRONG: dict[str, tuple[Any, Any, str]] = {
     "another network": (
         {"registered_name": "keras_hub>ViTBackbone"},
