@@ -189,6 +189,12 @@ def _tf1() -> Iterator[tuple[str, bytes]]:
         session.run(tf.global_variables_initializer())
         prefix = tf.train.Saver().save(session, f"{folder}/x.ckpt")
         yield "tensorflow", _bundle(Path(prefix))
+    import tensorflow as tf2
+
+    with tempfile.TemporaryDirectory() as folder:
+        variables = {name: tf2.Variable(array, name=f"net/{name}") for name, array in ARRAYS.items()}
+        checkpoint = tf2.train.Checkpoint(**variables, optimizer=tf2.train.Checkpoint(m=tf2.Variable(1.0)))
+        yield "objects", _bundle(Path(checkpoint.write(f"{folder}/x")))
 
 
 def _safetensors() -> Iterator[tuple[str, bytes]]:

@@ -56,7 +56,7 @@ ROLES = {
 }
 
 _TF_LEAVES = {role.tf: role.torch for role in ROLES.values() if role.tf}  # kernel -> weight, gamma -> weight
-_KERAS_LEAVES = ("weight", "bias", "running_mean", "running_var")  # by their number in a Keras file
+KERAS_LEAVES = ("weight", "bias", "running_mean", "running_var")  # by their number in a Keras file
 
 
 @lru_cache(maxsize=65536)
@@ -279,17 +279,20 @@ _DOWNSAMPLE = {"downsample/conv2d": "downsample.0", "downsample/batch_normalizat
 def _keras_parse(name: str) -> str | None:
     """For networks whose depths only a file shows."""
     match = _KERAS_NAME.fullmatch(name)
-    if match is None or int(match[2]) >= len(_KERAS_LEAVES):
+    if match is None or int(match[2]) >= len(KERAS_LEAVES):
         return None
     module = _KERAS_BLOCK.sub(lambda found: f"{found[1]}.{found[2] or 0}.", match[1])
     for member, number in _DOWNSAMPLE.items():
         module = module.replace(member, number)
-    canonical = f"{module.replace('/', '.')}.{_KERAS_LEAVES[int(match[2])]}"
+    canonical = f"{module.replace('/', '.')}.{KERAS_LEAVES[int(match[2])]}"
     parameter = like(canonical)
     return canonical if parameter and ROLES[parameter.role].keras_index == int(match[2]) else None
 
 
-TORCH_BOOKKEEPING = ((re.compile(r"n_averaged"), "count of torch.optim.swa_utils.AveragedModel"),)
+TORCH_BOOKKEEPING = (
+    (re.compile(r"n_averaged"), "count of torch.optim.swa_utils.AveragedModel"),
+    (re.compile(r"(.*\.)?total_(ops|params)"), "count of the thop profiler"),
+)
 KERAS_BOOKKEEPING = (
     (re.compile(r"(.*/)?optimizer/vars/\d+|optimizer_weights/.*"), "optimizer state"),
     (re.compile(r"(.*/)?(_?metrics|compile_metrics|loss_tracker|_loss_tracker)/.*"), "metric"),

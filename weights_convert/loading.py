@@ -8,6 +8,7 @@ difference between the two is reported.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,13 @@ from weights_convert.formats.base import Reader, TensorInfo, one_line
 from weights_convert.formats.given import Given
 from weights_convert.formats.masked import MaskedReader
 from weights_convert.identify.candidates import Candidate
-from weights_convert.identify.choice import declared, identify, part_of, several_networks
+from weights_convert.identify.choice import (
+    declared,
+    head_as_read,
+    identify,
+    part_of,
+    several_networks,
+)
 from weights_convert.identify.misfits import describe, do_not_fit, title
 from weights_convert.identify.reading import Listing, Reading
 from weights_convert.limits import Limits
@@ -183,7 +190,7 @@ def _load(
     reading = found.reading
     averages = (take_averages if ema else mention_averages)(reader, reading)
     liberties = _liberties(found)
-    if unsaid and not getattr(found.spec, "head_bias", True):
+    if unsaid and not reading.head and not getattr(found.spec, "head_bias", True):
         liberties.append("its classifier has no bias, head_bias=False is assumed")
     if strict and liberties:
         raise MismatchError(f"{reader.path}: {liberties[0]} (--strict)", _listed(reading.outside))
@@ -255,10 +262,16 @@ def _liberties(found: Candidate) -> list[str]:
         count = f"{len(outside)} tensors are" if len(outside) > 1 else "1 tensor is"
         more = ", ..." if len(outside) > _MOST_NAMED else ""
         named = ", ".join(outside[:_MOST_NAMED])
-        lines.append(f"{count} outside {title(found.spec)} and left out: {one_line(named)}{more}")
+        text = f"{count} outside {title(found.spec)} and left out: {one_line(named)}{more}"
+        if reading.maybe:
+            module = reading.maybe[0]
+            pair = shlex.quote(one_line(f"{module} = {head_as_read(found)}"))
+            text += f"; if {one_line(module)!r} is its classifier, say --names {pair}"
+        lines.append(text)
     if reading.head:
+        bias = "" if getattr(found.spec, "head_bias", True) else ", without a bias (head_bias=False),"
         lines.append(
-            f"{reading.head!r} is assumed to be the classifier {found.spec.head!r}: "
+            f"{reading.head!r}{bias} is assumed to be the classifier {found.spec.head!r}: "
             "no other tensor has its name and shape"
         )
     return lines

@@ -8,9 +8,9 @@ copied, and `{s+1}` is one more on that side:
     classifier = fc
     trunk. = backbone.
 
-A pair names a module or a tensor, or, with a separator at the end, the beginning of names. A pattern matches
-from the start of a name, or of what is left after its beginning; one of several modules also matches from a
-later module, below any prefix.
+A pair names a module with all that is in it, or a tensor, or, with a separator at the end, the beginning of
+names. A pattern matches from the start of a name, or of what is left after its beginning; one of several
+modules also matches from a later module, below any prefix.
 """
 
 from __future__ import annotations
@@ -186,12 +186,15 @@ def _root(name: str) -> str:
 
 
 def _by_rule(name: str, rules: Rules) -> tuple[str, Rule] | None:
-    """The new name of a tensor by a pair for it or for its module."""
-    if found := matched(rules, name):
-        return found
-    cut = max(name.rfind("."), name.rfind("/"))
-    found = matched(rules, name[:cut]) if cut > 0 else None
-    return found and (found[0] + name[cut:], found[1])
+    """The new name of a tensor by a pair for it, or for the innermost of its modules that has one."""
+    cut = len(name)
+    for _ in range(_MOST_STARTS):
+        if found := matched(rules, name[:cut]):
+            return found[0] + name[cut:], found[1]
+        cut = max(name.rfind(".", 0, cut), name.rfind("/", 0, cut))
+        if cut <= 0:
+            break
+    return None
 
 
 # --------------------------------------------------------------------------------------------------

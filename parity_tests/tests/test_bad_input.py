@@ -60,10 +60,10 @@ def not_checkpoints() -> dict[str, tuple[Callable[[Path], object], str]]:
         "empty hdf5": (empty_hdf5, "holds no tensors"),
         "npy": (numpy_file(np.save, arr=np.zeros(3)), r"one array of NumPy \(\.npy\)"),
         "image": (lambda p: p.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(64)), "not a known checkpoint"),
-        "pickle": (lambda p: p.write_bytes(b"\x80\x02]q\x00."), "not a known checkpoint format"),
+        "pickle": (lambda p: p.write_bytes(b"\x80\x02]q\x00."), "a pickle; load it where you trust it"),
         "json": (
             lambda p: p.write_text('{"model": {"layer": [1, 2, 3]}}'),
-            "not a known checkpoint|safetensors",
+            "a JSON text|safetensors",
         ),
     }
 
@@ -123,7 +123,10 @@ def test_every_tensor_that_does_not_fit_is_listed(run, change: dict, lines: list
     np.savez("bad.npz", **arrays_with(change))
     ran = run("convert", "bad.npz", "x.pth")
     assert ran.code == 2
-    assert ran.lines[0] == f"bad.npz: its tensors do not match resnet; mismatches: {len(lines)}"
+    advice = "; `weights-convert names bad.npz` proposes names for --names"
+    own = any(line.startswith("extra:") for line in lines)
+    count = f"mismatches: {len(lines)}{advice * own}"
+    assert ran.lines[0] == f"bad.npz: its tensors do not match resnet; {count}"
     assert [line.strip() for line in ran.lines[1:]] == lines
     assert not Path("x.pth").exists()
 

@@ -63,6 +63,7 @@ READ = [  # listing, families with the same result, the named model, and its dif
     ("qubvel_seresnext50", "qubvel", "se_resnext50_32x4d", CAFFE_EPSILON),
     ("keras_applications_resnet50", "keras_applications", "resnet50",
      {"norm": "bias_bn", "stride_in": "conv1", "bn_epsilon": 1.001e-5, "bn_momentum": 0.01}),
+    ("keras_hub_resnet18", "keras_hub", "resnet18", {}),
 ]  # fmt: skip
 UNNAMED = {  # keywords of the networks without a name
     "timm_ecaresnet26t": {"depths": (2, 2, 2, 2), "attention": "eca"} | T,

@@ -245,7 +245,7 @@ REFUSED = {
     "transformers' others": ({"model_type": "vit"}, r"describes transformers' 'vit', expected 'resnet'"),
     "an activation of transformers": (TRANSFORMERS | {"hidden_act": "gelu"}, r"hidden_act is 'gelu', which"),
     "a flag": (TRANSFORMERS | {"downsample_in_bottleneck": "no"}, r"is 'no', expected true or false"),
-    "nothing known": ({"hello": 1}, r"does not describe a network of timm or transformers"),
+    "nothing known": ({"hello": 1}, r"does not describe a network of timm or transformers.*name their file"),
     "no object": ("[1]", r"its content is list, expected an object"),
     "no JSON": ("{", r"its content is not JSON"),
     "deep": ('{"a": ' * 200 + "1" + "}" * 200, r"levels or more of metadata"),

@@ -79,6 +79,13 @@ def test_any_common_prefix_is_found_and_said(tmp_path, prefix, arrays):
     assert same(checkpoint, arrays)
 
 
+def test_counts_of_a_profiler_are_left_out(tmp_path):
+    counts = {f"{name.rpartition('.')[0]}.total_ops": np.ones(1) for name in STATE}
+    checkpoint, said = read(tmp_path, put("model.", STATE | counts) | {"total_params": np.ones(1)})
+    assert (said, len(checkpoint.left_out)) == ([], len(counts) + 1)
+    assert same(checkpoint, STATE)
+
+
 @pytest.mark.parametrize("prefix", ["encoder.", "module.a.0.net."])
 def test_a_prefix_is_found_in_the_names_of_any_family(tmp_path, prefix):
     theirs = renamed(".se.fc2.", ".se.fc.2.", renamed(".se.fc1.", ".se.fc.0."))
@@ -121,6 +128,17 @@ def test_the_prefix_chooses(tmp_path, prefix):
     assert set(checkpoint.left_out.values()) == {f"outside the prefix '{prefix.rstrip('.')}.'"}
     factor = 2 if prefix.startswith("teacher") else 1
     assert same(checkpoint, {name: array * factor for name, array in STATE.items()})
+
+
+def test_another_networks_classifier_is_not_taken(tmp_path):
+    """MoCo v3: the momentum encoder's projection fits the other encoder too."""
+    arrays = put("base.", BODY) | put("momentum.", BODY) | {"momentum.fc.0.weight": STATE["fc.weight"]}
+    with pytest.raises(MismatchError, match="holds 2 networks; choose one") as caught:
+        read(tmp_path, arrays)
+    assert sorted(line.partition("  ")[0] for line in caught.value.details) == [
+        "--prefix base.",
+        "--prefix momentum.",
+    ]
 
 
 def test_averaged_weights_beside_raw_ones(tmp_path):
@@ -230,8 +248,8 @@ def test_a_classifier_under_another_name_is_assumed(tmp_path, head, prefix):
 def test_a_classifier_elsewhere_without_a_bias(tmp_path):
     checkpoint, said = read(tmp_path, put("encoder.", BODY) | {"head.fc.weight": STATE["fc.weight"]})
     assert checkpoint.spec.head_bias is False
-    assert "'head.fc' is assumed to be the classifier" in said[0]
-    assert "its classifier has no bias, head_bias=False is assumed" in said[1]
+    assert len(said) == 1
+    assert "'head.fc', without a bias (head_bias=False), is assumed to be the classifier 'fc'" in said[0]
     assert same(checkpoint, {name: array for name, array in STATE.items() if name != "fc.bias"})
 
 
@@ -269,6 +287,8 @@ def test_what_is_no_classifier_is_left_out(tmp_path, case):
     assert "it has no classifier: num_classes=0" in checkpoint.notes
     assert len(said) == 1
     assert "outside" in said[0]
+    option = "if 'projection' is its classifier, say --names 'projection = fc'"
+    assert (option in said[0]) == (case == "with another name")
     assert same(checkpoint, BODY)
 
 

@@ -22,6 +22,7 @@ PAIRS = {
 THEIRS = renamed(".se.fc2.", ".attention.squeeze.2.", renamed(".se.fc1.", ".attention.squeeze.0."))
 CASES = {
     "modules": (THEIRS, PAIRS),
+    "a module of modules": (renamed(".se.", ".gate."), {"layer{s}.{b}.gate": "layer{s}.{b}.se"}),
     "below a prefix": (put("encoder.", THEIRS) | OUTSIDE, PAIRS),
     "below a wrapper": (put("module.", THEIRS), PAIRS),
     "a tensor": (

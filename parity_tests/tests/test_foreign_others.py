@@ -27,17 +27,32 @@ BYTES = {
     "saved_model.pb": (b"\x08\x01\x12\xa4\x08\n\xf0\x03", "the graph of a SavedModel"),
     "an array": (b"\x93NUMPY\x01\x00v\x00{'descr'", "one array of NumPy"),
     "GGUF": (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
+    "Core ML": (b"\x08\x04\x12\xb2\x01\n\x1c", "a Core ML model"),
+    "ExecuTorch": (b"\x1c\x00\x00\x00ET12", "an ExecuTorch program"),
+    "MATLAB": (b"MATLAB 5.0 MAT-file, Platform", "a MATLAB file"),
+    "MXNet": (b"\x12\x01" + bytes(9), "MXNet's arrays"),
+    "a pickle": (b"\x80\x02}q\x00.", "a pickle; load it where you trust it"),
+}
+# to fetch or unpack, not to save again
+PACKED = {
+    "Git LFS": (b"version https://git-lfs.github.com/spec/v1\noid", "a pointer of Git LFS"),
+    "HTML": (b"\n<!DOCTYPE html><html>", "a web page"),
+    "XML": (b'<?xml version="1.0"?>', "an XML text"),
+    "JSON": (b'{\n  "weight_map": {', "a JSON text"),
+    "gzip": (b"\x1f\x8b\x08\x00", "a gzip archive"),
+    "7z": (b"7z\xbc\xaf\x27\x1c", "a packed file"),
+    "tar": (b"././@PaxHeader\x00", "a tar archive"),
 }
 
 
-@pytest.mark.parametrize("case", BYTES)
+@pytest.mark.parametrize("case", [*BYTES, *PACKED])
 def test_files_by_their_first_bytes(tmp_path, run, case):
-    data, what = BYTES[case]
+    data, what = (BYTES | PACKED)[case]
     (tmp_path / "x").write_bytes(data)
     ran = run("inspect", tmp_path / "x")
     assert ran.code == 2
     assert ran.err.startswith(f"{tmp_path / 'x'}: {what}")
-    assert "save" in ran.err
+    assert "save" in ran.err or case in PACKED
     assert ran.err.count("\n") == 1
 
 
@@ -84,6 +99,21 @@ TENSORS = {
     "ViT": (one("blocks.0.attn.qkv.weight"), "a vision transformer"),
     "CLIP": (put("visual.", STATE) | one("visual.attnpool.q_proj.weight", (4, 4)), "CLIP's ModifiedResNet"),
     "quantised": (STATE | one("conv1.zero_point"), "quantised weights (int8)"),
+    "int8 kernels": (
+        {n: a.astype(np.int8) if a.ndim == 4 else a for n, a in STATE.items()},
+        "quantised weights (int8)",
+    ),
+    "spectral norm": (
+        STATE | one("layer1.0.conv1.weight_orig") | one("layer1.0.conv1.weight_u"),
+        "weights with spectral normalisation",
+    ),
+    "weight norm": (STATE | one("fc.weight_g"), "weights with weight normalisation"),
+    "parametrised": (STATE | one("fc.parametrizations.weight.original0"), "parametrised weights"),
+    "LoRA": (put("base_model.", STATE) | one("base_model.fc.lora_A.weight"), "weights with LoRA adapters"),
+    "IResNet": (STATE | one("layer1.0.prelu.weight"), "a network with PReLU"),
+    "a transformer": (one("encoder.layers.0.self_attention.in_proj_weight"), "a transformer"),
+    "DenseNet": (one("features.denseblock1.denselayer1.norm1.weight"), "DenseNet"),
+    "ConvNeXt": (one("stages.0.blocks.0.gamma"), "ConvNeXt"),
     "masks": (STATE | one("layer1.0.conv1.weight_mask"), "pruned weights with masks"),
     "TF2": (one("model/conv1/kernel/.ATTRIBUTES/VARIABLE_VALUE"), "a TF2 object checkpoint"),
     "1-D": (of_rank(3), "a network in one dimension (Conv1d)"),

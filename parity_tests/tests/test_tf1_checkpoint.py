@@ -342,7 +342,7 @@ def test_reads_object_based_checkpoints(tf, tmp_path):
     with open_tf1(prefix) as reader:
         name = "dense/kernel/.ATTRIBUTES/VARIABLE_VALUE"
         assert list(reader.tensors) == [name]
-        assert reader.left_out == {"_CHECKPOINTABLE_OBJECT_GRAPH": "string tensor"}
+        assert reader.left_out == {"_CHECKPOINTABLE_OBJECT_GRAPH": "graph of Python objects"}
         assert reader.read(name).tobytes() == weights.tobytes()
 
 

@@ -8,6 +8,7 @@ from weights_convert.families import (
     eca,
     hikapok,
     keras_applications,
+    keras_hub,
     kobiso,
     luuuyi,
     mmpretrain,
@@ -43,5 +44,6 @@ FAMILIES: dict[str, Family] = {
         tutorial_cbam.FAMILY,
         qubvel.FAMILY,
         keras_applications.FAMILY,
+        keras_hub.FAMILY,
     )
 }

@@ -1,7 +1,7 @@
 """Reads the config.json of a folder: the network's keywords and its preprocessing.
 
-Read from timm's `_hub.py` and `resnet.py`, and from transformers' `configuration_resnet.py`. An argument that
-changes the numbers and that no table here has is refused by its name.
+Read from timm's `_hub.py` and `resnet.py`, transformers' `configuration_resnet.py` and keras-hub's
+`resnet_backbone.py`. An argument that changes the numbers and that no table here has is refused by its name.
 """
 
 from __future__ import annotations
@@ -60,8 +60,9 @@ def described(folder: Path, configs: Mapping[str, Config], required: bool = True
     if not required:
         return None
     raise SourceError(
-        f"{folder / _CONFIG}: does not describe a network of timm or transformers, expected 'architecture' "
-        "or 'model_type'"
+        f"{folder / _CONFIG}: does not describe a network of timm or transformers, expected 'architecture', "
+        "'model_type', or keras-hub's 'registered_name'; to read the weights without it, name their file "
+        "instead of the folder"
     )
 
 
@@ -217,9 +218,49 @@ def _transformers(path: Path, config: Config, configs: Mapping[str, Config]) -> 
     )
 
 
+# --------------------------------------------------------------------------------------------------
+# keras-hub
+
+_BLOCKS = {  # block_type -> keywords
+    "basic_block": {"block": "basic", "downsample_pool": "none"},
+    "bottleneck_block": {"block": "bottleneck", "downsample_pool": "none"},
+    "basic_block_vd": {"block": "basic", "downsample_pool": "avg"},
+    "bottleneck_block_vd": {"block": "bottleneck", "downsample_pool": "avg"},
+}
+_TASK = "task.json"
+
+
+def _keras_hub(path: Path, config: Config, configs: Mapping[str, Config]) -> Described:
+    kind = _text(path, config, "registered_name")
+    network = _object(path, config, "config")
+    block = network.get("block_type")
+    if kind != "keras_hub>ResNetBackbone" or network.get("use_pre_activation"):
+        what = f"{kind} with pre-activation (ResNet v2)" if network.get("use_pre_activation") else kind
+        raise SourceError(
+            f"{path}: describes keras-hub's {one_line(what)}, which this project does not have; expected "
+            "ResNetBackbone without pre-activation"
+        )
+    if not isinstance(block, str) or block not in _BLOCKS:
+        shown = one_line(repr(block), 60)
+        raise SourceError(f"{path}: block_type is {shown}, expected one of {', '.join(_BLOCKS)}")
+    strides = _number_or_list(path, "stackwise_num_strides", network.get("stackwise_num_strides"))
+    task_path = path.with_name(_TASK)
+    task = _object(task_path, configs.get(_TASK, {}), "config")
+    settings: dict[str, Any] = dict(_BLOCKS[block])
+    if not isinstance(strides, tuple) or strides != (1, *[2] * (len(strides) - 1)):
+        settings["strides"] = strides
+    if "pooling" in task:
+        settings |= _choice(task_path, "global_pool", task["pooling"])
+    note = f"as keras-hub's ResNet in {path.name}"
+    if task.get("activation"):
+        note += f"; without its {one_line(repr(task['activation']), 40)} after the classifier"
+    return Described("keras_hub", settings=settings, note=note)
+
+
 _KINDS: dict[str, Callable[[Path, Config, Mapping[str, Config]], Described]] = {
     "architecture": _timm,  # also of timm's networks in transformers
     "model_type": _transformers,
+    "registered_name": _keras_hub,
 }
 
 # --------------------------------------------------------------------------------------------------

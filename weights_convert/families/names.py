@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache, partial
 from typing import NamedTuple
 
-from weights_convert.layouts import ROLES, from_tensorflow, like, skeleton
+from weights_convert.layouts import KERAS_LEAVES, ROLES, from_tensorflow, like, skeleton
 from weights_convert.spec import Parameter, Spec
 
 PLACE = re.compile(r"\{(\w+)(?:\+(\d{1,4}))?\}")  # {b}, or {b+1}: one more on this side
@@ -54,10 +54,13 @@ class Names:
     def parse(self, name: str) -> str | None:
         """The canonical name of a tensor in a file, or None."""
         path, _, leaf = name.removesuffix(":0").rpartition(self.separator)
-        module = self._module(path)
+        numbered = self.separator == "/" and leaf.isdigit() and path.endswith("/vars")  # in a Keras 3 file
+        module = self._module(path.removesuffix("/vars") if numbered else path)
         if module is None:
             return None
-        if self.separator == "/":
+        if numbered:
+            leaf = KERAS_LEAVES[int(leaf)] if len(leaf) == 1 and int(leaf) < len(KERAS_LEAVES) else ""
+        elif self.separator == "/":
             return from_tensorflow(module, leaf)
         return f"{module}.{leaf}" if like(f"{module}.{leaf}") else None
 

@@ -52,6 +52,7 @@ class Reader(ABC):
         configs: name -> content of the JSON files of a folder.
         left_out: name -> description of other contents (epoch, optimiser slots ...).
         notes: remarks for the user on how the file was read.
+        otherwise: the description of a file whose tensors are no known network, and what to do.
     """
 
     format: ClassVar[str]
@@ -67,6 +68,7 @@ class Reader(ABC):
         self.configs: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
         self.notes: list[str] = []
+        self.otherwise = ""
 
     def add(self, name: str, info: TensorInfo, cost: int = 0) -> None:
         """List a tensor; `cost` is the number of bytes to read if larger than its size."""

@@ -48,7 +48,7 @@ class Candidate:
         if self.misfits:
             whose = title(self.spec) if self.family.own else f"{self.family.name}'s {title(self.spec)}"
             lines = self.reading.misfits(reader, self.spec)  # again, with hints
-            raise do_not_fit(f"{reader.path}: its tensors", whose, self.refusal + lines)
+            raise do_not_fit(f"{reader.path}: its tensors", whose, self.refusal + lines, names_of=reader.path)
 
 
 def inferred_networks(reader: Reader, close: Sequence[Reading]) -> list[tuple[Reading, Inferred]]:

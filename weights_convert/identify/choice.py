@@ -19,7 +19,7 @@ from weights_convert.families.base import Family
 from weights_convert.formats.base import Reader, one_line
 from weights_convert.identify.candidates import Candidate, candidates_of, inferred_networks, of_rows
 from weights_convert.identify.inside import candidates_inside, nearest_network, networks, readings_for
-from weights_convert.identify.misfits import describe
+from weights_convert.identify.misfits import describe, propose
 from weights_convert.identify.others import spoils, what_is
 from weights_convert.identify.reading import Listing, Reading
 from weights_convert.spec import Spec, changed, is_count
@@ -68,10 +68,12 @@ def identify(
         groups = [with_label for g in groups if (with_label := [c for c in g if c.label == label])]
         groups = groups or _no_such(reader, family, label, found + inside)
     if not groups:
-        if kind := what_is({name: info.shape for name, info in reader.tensors.items()}):
+        if kind := what_is(reader.tensors):
             raise _other(reader, *kind)
+        if reader.otherwise:
+            raise _other(reader, reader.otherwise, [*reader.tensors])
         nearest_one = min(found, key=lambda c: len(c.misfits), default=None) or nearest_network(inside)
-        if nearest_one is None:
+        if nearest_one is None or (not named and len(nearest_one.misfits) > len(reader.tensors)):
             raise _unknown(reader, read, family)
         nearest_one.check(reader)
     found_one = _one_answer(reader, _one_network(listing, groups))
@@ -140,7 +142,7 @@ def _one_network(listing: Listing, groups: list[list[Candidate]]) -> list[Candid
             lines.append(f"--prefix {prefix}  ({describe(spec)}: {len(reading.names)} tensors)")
         raise MismatchError(f"{path}: holds {len(groups)} networks; choose one:", lines)
     if heads := first[0].reading.heads:
-        head = _head_as_read(first[0])
+        head = head_as_read(first[0])
         lines = [f"--names {shlex.quote(one_line(f'{module} = {head}'))}" for module in heads]
         what = (
             f"{len(heads)} tensors that may be its classifier; choose one, or none with --set num_classes=0:"
@@ -149,7 +151,7 @@ def _one_network(listing: Listing, groups: list[list[Candidate]]) -> list[Candid
     return first
 
 
-def _head_as_read(candidate: Candidate) -> str:
+def head_as_read(candidate: Candidate) -> str:
     """The module of the classifier in the names of a network without one."""
     spec = changed(candidate.spec, {"num_classes": 1})
     name = candidate.reading.layout.in_file(f"{spec.head}.weight", spec)
@@ -230,7 +232,7 @@ def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> Mis
         known = {best.prefix + name for name in _inside(best) if best.layout.knows(name)}
         unknown = [name for name in unknown if name not in known] or unknown
         hint = f"; the nearest is {best.family.name!r}, which knows {len(known)}"
-    hint += f"; `weights-convert names {shlex.quote(str(reader.path))}` proposes names for --names"
+    hint += f"; {propose(reader.path)}"
     shown = [f"{name} {reader.tensors[name].shape}" for name in unknown[:_MOST_SHOWN]]
     return MismatchError(
         f"{reader.path}: the names of its {count} tensors {whose}{hint}; for example:", shown

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,18 +19,28 @@ _HEAD = re.compile(rf"((?:.*[./])?(?:{'|'.join(_HEADS)}))(?:[./](?:fc|linear|cla
 
 
 def with_head(
-    reader: Reader, reading: Reading, network: Inferred, settings: Mapping[str, Any]
+    reader: Reader,
+    reading: Reading,
+    network: Inferred,
+    settings: Mapping[str, Any],
+    places: Collection[str] = (),
 ) -> tuple[Reading, Inferred]:
     """The reading and the network with the only classifier outside; unchanged without one.
 
-    Of several, `reading.heads` lists the modules, for the user to choose.
+    Of several, `reading.heads` lists the modules, for the user to choose; `reading.maybe` lists those that
+    fit under a name that is no usual one.
+
+    Args:
+        places: the prefixes of the networks in the file; what is below another one's is not this one's.
     """
     spec: Any = network.spec
     if not spec.head or spec.num_classes != 0 or settings.get("num_classes") == 0:
         return reading, network
-    heads = _heads(reader, reading, spec)
+    others = tuple(place for place in places if place and not reading.prefix.startswith(place))
+    fitting = _fitting(reader, reading, spec, others)
+    heads = {module: found for module, found in fitting.items() if _HEAD.fullmatch(module)}
     if len(heads) != 1:
-        return replace(reading, heads=tuple(heads)), network
+        return replace(reading, heads=tuple(heads), maybe=tuple(fitting)), network
     ((module, (names, classes)),) = heads.items()
     outside = {name: shape for name, shape in reading.outside.items() if name not in names.values()}
     named = reading.names | {canonical: (name,) for canonical, name in names.items()}
@@ -38,20 +48,26 @@ def with_head(
     return replace(reading, names=named, outside=outside, head=module), network._replace(spec=whole)
 
 
-def _heads(reader: Reader, reading: Reading, spec: Any) -> dict[str, tuple[dict[str, str], int]]:
+def _fitting(
+    reader: Reader, reading: Reading, spec: Any, others: tuple[str, ...]
+) -> dict[str, tuple[dict[str, str], int]]:
     """Module -> canonical names with names in the file, and classes, of each possible classifier."""
     found = {}
     for name in reading.outside:
         module, separator, leaf = _split(name)
-        if not separator or leaf != _leaf(reading, "weight") or not (match := _HEAD.fullmatch(module)):
+        shape = reader.tensors[name].shape
+        if not separator or leaf != _leaf(reading, "weight") or len(shape) != 2 or name.startswith(others):
             continue
-        below = [other for other in reading.outside if other.startswith(f"{match[1]}{separator}")]
+        match = _HEAD.fullmatch(module)
+        if match is None and module.rpartition(separator)[2].isdigit():  # a layer of several
+            continue
+        whole = match[1] if match else module
+        below = [other for other in reading.outside if other.startswith(f"{whole}{separator}")]
         names = {f"{spec.head}.weight": name}
         for other in below:
             if other != name and _split(other)[::2] == (module, _leaf(reading, "bias")):
                 names[f"{spec.head}.bias"] = other
-        shape = reader.tensors[name].shape
-        classes = shape[reading.layout.tensorflow_axes] if len(shape) == 2 else 0
+        classes = shape[reading.layout.tensorflow_axes]
         if len(below) == len(names) and classes and _fits(reader, reading, spec, names, classes):
             found[module] = names, classes
     return found

@@ -36,7 +36,8 @@ def candidates_inside(
     reader = listing.reader
 
     def candidates(pairs: list[tuple[Reading, Inferred]]) -> list[Candidate]:
-        with_heads = [with_head(reader, reading, network, settings) for reading, network in pairs]
+        there = {reading.prefix for reading, _ in pairs}
+        with_heads = [with_head(reader, reading, network, settings, there) for reading, network in pairs]
         return [c for r, i in with_heads for c in candidates_of(reader, r, i, model, settings, named)]
 
     read = [reading for family in families for reading in _readings(listing, family)]

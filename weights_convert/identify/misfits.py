@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -58,11 +60,22 @@ def misfits(
     return details
 
 
-def do_not_fit(what: str, whose: str, lines: list[str]) -> MismatchError:
-    """The error for tensors that are not those of a network."""
+def do_not_fit(what: str, whose: str, lines: list[str], names_of: Path | None = None) -> MismatchError:
+    """The error for tensors that are not those of a network.
+
+    Args:
+        names_of: the file, if unknown names in it may be the user's own.
+    """
     message = f"{what} do not match {whose}; mismatches: {len(lines)}"
+    if names_of is not None and any(line.startswith("extra:") for line in lines):
+        message += f"; {propose(names_of)}"
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     return MismatchError(message, lines[:_MOST_LINES] + more)
+
+
+def propose(path: Path) -> str:
+    """The advice for a file with names of its own."""
+    return f"`weights-convert names {shlex.quote(str(path))}` proposes names for --names"
 
 
 def title(spec: Spec) -> str:

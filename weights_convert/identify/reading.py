@@ -37,6 +37,7 @@ class Reading:
         outside: names in the file of tensors that are not the network's.
         head: the module of the classifier, if it is not where the layout has it.
         heads: modules that may be the classifier, if there are several.
+        maybe: modules that fit as the classifier, but have no usual name.
         left_out: bookkeeping, and names outside the requested prefix or scope.
     """
 
@@ -50,6 +51,7 @@ class Reading:
     outside: dict[str, tuple[int, ...]] = field(default_factory=dict)
     head: str = ""
     heads: tuple[str, ...] = ()
+    maybe: tuple[str, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
 
     def infos(self, reader: Reader) -> dict[str, TensorInfo]:

@@ -12,13 +12,19 @@ from weights_convert.formats.base import one_line, parse_metadata
 from weights_convert.formats.others import other_folder
 from weights_convert.limits import Limits, too_many
 
-CONFIGS = ("config.json", "preprocessor_config.json", "preprocessor.json")  # what a folder says in words
+CONFIGS = (
+    "config.json",
+    "preprocessor_config.json",
+    "preprocessor.json",
+    "task.json",
+)  # what a folder says in words
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _WEIGHTS = (  # in order of preference; the names of transformers and timm, and of keras-hub
     "model.safetensors",
     "pytorch_model.bin",
     "model.weights.h5",
 )
+_OF_TASK = "task.weights.h5"  # keras-hub's classifier, beside its backbone
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".npz", ".h5", ".keras")
 _SHARD = re.compile(r".*-(?P<number>\d{5})-of-(?P<count>\d{5})\.(?:safetensors|bin)")
 _MOST_SHARDS = 100
@@ -129,6 +135,10 @@ def _single(folder: Path) -> tuple[list[str], list[str]]:
         raise SourceError(f"{folder}: cannot be read ({error.strerror})") from None
     found = [name for name in names if name.endswith(_SUFFIXES)]
     chosen = _first(folder, _WEIGHTS) or (found[0] if len(found) == 1 else None)
+    if chosen is None and found and all(map(_SHARD.fullmatch, found)):
+        raise SourceError(
+            f"{folder}: {len(found)} shards without their index; copy {' or '.join(_INDICES)} there too"
+        )
     if chosen is None and found:
         raise SourceError(
             f"{folder}: a folder with {len(found)} files of weights; name one of them", found[:_MOST_LISTED]
@@ -136,7 +146,8 @@ def _single(folder: Path) -> tuple[list[str], list[str]]:
     if chosen is None:
         raise SourceError(f"{folder}: {_what_folder(names)}")
     _refuse_single_shard(folder / chosen)
-    return [chosen], [name for name in found if name != chosen]
+    weights = [chosen, *(name for name in found if chosen == _WEIGHTS[-1] and name == _OF_TASK)]
+    return weights, [name for name in found if name not in weights]
 
 
 def _what_folder(names: list[str]) -> str:

@@ -29,6 +29,7 @@ from weights_convert.formats.given import Given
 from weights_convert.formats.tf1.crc32c import crc32c, masked
 from weights_convert.formats.tf1.find import STATE, is_file
 from weights_convert.formats.tf1.meta import meta_path, networks_in_meta
+from weights_convert.formats.tf1.objects import GRAPH, OTHERWISE, names_of, text_in
 from weights_convert.formats.tf1.place import data_path, index_path, tf1_files
 from weights_convert.formats.tf1.proto import (
     DTYPE_NUMBERS,
@@ -37,9 +38,10 @@ from weights_convert.formats.tf1.proto import (
     dump_header,
     parse_entry,
     parse_header,
+    parse_text_entry,
 )
 from weights_convert.formats.tf1.table import WireError, write_table
-from weights_convert.limits import DEFAULT, Limits
+from weights_convert.limits import DEFAULT, Limits, too_many
 from weights_convert.memory import pieces
 
 _ADVICE = "copy the checkpoint again, or save it again with tf.train.Saver"
@@ -61,7 +63,7 @@ def open_tf1(source: Path | Given, limits: Limits = DEFAULT) -> TF1Reader:
 
 
 class TF1Reader(Reader):
-    """A tensor bundle. For TF2's `tf.train.Checkpoint` it gives plain names without the object graph."""
+    """A tensor bundle. The variables of TF2's `tf.train.Checkpoint` and SavedModel have their own names."""
 
     format = "tf1"
 
@@ -104,26 +106,53 @@ class TF1Reader(Reader):
             raise SourceError(f"{path}: a table, but without the header of a TF1 checkpoint; {_ADVICE}")
         try:
             self._header = parse_header(table.pop(b""))
+            graph = table.pop(GRAPH.encode(), None)
+            entries = {}
             for key, value in table.items():
                 if key.startswith(b"\0"):  # a slice of a variable that has its own entry
                     continue
                 part = f"the entry of {key.decode(errors='replace')!r}"
-                self._add(key.decode(), parse_entry(value))
+                entries[key.decode()] = parse_entry(value)
+            if graph is not None:
+                part = f"the entry of {GRAPH!r}"
+                entries = self._named(entries, parse_text_entry(graph))
+            for name, entry in entries.items():
+                part = f"the entry of {name!r}"
+                self._add(name, entry)
         except (WireError, UnicodeDecodeError) as error:
             raise SourceError(f"{path}: cannot use {part} ({error}); {_ADVICE}") from error
+
+    def _named(self, entries: dict[str, Entry | str], graph: Entry) -> dict[str, Entry | str]:
+        """The entries of TF2's checkpoints by the names of the variables; leaves out those of optimizers."""
+        self._check(GRAPH, graph)
+        if graph.size > self.limits.text:
+            raise too_many(self.path, "bytes of objects", graph.size, "max_tensors", self.limits.text)
+        file = self._data_file(graph)
+        file.seek(graph.offset)
+        text = text_in(file.read(graph.size), graph.crc)
+        self.otherwise = OTHERWISE
+        self.leave_out(GRAPH, "graph of Python objects")
+        found = names_of(entries, text, self.path, self.limits)
+        for key, what in found.left_out.items():
+            self.leave_out(key, what)
+        return {name: entries[key] for key, name in found.names.items()}
 
     def _add(self, name: str, entry: Entry | str) -> None:
         if isinstance(entry, str):
             self.leave_out(name, entry)
             return
+        self._check(name, entry)
+        self._entries[name] = entry
+        self.add(name, entry.info)
+
+    def _check(self, name: str, entry: Entry) -> None:
+        """Raise an error unless the data file has the bytes of a tensor."""
         if entry.shard >= self._header.shards:
             raise WireError(f"data file number {entry.shard} of {self._header.shards}")
         available, end = self._data_file(entry).seek(0, 2), entry.offset + entry.size
         if end > available:  # checked now, to avoid allocating arrays for missing bytes
             problem = f"{available} bytes, but tensor {name!r} ends at byte {end}: truncated; {_ADVICE}"
             raise self._data_error(entry, problem)
-        self._entries[name] = entry
-        self.add(name, entry.info)
 
     def _data_file(self, entry: Entry) -> BufferedReader:
         if entry.shard not in self._data_files:

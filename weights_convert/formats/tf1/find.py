@@ -1,4 +1,4 @@
-"""Finds the TF1 checkpoint of a path: a prefix, one of its files, or a directory with its newest one."""
+"""Finds the TF1 checkpoint of a path: a prefix, one of its files, a SavedModel, a directory's newest one."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from weights_convert.formats.tf1.place import index_path
 
 _FILE_OF_PREFIX = re.compile(r"(?P<prefix>.+)\.(index|data-[0-9]{5}-of-[0-9]{5})", re.DOTALL)
 STATE = "checkpoint"  # a CheckpointState as protobuf text; its first line names the newest checkpoint
+SAVED_MODEL, _VARIABLES = "saved_model.pb", "variables/variables"  # of TF2; the graph is not read
 _STATE_LINE = re.compile(
     rb"""^[ \t]*model_checkpoint_path[ \t]*:[ \t]*(["'])((?:\\.|(?!\1)[^\\\n])+)\1""", re.MULTILINE
 )
@@ -29,6 +30,9 @@ def find_tf1_prefix(path: Path) -> Path | None:
     `open_tf1` checks whether the files of that prefix exist and are valid.
     """
     path = Path(path)
+    folder = path.parent if path.name == SAVED_MODEL else path
+    if is_file(folder / SAVED_MODEL) and is_file(index_path(folder / _VARIABLES)):
+        return folder / _VARIABLES
     one_of_its_files = _FILE_OF_PREFIX.fullmatch(path.name)
     if one_of_its_files and is_file(path):
         return path.with_name(one_of_its_files["prefix"])

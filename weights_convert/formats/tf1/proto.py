@@ -49,7 +49,8 @@ _DTYPES = {  # DataType
     24: np.dtype(ml_dtypes.float8_e5m2),
     25: np.dtype(ml_dtypes.float8_e4m3fn),
 }
-_NO_ARRAYS = {7: "string tensor", 20: "resource tensor", 21: "variant tensor"}
+_TEXT = 7
+_NO_ARRAYS = {_TEXT: "string tensor", 20: "resource tensor", 21: "variant tensor"}
 DTYPE_NUMBERS = {dtype: number for number, dtype in _DTYPES.items()}
 
 
@@ -102,6 +103,16 @@ def parse_entry(message: bytes) -> Entry | str:
     return Entry(info, last(fields, _SHARD_ID), last(fields, _OFFSET), size, crc)
 
 
+def parse_text_entry(message: bytes) -> Entry:
+    """The entry of a tensor of one text, as bytes."""
+    fields = parse(message)
+    size, crc = last(fields, _SIZE), int.from_bytes(last(fields, _CRC32C, b""), "little")
+    if last(fields, _DTYPE) != _TEXT or _parse_shape(last(fields, _SHAPE, b"")) != ():
+        raise WireError("expected one text")
+    info = TensorInfo((size,), np.dtype(np.uint8))
+    return Entry(info, last(fields, _SHARD_ID), last(fields, _OFFSET), size, crc)
+
+
 def dump_entry(entry: Entry) -> bytes:
     """The inverse of `parse_entry`."""
     fields: dict[int, int | bytes] = {
@@ -130,12 +141,13 @@ def parse(message: bytes) -> dict[int, list[Any]]:
     A field with the wrong wire type has an unknown tag, so no value has an unexpected type.
     """
     fields: dict[int, list[Any]] = {}
-    for tag, value in _tags_and_values(message):
+    for tag, value in tags_and_values(message):
         fields.setdefault(tag, []).append(value)
     return fields
 
 
-def _tags_and_values(message: bytes) -> Iterator[tuple[int, Any]]:
+def tags_and_values(message: bytes) -> Iterator[tuple[int, Any]]:
+    """The fields of a message in their order."""
     at = 0
     while at < len(message):
         tag, at = read_varint(message, at)
