@@ -114,6 +114,8 @@ def _numbers(keywords: Mapping[str, Any]) -> list[int]:
 
 
 def _bn_after(conv: str) -> str:
-    """The name of the batch norm after a convolution."""
+    """The name of the batch norm after a convolution; in selective kernels also after the layer `fc1`."""
+    if conv.endswith("sk/fc1"):
+        return f"{conv[:-3]}bn"
     name = re.sub(r"conv(\d?)$", r"bn\1", conv)
     return re.sub(r"(downsample|features)_(\d+)$", lambda found: f"{found[1]}_{int(found[2]) + 1}", name)

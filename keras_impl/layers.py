@@ -15,7 +15,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from .attention import kaiming_normal, mean, uniform
+from .attention import BatchNormalization, dense, kaiming_normal, mean, uniform
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": ops.relu,
@@ -222,6 +222,30 @@ def _windows(n: Any, size: int, dtype: Any) -> Any:
 def identity(name: str, dtype: Any) -> keras.layers.Layer:
     """A layer that does nothing; Keras saves its dtype policy only as a name."""
     return keras.layers.Identity(name=name, dtype=keras.dtype_policies.get(dtype).name)
+
+
+def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:
+    """The norm layer after a convolution, from the keywords of `ResNet`."""
+    if c["norm"] == "bias":
+        return identity(name, dtype)
+    # Keras's momentum is the weight of the old value
+    return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
+
+
+def make_head(inputs: int, num_classes: int, bias: bool, name: str, dtype: Any) -> keras.layers.Layer:
+    """Return the classifier, which without classes does nothing."""
+    if not num_classes:
+        return identity(name, dtype)
+    return dense(inputs, num_classes, bias, name=name, dtype=dtype)
+
+
+def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
+    """Build consecutive layers for an input of this shape; return the shape of the output."""
+    for layer in layers:
+        if not layer.built:  # Keras builds a layer that it loads, such as an attention
+            layer.build(shape)
+        shape = layer.compute_output_shape(shape)
+    return shape
 
 
 def with_attention(config: Mapping[str, Any]) -> dict[str, Any]:

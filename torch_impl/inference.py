@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .live import settings
 from .resnet import ResNet
@@ -74,7 +74,9 @@ def optimize_for_inference(model: ResNet | VGG, *, compile: bool = True) -> nn.M
 
 
 def _conv_before(bn: str) -> str:
-    """The name of the convolution before a batch norm."""
+    """The name of the convolution before a batch norm; in selective kernels also of the layer `fc1`."""
+    if bn.endswith("sk.bn"):
+        return f"{bn[:-2]}fc1"
     name = re.sub(r"bn(\d?)$", r"conv\1", bn)
     return re.sub(r"(downsample|features)\.(\d+)$", lambda found: f"{found[1]}.{int(found[2]) - 1}", name)
 
@@ -110,6 +112,7 @@ class _Compiled(nn.Module):
 
 
 def _fused(conv: Any, bn: nn.BatchNorm2d) -> nn.Module:
-    """A convolution followed by a batch norm, as one convolution."""
+    """A convolution or dense layer followed by a batch norm, as one layer."""
     dtype = conv.weight.dtype
-    return fuse_conv_bn_eval(conv.double(), bn.double()).to(dtype)
+    fuse: Any = fuse_linear_bn_eval if isinstance(conv, nn.Linear) else fuse_conv_bn_eval
+    return fuse(conv.double(), bn.double()).to(dtype)

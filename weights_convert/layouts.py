@@ -46,7 +46,9 @@ ROLES = {
     "conv2d": Role("weight", "kernel", 0, (2, 3, 1, 0)),  # O I H W -> H W I O; grouped: I is I / groups
     "conv1d": Role("weight", "kernel", 0, (2, 1, 0)),
     "dense": _DENSE,
-    **dict.fromkeys(("se_dense", "cbam_dense"), _DENSE),  # of an attention in a network: 1x1 in some files
+    **dict.fromkeys(
+        ("se_dense", "cbam_dense", "sk_dense"), _DENSE
+    ),  # of an attention in a network: 1x1 in some files
     "bias": Role("bias", "bias", 1),
     "scale": Role("weight", "gamma", 0),
     "offset": Role("bias", "beta", 1),

@@ -154,6 +154,9 @@ NAMES = {
     "resnetrs101": {"stem_pool": "conv", "reduction": 4, "attention": "se", "depths": (3, 4, 23, 3)},
     "seresnext26t_32x4d.bt_in1k": {"stem": "deep_tiered", "groups": 32, "width_per_group": 4},
     "ecaresnetlight": {"attention": "eca", "depths": (1, 1, 11, 3)},
+    "skresnet34.ra_in1k": {"attention": "sk", "block": "basic", "sk_split": True, "reduction": 8},
+    "skresnet50d": {"sk_min_hidden": 8, "stem": "deep", "downsample_pool": "avg"},
+    "skresnext50_32x4d": {"attention": "sk", "groups": 32},
     "wide_resnet50_2": {"width_per_group": 128},
     "seresnextaa201d_32x8d": {"stem_width": 64, "depths": (3, 24, 36, 4)},
 }
@@ -171,7 +174,7 @@ def test_timm_names_are_keywords(name: str):
 @pytest.mark.quick
 def test_other_names_are_none():
     for name in (
-        "skresnet50",
+        "skresnet26",
         "resnet51",
         "seresnet50tiny",
         "resnet50_gn",
@@ -197,7 +200,7 @@ def test_every_resnet_of_timm():
     """With timm installed: the names, the shapes and the numbers of each, at reduced widths."""
     timm = pytest.importorskip("timm", reason="timm needs torchvision, which needs an environment of its own")
     family = FAMILIES["timm"]
-    for name in timm.list_models(module="resnet"):
+    for name in [*timm.list_models(module="resnet"), *timm.list_models(module="sknet")]:
         keywords = keywords_of(name)
         if keywords is None:
             assert name in ("resnet50_gn", "test_resnet") or name.endswith("_pruned"), name

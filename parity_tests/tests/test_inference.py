@@ -29,6 +29,7 @@ SPECS = {
     "cbam_without_bn": tiny(attention="cbam", cbam_bn=False, block="basic"),
     "cbam_bias": tiny(depths=(1, 1), attention="cbam", cbam_spatial_bias=True, cbam_order="mean_max"),
     "eca": tiny(attention="eca", stem="deep", downsample_pool="avg"),
+    "sk": tiny(depths=(1, 1), attention="sk", sk_split=True, sk_min_hidden=4, norm="bias_bn"),
     "bias_bn": tiny(depths=(1, 1), norm="bias_bn", stem="deep_tiered", dropout=0.5),
     "bias": tiny(norm="bias", attention="cbam"),
     "vgg": VGGSpec(

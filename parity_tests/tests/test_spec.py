@@ -60,6 +60,10 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "eca_resnet20": 272_501,
     "eca_resnet32": 466_951,
     "eca_resnet56": 855_851,
+    "sk_resnet18": 11_958_056,
+    "sk_resnet34": 22_282_376,
+    "sk_resnet50": 25_803_160,
+    "sk_resnext50_32x4d": 27_479_784,
     "vgg16_bn": 138_365_992,
     "se_vgg16_bn": 138_596_784,
 }
@@ -77,6 +81,7 @@ VARIANT_COUNTS = [
     ("resnet50", {"stem": "deep", "stem_width": 32}, 25_576_264),
     ("resnet50", {"stem": "deep_tiered", "stem_width": 32}, 25_573_728),
     ("se_resnet18", {"hidden_rule": "absolute"}, 11_753_000),
+    ("sk_resnet50", {"stem": "deep", "stem_width": 32, "downsample_pool": "avg"}, 25_822_392),  # skresnet50d
     ("vgg16_bn", {"norm": "bn"}, 138_361_768),
     ("se_vgg16_bn", {"se_bias": False}, 138_592_296),
     ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
@@ -200,6 +205,8 @@ VARIANTS = [
     {"norm": "bias", "stem": "deep_tiered", "stem_width": 11, "downsample_kernel": 3},
     {"norm": "bias", "block": "basic", "attention": "cbam", "hidden_rule": "absolute"},
     {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
+    {"attention": "sk", "sk_split": True, "block": "basic", "norm": "bias_bn"},
+    {"attention": "sk", "groups": 4, "width_per_group": 32, "reduction": 2, "sk_min_hidden": 1},
 ]
 
 
@@ -228,6 +235,11 @@ BAD_VALUES = [
     ({"num_classes": True}, "num_classes=True: expected an int of at least 0"),
     ({"se_bias": 1}, "se_bias=1: expected one of True, False"),
     ({"bn_epsilon": -1e-5}, "bn_epsilon=-1e-05: expected a finite float of at least 0"),
+    ({"attention": "sk", "anti_aliasing": "avg"}, "anti_aliasing='avg': expected 'none' with attention='sk'"),
+    (
+        {"attention": "sk", "sk_split": True, "width": 5, "block": "basic"},
+        "sk_split=True: expected widths and stem_width that 2 divides, or sk_split=False",
+    ),
     ({"block": "basic", "groups": 32}, "groups=32: expected 1 with block='basic', or block='bottleneck'"),
 ]
 

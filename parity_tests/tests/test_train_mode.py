@@ -23,6 +23,7 @@ SPECS = {
     "grouped_se": tiny(**GROUPED, attention="se"),
     "grouped_cbam": tiny(**GROUPED, attention="cbam", cbam_bn_momentum=0.05),
     "eca": tiny(attention="eca", block="basic", bn_momentum=0.3),
+    "grouped_sk": tiny(**GROUPED, attention="sk", sk_min_hidden=4),
     "bias_bn": tiny(**GROUPED, norm="bias_bn", stem="deep_tiered"),
     "bias": tiny(**GROUPED, norm="bias", attention="cbam"),
     "blurred_dilated": tiny(

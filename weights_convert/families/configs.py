@@ -116,7 +116,8 @@ def _timm(path: Path, config: Config, _: Mapping[str, Config]) -> Described:
     if family == "timm" and FAMILIES["timm"].spelled(architecture) is None:
         raise SourceError(
             f"{path}: its architecture is timm's {one_line(repr(architecture))}, which this project does not "
-            "have; expected a resnet*, resnext*, seresnet*, seresnext*, ecaresnet*, senet154 or legacy_se*"
+            "have; expected a resnet*, resnext*, seresnet*, seresnext*, ecaresnet*, skresnet*, senet154 or "
+            "legacy_se*"
         )
     return Described(
         family,

@@ -104,10 +104,10 @@ class Spec(AttentionOptions):
     def concerns(self, keyword: str) -> bool:
         """Whether a keyword applies to this network, as `cbam_order` applies to networks with CBAM."""
         attention = keyword.partition("_")[0]
-        if attention in ("se", "cbam", "eca"):
+        if attention in ("se", "cbam", "eca", "sk"):
             return self.attention == attention
         if keyword in ("reduction", "hidden_rule"):
-            return self.attention in ("se", "cbam")
+            return self.attention in (("se", "cbam", "sk") if keyword == "reduction" else ("se", "cbam"))
         return hasattr(self, keyword)
 
     def matters_unseen(self, keyword: str) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity_tests.judge.numpy_reference.attention import attend
+from parity_tests.judge.numpy_reference.attention import attend, selective_kernels
 from parity_tests.judge.numpy_reference.layers import (
     ACTIVATIONS,
     Weights,
@@ -83,13 +83,18 @@ def residual_block(
     def pool(x: np.ndarray) -> np.ndarray:
         return anti_alias(x, spec.anti_aliasing, stride) if pools else x
 
+    def strided(x: np.ndarray, number: int, stride: int, groups: int = 1) -> np.ndarray:
+        if spec.attention == "sk":
+            return selective_kernels(x, w, spec, f"{name}sk.", stride, first_dilation)
+        return pool(act(conv(x, number, stride, groups, first_dilation)))
+
     if spec.block == "basic":
-        y = pool(act(conv(x, 1, stride, dilation=first_dilation)))
+        y = strided(x, 1, stride)
         y = conv(y, 2, dilation=dilation)
     else:
         stride1, stride2 = (stride, 1) if spec.stride_in == "conv1" else (1, stride)
         y = act(conv(x, 1, stride1))
-        y = pool(act(conv(y, 2, stride2, spec.groups, first_dilation)))
+        y = strided(y, 2, stride2, spec.groups)
         y = conv(y, 3)
     if spec.relu_before_attention:
         y = act(y)
