@@ -12,7 +12,7 @@ from typing import Any
 import keras
 
 from .attention import CBAM, ECA, SqueezeExcitation, keep_frozen
-from .keywords import stage_steps
+from .keywords import WITH_BIAS, stage_steps
 from .layers import (
     ACTIVATIONS,
     Conv2D,
@@ -84,7 +84,7 @@ class ResidualBlock(keras.layers.Layer):
     def conv(
         self, name: str, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, dilation: int = 1
     ) -> Conv2D:
-        keywords = {"use_bias": self.norm_keywords["norm"] != "bn", "dtype": self.dtype_policy}
+        keywords = {"use_bias": self.norm_keywords["norm"] in WITH_BIAS, "dtype": self.dtype_policy}
         return Conv2D(outputs, kernel_size, stride, groups, dilation_rate=dilation, **keywords, name=name)
 
     def selective_kernel(self, **keywords: Any) -> SelectiveKernel:
@@ -192,7 +192,7 @@ class BasicBlock(ResidualBlock):
         inputs: channels of the input.
         planes: channels of the output.
         stride: of the first convolution.
-        norm: "bn", "bias_bn" or "bias", see `ResNet`.
+        norm: "bn", "bias_bn", "bias" or "gn", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
         selective: keywords of a `SelectiveKernel` in place of the strided 3x3; None for none.
         keywords: of `ResidualBlock` and its `add_attention_and_shortcut`.
@@ -269,7 +269,7 @@ class Bottleneck(ResidualBlock):
         stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
         reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
-        norm: "bn", "bias_bn" or "bias", see `ResNet`.
+        norm: "bn", "bias_bn", "bias" or "gn", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
         selective: keywords of a `SelectiveKernel` in place of the strided 3x3; None for none.
         keywords: of `ResidualBlock` and its `add_attention_and_shortcut`.

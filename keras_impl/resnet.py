@@ -18,6 +18,7 @@ from typing import Any
 import keras
 
 from .blocks import Bottleneck, make_stage
+from .keywords import WITH_BIAS
 from .layers import (
     ACTIVATIONS,
     Conv2D,
@@ -52,7 +53,8 @@ class ResNet(Network):
         downsample_kernel: kernel size of the strided or dilated projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
-            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+            batch normalisation ("bias_bn"), a bias
+            ("bias": batch normalisation folded in), or group normalisation ("gn": 32 groups).
         activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
         anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
             "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
@@ -136,7 +138,7 @@ class ResNet(Network):
         block, depths, width, stem, stem_width, norm = (c[name] for name in names)
         self.activation, self.global_pool = c["activation"], c["global_pool"]
         dtype = self.dtype_policy
-        conv = partial(Conv2D, use_bias=norm != "bn", dtype=dtype)
+        conv = partial(Conv2D, use_bias=norm in WITH_BIAS, dtype=dtype)
 
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
         first = 3 * (stem_width // 4) if stem == "deep_tiered" else stem_width

@@ -15,8 +15,8 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from .attention import batch_norm, cbam, dense, eca, graph_input, open_scope, squeeze_excitation
-from .keywords import stage_steps
-from .layers import ACTIVATIONS, anti_aliasing_pool, average_pool, conv2d, dilated_average_pool
+from .keywords import NORM_GROUPS, WITH_BIAS, stage_steps
+from .layers import ACTIVATIONS, anti_aliasing_pool, average_pool, conv2d, dilated_average_pool, group_norm
 from .selective import make_selective, selective_kernel
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
@@ -249,6 +249,8 @@ def make_norm(c: Mapping[str, Any], is_training: bool) -> Callable[..., tf.Tenso
     """The norm after a convolution, called with `scope`, from the keywords of `resnet`."""
     if c["norm"] == "bias":
         return lambda x, **_: x
+    if c["norm"] == "gn":
+        return partial(group_norm, groups=NORM_GROUPS, epsilon=c["bn_epsilon"])
     return partial(batch_norm, is_training=is_training, epsilon=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
@@ -283,7 +285,7 @@ def make_stage(x: tf.Tensor, stage: int, c: Mapping[str, Any], is_training: bool
     if block is bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
     keywords = {name: c[name] for name in names}
-    keywords |= {"norm": make_norm(c, is_training), "bias": c["norm"] != "bn"}
+    keywords |= {"norm": make_norm(c, is_training), "bias": c["norm"] in WITH_BIAS}
     keywords["selective"] = make_selective(c)
     keywords["attention"] = make_attention(stage, c, is_training)
     stride, first_dilation, dilation = stage_steps(stage, c)

@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from .attention import check_graph, check_is_training, graph_input
 from .blocks import make_head, make_norm, make_stage, open_network
-from .keywords import CHECKS, check_keywords
+from .keywords import CHECKS, WITH_BIAS, check_keywords
 from .layers import ACTIVATIONS, anti_aliasing_pool, conv2d, pool_globally, pool_stem
 
 CONFIG_COLLECTION = "resnet_config"  # one JSON text per network of a graph: its scope and its keywords
@@ -96,7 +96,8 @@ def resnet(
         downsample_kernel: kernel size of the strided or dilated projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
-            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+            batch normalisation ("bias_bn"), a bias
+            ("bias": batch normalisation folded in), or group normalisation ("gn": 32 groups).
         activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
         anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
             "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
@@ -138,7 +139,7 @@ def resnet(
     images = graph_input(images, c["in_channels"], "images")
     if images.dtype not in (tf.float32, tf.float64):
         raise ValueError(f"images of dtype {images.dtype.name}, expected float32 or float64")
-    conv, bn = partial(conv2d, bias=norm != "bn"), make_norm(c, is_training)
+    conv, bn = partial(conv2d, bias=norm in WITH_BIAS), make_norm(c, is_training)
     act = ACTIVATIONS[c["activation"]]
     end_points: dict[str, tf.Tensor] = {}
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .attention import CBAM, ECA, SqueezeExcitation
-from .keywords import stage_steps
+from .keywords import NORM_GROUPS, WITH_BIAS, stage_steps
 from .layers import ACTIVATIONS, DilatedAveragePool, anti_aliasing_pool, conv2d, refuse_script
 from .selective import SelectiveKernel, make_selective
 
@@ -288,6 +288,8 @@ def make_norm(c: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     """Function from channels to the norm layer after a convolution, from the keywords of `ResNet`."""
     if c["norm"] == "bias":
         return nn.Identity
+    if c["norm"] == "gn":
+        return partial(nn.GroupNorm, NORM_GROUPS, eps=c["bn_epsilon"])
     return partial(nn.BatchNorm2d, eps=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
@@ -302,7 +304,7 @@ def make_stage(inputs: int, stage: int, c: Mapping[str, Any]) -> nn.Sequential:
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool", "activation", "anti_aliasing"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
-    keywords = {name: c[name] for name in names} | {"norm": make_norm(c), "bias": c["norm"] != "bn"}
+    keywords = {name: c[name] for name in names} | {"norm": make_norm(c), "bias": c["norm"] in WITH_BIAS}
     keywords["selective"] = make_selective(c)
     planes = c["width"] * 2**stage
     outputs = planes * block.expansion

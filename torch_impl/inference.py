@@ -67,10 +67,15 @@ def optimize_for_inference(model: ResNet | VGG, *, compile: bool = True) -> nn.M
         pools = [i for i, layer in enumerate(fast.features) if isinstance(layer, nn.MaxPool2d)]
         fast.stage_ends = [i + 1 for i in pools]
     spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
-    fast.config = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    fast.config = keywords | {"norm": _norm(keywords), "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     fast._made = settings(fast)
     fast.to(memory_format=torch.channels_last)
     return _Compiled(fast) if compile else fast
+
+
+def _norm(keywords: dict[str, Any]) -> str:
+    """The norm without batch norms; a group norm depends on the image and stays."""
+    return "gn" if keywords["norm"] == "gn" else "bias"
 
 
 def _conv_before(bn: str) -> str:

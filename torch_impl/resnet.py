@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .blocks import Bottleneck, make_head, make_norm, make_stage
-from .keywords import stage_steps
+from .keywords import WITH_BIAS, stage_steps
 from .layers import STEM_POOLS, Activation, anti_aliasing_pool, conv2d, pool_globally
 from .live import Network, settings
 from .recompute import recomputed
@@ -43,7 +43,8 @@ class ResNet(Network):
         downsample_kernel: kernel size of the strided or dilated projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
-            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+            batch normalisation ("bias_bn"), a bias
+            ("bias": batch normalisation folded in), or group normalisation ("gn": 32 groups).
         activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
         anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
             "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
@@ -124,7 +125,7 @@ class ResNet(Network):
         c = self.config
         names = ("block", "depths", "width", "stem", "stem_width", "norm")
         block, depths, width, stem, stem_width, norm = (c[name] for name in names)
-        bn, bias, act = make_norm(c), norm != "bn", partial(Activation, c["activation"])
+        bn, bias, act = make_norm(c), norm in WITH_BIAS, partial(Activation, c["activation"])
         self.global_pool = c["global_pool"]
 
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
@@ -161,7 +162,7 @@ class ResNet(Network):
         blurs = c["anti_aliasing"] != "none" and rule != "none"
         self.stem_convolves = rule == "conv"
         if rule == "conv":
-            self.pool_conv = conv2d(channels, channels, 3, 1 if blurs else 2, bias=c["norm"] != "bn")
+            self.pool_conv = conv2d(channels, channels, 3, 1 if blurs else 2, bias=c["norm"] in WITH_BIAS)
         self.maxpool: nn.Module = nn.Identity() if rule == "conv" else STEM_POOLS[rule]()
         if blurs:
             self.maxpool = anti_aliasing_pool(c["anti_aliasing"], 2)

@@ -159,7 +159,9 @@ def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
         shape = kernel.info.shape
         tensors[f"{conv}.weight"] = Tensor(TensorInfo(shape, target), kernel.name, folded_kernel)
         tensors[f"{conv}.bias"] = Tensor(TensorInfo(shape[:1], target), f"{conv}.bias (folded)", folded_bias)
-    keywords: dict[str, Any] = {"norm": "bias"} if hasattr(source.spec, "norm") else {}
+    keywords: dict[str, Any] = {}
+    if getattr(source.spec, "norm", "gn") != "gn":  # a group norm depends on the image
+        keywords["norm"] = "bias"
     if source.spec.attention == "cbam" and source.spec.cbam_bn:
         keywords |= {"cbam_bn": False, "cbam_spatial_bias": True}
     # without batch norms the members of a list have other numbers, in the same order

@@ -124,7 +124,10 @@ def test_an_unknown_family_is_refused_with_the_nearest(run, folder, unchanged):
         ran = run("convert", "x.npz", "y.npz")
     assert ran.code == 2
     assert re.search(r"^x.npz: the names of its \d+ tensors match no known family; the nearest is '", ran.err)
-    assert any("features.stage1.unit1.res_unit.body.conv1.conv.weight (64, 64, 3, 3)" in line for line in ran.lines[1:])
+    assert any(
+        "features.stage1.unit1.res_unit.body.conv1.conv.weight (64, 64, 3, 3)" in line
+        for line in ran.lines[1:]
+    )
 
 
 @pytest.mark.parametrize("framework", ["torch", "keras", "tf1"])

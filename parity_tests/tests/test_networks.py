@@ -45,6 +45,8 @@ VARIANTS = {
     | TWO,
     "selective_dilated": {"attention": "sk", "groups": 2, "width_per_group": 32, "sk_min_hidden": 4}
     | {"norm": "bias_bn", "strides": (1, 1), "dilations": (1, 2)},
+    "group_norm": {"norm": "gn", "width": 32, "stem": "deep", "stem_width": 32, "stem_pool": "conv"}
+    | {"bn_epsilon": 1e-3, "attention": "se", "block": "basic"},
     "one_channel": {"in_channels": 1, "num_classes": 2, "bn_epsilon": 1e-3},
     "averaged": {"anti_aliasing": "avg", "downsample_pool": "avg", "activation": "silu"},
     "blurred": {"anti_aliasing": "blur", "attention": "eca", "eca_padding": "circular", "block": "basic"}

@@ -206,6 +206,7 @@ VARIANTS = [
     {"norm": "bias", "block": "basic", "attention": "cbam", "hidden_rule": "absolute"},
     {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
     {"attention": "sk", "sk_split": True, "block": "basic", "norm": "bias_bn"},
+    {"norm": "gn", "width": 32, "stem_width": 32},
     {"attention": "sk", "groups": 4, "width_per_group": 32, "reduction": 2, "sk_min_hidden": 1},
 ]
 
@@ -224,7 +225,7 @@ def test_variants_have_the_same_tensors_everywhere(keywords):
 BAD_VALUES = [
     ({"stem": "7X7"}, "stem='7X7': expected one of '7x7', 'deep', 'deep_tiered', '3x3'"),
     ({"stem": "deep_tiered", "stem_width": 3}, "stem_width=3: expected at least 4 with stem='deep_tiered'"),
-    ({"norm": "gn"}, "norm='gn': expected one of 'bn', 'bias_bn', 'bias'"),
+    ({"norm": "ln"}, "norm='ln': expected one of 'bn', 'bias_bn', 'bias', 'gn'"),
     ({"attention": "sse"}, "attention='sse'"),
     ({"depths": (3, 0)}, "depths=0: expected an int of at least 1"),
     ({"depths": ()}, "depths=(): expected 1 to 8 stages with at most 640 blocks in all"),
@@ -235,6 +236,7 @@ BAD_VALUES = [
     ({"num_classes": True}, "num_classes=True: expected an int of at least 0"),
     ({"se_bias": 1}, "se_bias=1: expected one of True, False"),
     ({"bn_epsilon": -1e-5}, "bn_epsilon=-1e-05: expected a finite float of at least 0"),
+    ({"norm": "gn", "width": 48}, "norm='gn': layer1 has norms of 48 channels, expected a multiple of 32"),
     ({"attention": "sk", "anti_aliasing": "avg"}, "anti_aliasing='avg': expected 'none' with attention='sk'"),
     (
         {"attention": "sk", "sk_split": True, "width": 5, "block": "basic"},
@@ -263,7 +265,7 @@ def test_unknown_names_offer_the_nearest():
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "keywords",
-    [{"stem": "x"}, {"norm": "gn"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}],
+    [{"stem": "x"}, {"norm": "ln"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}],
 )
 def test_every_framework_refuses_a_wrong_value(keywords):
     for build in (torch_impl.ResNet, keras_impl.ResNet, partial(tf1_compat.resnet, tf.zeros((1, 8, 8, 3)))):

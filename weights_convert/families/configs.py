@@ -100,6 +100,11 @@ VALUES: dict[str, dict[Any, dict[str, Any]]] = {  # argument -> value -> keyword
     },
     "stem_type": {"": {"stem": "7x7"}, "deep": {"stem": "deep"}, "deep_tiered": {"stem": "deep_tiered"}},
     "avg_down": {True: {"downsample_pool": "avg"}, False: {"downsample_pool": "none"}},
+    "norm_layer": {
+        "groupnorm": {"norm": "gn"},
+        "batchnorm": {"norm": "bn"},
+        "batchnorm2d": {"norm": "bn"},
+    },
     "replace_stem_pool": {True: {"stem_pool": "conv"}, False: {}},
 }
 STATED = {keyword for values in VALUES.values() for keywords in values.values() for keyword in keywords}

@@ -4,7 +4,7 @@ Read from timm/models/resnet.py and sknet.py, timm/layers/squeeze_excite.py, eca
 selective_kernel.py. Its `legacy_*` models are the family `cadene`.
 """
 
-from weights_convert.families.base import IMAGENET, TORCHVISION, V15, Family, Variant
+from weights_convert.families.base import IMAGENET, TORCHVISION, V15, Case, Family, Variant
 from weights_convert.families.timm_models import keywords_of
 
 _DEEP_STEM = Variant(
@@ -83,6 +83,7 @@ FAMILY = Family(
         "cbam_spatial_bias": False,
         "cbam_spatial_input": "refined",
     },
+    cases=(Case({"norm": "gn"}, {"norm": "gn"}),),  # `norm_layer="groupnorm"`
     feeds=IMAGENET,
     labels={"se_resne": "seresne", "eca_resne": "ecaresne", "sk_resne": "skresne"},
     varies=(

@@ -24,7 +24,7 @@ _NAMES = " ".join(
         "seresnext101_64x4d seresnext101d_32x8d seresnetaa50d seresnextaa101d_32x8d seresnextaa201d_32x8d",
         "senet154 ecaresnet26t ecaresnet50d ecaresnet50t ecaresnet101d ecaresnet200d ecaresnet269d",
         "ecaresnetlight ecaresnext26t_32x4d ecaresnext50t_32x4d",
-        "skresnet18 skresnet34 skresnet50 skresnet50d skresnext50_32x4d",
+        "skresnet18 skresnet34 skresnet50 skresnet50d skresnext50_32x4d resnet50_gn",
     )
 ).split()
 _ONLY_BY_NAME = ("aa_layer",)  # timm's stem expects a class there

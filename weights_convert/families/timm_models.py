@@ -63,6 +63,7 @@ _OTHERS: dict[str, dict[str, Any]] = {  # the names that do not follow the rule
     "skresnet50": _SK50,
     "skresnet50d": _SK50 | _STEM["d"],
     "skresnext50_32x4d": {"attention": "sk", "groups": 32, "width_per_group": 4},
+    "resnet50_gn": {"depths": (3, 4, 6, 3), "norm": "gn"},
     "wide_resnet50_2": {"depths": (3, 4, 6, 3), "width_per_group": 128},
     "wide_resnet101_2": {"depths": (3, 4, 23, 3), "width_per_group": 128},
 }

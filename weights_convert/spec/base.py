@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 from weights_convert.errors import SpecError, nearest
+from weights_convert.spec.checks import WITH_BIAS
 
 COUNTS = "num_batches_tracked"  # the leaf of a PyTorch batch norm that other frameworks lack
 TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # keywords without effect on inference
@@ -238,7 +239,10 @@ def conv_norm(
     norm: str, conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
 ) -> Iterator[Parameter]:
     yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), "conv2d")
-    if norm != "bn":
+    if norm in WITH_BIAS:
         yield Parameter(f"{conv}.bias", (outputs,), "bias")
-    if norm != "bias":
+    if norm == "gn":
+        yield Parameter(f"{bn}.weight", (outputs,), "scale")
+        yield Parameter(f"{bn}.bias", (outputs,), "offset")
+    elif norm != "bias":
         yield from batch_norm(bn, outputs)

@@ -62,7 +62,7 @@ CHOICES = {
     "stride_in": ("conv2", "conv1"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
-    "norm": ("bn", "bias_bn", "bias"),
+    "norm": ("bn", "bias_bn", "bias", "gn"),
     "activation": ("relu", "silu", "gelu", "leaky_relu"),
     "anti_aliasing": ("none", "avg", "blur"),
     "global_pool": ("avg", "max", "avgmax", "catavgmax"),
@@ -72,6 +72,8 @@ CHOICES = {
     "cbam_spatial_input": ("refined", "input"),
     "eca_padding": ("zeros", "circular"),
 }
+WITH_BIAS = ("bias_bn", "bias")  # values of `norm` with which the convolutions have biases
+NORM_GROUPS = 32  # of norm="gn"
 _BOOLS = (
     "se_bias",
     "relu_before_attention",
@@ -178,6 +180,8 @@ def check_vgg(c: Mapping[str, Any]) -> None:
     """Raise `ValueError` for keywords of a VGG that are valid alone but invalid together."""
     check_stages(c, "widths")
     check_stages(c, "eca_kernel_sizes")
+    if c["norm"] == "gn":
+        raise ValueError("norm='gn': expected 'bn', 'bias_bn' or 'bias' in a VGG")
     if c["attention"] == "sk":
         raise ValueError(
             "attention='sk': expected 'none', 'se', 'cbam' or 'eca' in a VGG; selective kernels are for "
@@ -226,8 +230,24 @@ def check_resnet(c: Mapping[str, Any]) -> None:
                 f"reduce_first={reduce_first}: the 3x3 convolutions of layer{stage + 1} would have "
                 f"{first} input channels, expected a multiple of {groups} above 0"
             )
+        if c["norm"] == "gn":
+            inner, outputs = (first, 4) if c["block"] == "bottleneck" else (c["width"], 1)
+            check_groups(c, stage, inner)
+            check_groups(c, stage, c["width"] * 2**stage * outputs)
         if c["attention"] == "sk":
             check_selective(c, first if c["block"] == "bottleneck" else c["width"])
+
+
+def check_groups(c: Mapping[str, Any], stage: int, channels: int) -> None:
+    """Raise `ValueError` unless the groups of norm="gn" divide the channels of the stem and of a stage."""
+    stem = 3 * (c["stem_width"] // 4) if c["stem"] == "deep_tiered" else c["stem_width"]
+    for name, width in (("the stem", c["stem_width"]), ("the stem", stem), (f"layer{stage + 1}", channels)):
+        if width % NORM_GROUPS:
+            raise ValueError(
+                f"norm='gn': {name} has norms of {width} channels, expected a multiple of {NORM_GROUPS}"
+            )
+    if c["attention"] == "sk":
+        raise ValueError("norm='gn': expected 'bn', 'bias_bn' or 'bias' with attention='sk'")
 
 
 def check_selective(c: Mapping[str, Any], channels: int) -> None:

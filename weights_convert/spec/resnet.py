@@ -54,7 +54,7 @@ class ResNetSpec(Spec):
         # the half of the channels, or all of them in twice as many groups
         "sk_split": lambda spec: spec.attention == "sk" and (spec.sk_split or spec.groups % 2 == 0),
         "bn_epsilon": lambda spec: spec.norm != "bias" or has_cbam_bn(spec),
-        "bn_momentum": lambda spec: spec.norm != "bias",
+        "bn_momentum": lambda spec: spec.norm in ("bn", "bias_bn"),
         "dropout": lambda _: True,
     }
 

@@ -11,11 +11,11 @@ from parity_tests.judge.numpy_reference.attention import attend, selective_kerne
 from parity_tests.judge.numpy_reference.layers import (
     ACTIVATIONS,
     Weights,
-    batch_norm,
     conv2d,
     conv_norm,
     dense,
     float64,
+    normalise,
     pad,
     windows,
 )
@@ -124,10 +124,10 @@ def stem(x: np.ndarray, w: Weights, spec: ResNetSpec) -> np.ndarray:
     pools = spec.anti_aliasing != "none" and spec.stem_pool != "none"
     if spec.stem_pool == "conv":
         y = conv2d(x, w["pool_conv.weight"], 1 if pools else 2)
-        if spec.norm != "bn":
+        if "pool_conv.bias" in w:
             y = y + w["pool_conv.bias"].reshape(1, -1, 1, 1)
         y = anti_alias(y, spec.anti_aliasing, 2) if pools else y
-        return act(y if spec.norm == "bias" else batch_norm(y, w, "pool_bn", spec.bn_epsilon))
+        return act(normalise(y, w, spec, "pool_bn"))
     if not pools:
         return max_pool(x, str(spec.stem_pool))
     if spec.anti_aliasing == "blur":
