@@ -29,6 +29,7 @@ WRITTEN = {
     "cadene": tiny(attention="se", stem_pool="ceil", stride_in="conv1"),
     "cadene basic": tiny(attention="se", stem_pool="ceil", block="basic", relu_before_attention=True),
     "pytorchcv": tiny(attention="cbam", cbam_bn_momentum=0.1),
+    "pytorchcv sk": tiny(attention="sk", groups=4, width_per_group=32),
     "pytorchcv b": tiny(attention="se"),
     "pytorchcv senet": tiny(
         attention="se",
