@@ -1,4 +1,4 @@
-"""SE, CBAM and ECA attention and the networks built on them, in Keras 3."""
+"""SE, CBAM, ECA and SK attention and the networks built on them, in Keras 3."""
 
 from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExcitation
@@ -8,6 +8,7 @@ from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .preprocessing import Preprocessing
 from .resnet import ResNet
+from .selective import SelectiveKernel
 from .vgg import VGG
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ChannelAttention",
     "Preprocessing",
     "ResNet",
+    "SelectiveKernel",
     "SpatialAttention",
     "SqueezeExcitation",
     "create_model",

@@ -11,19 +11,21 @@ from typing import Any
 
 import keras
 
-from .attention import CBAM, ECA, BatchNormalization, SqueezeExcitation, dense, keep_frozen
-from .keywords import stage_steps
+from .attention import CBAM, ECA, SqueezeExcitation, keep_frozen
+from .keywords import WITH_BIAS, stage_steps
 from .layers import (
     ACTIVATIONS,
     Conv2D,
     anti_aliasing_pool,
     average_pool,
+    build_chain,
     dilated_average_pool,
-    identity,
+    make_norm,
     pooled_shape,
     with_attention,
 )
 from .live import live_keywords, settings
+from .selective import SelectiveKernel, make_selective
 
 _OF_LAYER = ("self", "__class__", "name", "dtype", "keywords", "attention")  # not in a block's `config`
 
@@ -34,7 +36,7 @@ class ResidualBlock(keras.layers.Layer):
     A subclass creates its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
 
     Args:
-        config: the keywords of the subclass.
+        config: the keywords of the subclass; the attribute is without the attention.
         stride: 1 or 2.
         norm, bn_epsilon, bn_momentum: see `ResNet`.
         dilation: of the 3x3 convolutions.
@@ -43,9 +45,6 @@ class ResidualBlock(keras.layers.Layer):
             attention's.
         anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
             "avg" (2x2 means) or "blur" (see `blur_pool`).
-
-    Attributes:
-        config: the keywords of its construction, without the attention.
     """
 
     branch: Callable[[Any, bool | None], Any]
@@ -68,6 +67,7 @@ class ResidualBlock(keras.layers.Layer):
         super().__init__(**keywords)
         self.config = {name: value for name, value in config.items() if name not in _OF_LAYER}
         self.norm_keywords = {"norm": norm, "bn_epsilon": bn_epsilon, "bn_momentum": bn_momentum}
+        self.sk: keras.layers.Layer | None = None
         self.activation = activation
         self.dilation, self.first_dilation = dilation, first_dilation or dilation
         self.stride, self.anti_aliasing = stride, anti_aliasing
@@ -84,8 +84,13 @@ class ResidualBlock(keras.layers.Layer):
     def conv(
         self, name: str, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, dilation: int = 1
     ) -> Conv2D:
-        keywords = {"use_bias": self.norm_keywords["norm"] != "bn", "dtype": self.dtype_policy}
+        keywords = {"use_bias": self.norm_keywords["norm"] in WITH_BIAS, "dtype": self.dtype_policy}
         return Conv2D(outputs, kernel_size, stride, groups, dilation_rate=dilation, **keywords, name=name)
+
+    def selective_kernel(self, **keywords: Any) -> SelectiveKernel:
+        """Selective kernels in place of the strided 3x3 convolution, its norm and its activation."""
+        keywords |= {"dilation": self.first_dilation, "activation": self.activation} | self.norm_keywords
+        return SelectiveKernel(**keywords, name="sk", dtype=self.dtype_policy)
 
     def norm(self, name: str) -> keras.layers.Layer:
         return make_norm(name, self.norm_keywords, self.dtype_policy)
@@ -177,15 +182,6 @@ class ResidualBlock(keras.layers.Layer):
         return self.act(y + self.shortcut(x, training))
 
 
-def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
-    """Build consecutive layers for an input of this shape; return the shape of the output."""
-    for layer in layers:
-        if not layer.built:  # Keras builds a layer that it loads, such as an attention
-            layer.build(shape)
-        shape = layer.compute_output_shape(shape)
-    return shape
-
-
 @keras.saving.register_keras_serializable("samenet")
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions, arXiv 1512.03385 fig. 5 left.
@@ -196,8 +192,9 @@ class BasicBlock(ResidualBlock):
         inputs: channels of the input.
         planes: channels of the output.
         stride: of the first convolution.
-        norm: "bn", "bias_bn" or "bias", see `ResNet`.
+        norm: "bn", "bias_bn", "bias" or "gn", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
+        selective: keywords of a `SelectiveKernel` in place of the strided 3x3; None for none.
         keywords: of `ResidualBlock` and its `add_attention_and_shortcut`.
 
     Example:
@@ -217,6 +214,7 @@ class BasicBlock(ResidualBlock):
         norm: str = "bn",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
+        selective: Mapping[str, Any] | None = None,
         dilation: int = 1,
         first_dilation: int | None = None,
         activation: str = "relu",
@@ -239,16 +237,23 @@ class BasicBlock(ResidualBlock):
             dtype=dtype,
         )
         first = 1 if self.pools else stride
-        self.conv1 = self.conv("conv1", planes, 3, first, dilation=self.first_dilation)
-        self.bn1 = self.norm("bn1")
+        if selective is None:
+            self.conv1 = self.conv("conv1", planes, 3, first, dilation=self.first_dilation)
+            self.bn1 = self.norm("bn1")
+        else:
+            self.sk = self.selective_kernel(inputs=inputs, outputs=planes, stride=stride, **selective)
         self.conv2, self.bn2 = self.conv("conv2", planes, 3, dilation=dilation), self.norm("bn2")
         self.add_attention_and_shortcut(inputs, planes, stride, **keywords)
 
     def branch_layers(self) -> tuple[keras.layers.Layer, ...]:
-        return self.conv1, self.bn1, self.conv2, self.bn2
+        first = (self.conv1, self.bn1) if self.sk is None else (self.sk,)
+        return *first, self.conv2, self.bn2
 
     def branch(self, x: Any, training: bool | None) -> Any:
-        y = self.act_and_pool(self.bn1(self.conv1(x), training=training))
+        if self.sk is None:
+            y = self.act_and_pool(self.bn1(self.conv1(x), training=training))
+        else:
+            y = self.sk(x, training=training)
         return self.bn2(self.conv2(y), training=training)
 
 
@@ -264,8 +269,9 @@ class Bottleneck(ResidualBlock):
         stride: of the convolution named by `stride_in`: "conv1" (the 1x1) or "conv2" (the 3x3).
         groups, width_per_group: the 3x3 has int(planes * width_per_group / 64) * groups channels.
         reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
-        norm: "bn", "bias_bn" or "bias", see `ResNet`.
+        norm: "bn", "bias_bn", "bias" or "gn", see `ResNet`.
         bn_epsilon, bn_momentum: PyTorch's meaning: the momentum weighs the new batch.
+        selective: keywords of a `SelectiveKernel` in place of the strided 3x3; None for none.
         keywords: of `ResidualBlock` and its `add_attention_and_shortcut`.
 
     Example:
@@ -289,6 +295,7 @@ class Bottleneck(ResidualBlock):
         norm: str = "bn",
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
+        selective: Mapping[str, Any] | None = None,
         dilation: int = 1,
         first_dilation: int | None = None,
         activation: str = "relu",
@@ -314,18 +321,28 @@ class Bottleneck(ResidualBlock):
         stride1, stride2 = (stride, 1) if stride_in == "conv1" else (1, stride)
         if self.pools:
             stride1 = stride2 = 1
-        self.conv1, self.bn1 = self.conv("conv1", width // reduce_first, 1, stride1), self.norm("bn1")
-        self.conv2 = self.conv("conv2", width, 3, stride2, groups, self.first_dilation)
-        self.bn2 = self.norm("bn2")
+        first = width // reduce_first
+        self.conv1, self.bn1 = self.conv("conv1", first, 1, stride1), self.norm("bn1")
+        if selective is None:
+            self.conv2 = self.conv("conv2", width, 3, stride2, groups, self.first_dilation)
+            self.bn2 = self.norm("bn2")
+        else:
+            self.sk = self.selective_kernel(
+                inputs=first, outputs=width, stride=stride2, groups=groups, **selective
+            )
         self.conv3, self.bn3 = self.conv("conv3", outputs, 1), self.norm("bn3")
         self.add_attention_and_shortcut(inputs, outputs, stride, **keywords)
 
     def branch_layers(self) -> tuple[keras.layers.Layer, ...]:
-        return self.conv1, self.bn1, self.conv2, self.bn2, self.conv3, self.bn3
+        strided = (self.conv2, self.bn2) if self.sk is None else (self.sk,)
+        return self.conv1, self.bn1, *strided, self.conv3, self.bn3
 
     def branch(self, x: Any, training: bool | None) -> Any:
         y = self.act(self.bn1(self.conv1(x), training=training))
-        y = self.act_and_pool(self.bn2(self.conv2(y), training=training))
+        if self.sk is None:
+            y = self.act_and_pool(self.bn2(self.conv2(y), training=training))
+        else:
+            y = self.sk(y, training=training)
         return self.bn3(self.conv3(y), training=training)
 
 
@@ -361,21 +378,6 @@ def make_attention(stage: int, c: Mapping[str, Any], dtype: Any) -> tuple[str, k
     return name, layer
 
 
-def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:
-    """The norm layer after a convolution, from the keywords of `ResNet`."""
-    if c["norm"] == "bias":
-        return identity(name, dtype)
-    # Keras's momentum is the weight of the old value
-    return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
-
-
-def make_head(inputs: int, num_classes: int, bias: bool, name: str, dtype: Any) -> keras.layers.Layer:
-    """Return the classifier, which without classes does nothing."""
-    if not num_classes:
-        return identity(name, dtype)
-    return dense(inputs, num_classes, bias, name=name, dtype=dtype)
-
-
 def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> list[ResidualBlock]:
     """The blocks of one stage, which counts from 0."""
     block: Any = {"basic": BasicBlock, "bottleneck": Bottleneck}[c["block"]]
@@ -383,7 +385,7 @@ def make_stage(inputs: int, stage: int, c: Mapping[str, Any], dtype: Any) -> lis
     names += ["norm", "bn_epsilon", "bn_momentum", "activation", "anti_aliasing"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
-    keywords = {name: c[name] for name in names} | {"dtype": dtype}
+    keywords = {name: c[name] for name in names} | {"dtype": dtype, "selective": make_selective(c)}
     planes = c["width"] * 2**stage
     outputs = planes * block.expansion
     stride, first_dilation, dilation = stage_steps(stage, c)

@@ -65,7 +65,8 @@ def _holds_network(model: keras.Model) -> bool:
 def _without_norms(model: Any) -> Any:
     config = model.get_config()
     spatial_bias = config["cbam_spatial_bias"] or config["cbam_bn"]
-    folded = {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias, "trainable": False}
+    norm = "gn" if config["norm"] == "gn" else "bias"  # a group norm depends on the image
+    folded = {"norm": norm, "cbam_bn": False, "cbam_spatial_bias": spatial_bias, "trainable": False}
     values = {_name(variable.path): ops.convert_to_numpy(variable) for variable in model.variables}
     fast = type(model).from_config(config | folded)
     for variable in fast.variables:
@@ -89,7 +90,7 @@ def _folded(name: str, values: Mapping[str, np.ndarray], keywords: Mapping[str, 
         name = re.sub(r"features_(\d+)", lambda found: f"features_{numbers[int(found[1])]}", name)
     layer, _, leaf = name.rpartition("/")
     bn, epsilon = _bn_after(layer), keywords["bn_epsilon"]
-    if f"{bn}/gamma" not in values:
+    if f"{bn}/moving_mean" not in values:
         return values[name]
     gamma, beta, mean, variance = (
         values[f"{bn}/{n}"].astype("float64") for n in ("gamma", "beta", "moving_mean", "moving_variance")
@@ -114,6 +115,8 @@ def _numbers(keywords: Mapping[str, Any]) -> list[int]:
 
 
 def _bn_after(conv: str) -> str:
-    """The name of the batch norm after a convolution."""
+    """The name of the batch norm after a convolution; in selective kernels also after the layer `fc1`."""
+    if conv.endswith("sk/fc1"):
+        return f"{conv[:-3]}bn"
     name = re.sub(r"conv(\d?)$", r"bn\1", conv)
     return re.sub(r"(downsample|features)_(\d+)$", lambda found: f"{found[1]}_{int(found[2]) + 1}", name)

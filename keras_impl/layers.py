@@ -15,7 +15,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from .attention import kaiming_normal, mean, uniform
+from .attention import BatchNormalization, dense, kaiming_normal, mean, uniform
+from .keywords import NORM_GROUPS
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": ops.relu,
@@ -117,6 +118,23 @@ def _has_grouped_gradient(dtype: str) -> bool:
         except (tf.errors.OpError, NotImplementedError):
             return False
     return True
+
+
+@keras.saving.register_keras_serializable("samenet")
+class GroupNormalization(keras.layers.GroupNormalization):
+    """Group normalisation (https://arxiv.org/abs/1803.08494) of (N, H, W, C), in the dtype of the weights.
+
+    Keras's own layer computes in float32 on the JAX backend.
+    """
+
+    def call(self, inputs: Any) -> Any:
+        x = ops.cast(inputs, self.variable_dtype)
+        rows, columns, channels = ops.shape(x)[1:3] + x.shape[3:]
+        x = ops.reshape(x, (-1, rows, columns, self.groups, channels // self.groups))
+        x = x - mean(x, (1, 2, 4), keepdims=True)
+        x = x * ops.rsqrt(mean(ops.square(x), (1, 2, 4), keepdims=True) + self.epsilon)
+        y = self.gamma * ops.reshape(x, (-1, rows, columns, channels)) + self.beta
+        return ops.cast(y, self.compute_dtype)
 
 
 def max_pool(x: Any, rule: str) -> Any:
@@ -222,6 +240,32 @@ def _windows(n: Any, size: int, dtype: Any) -> Any:
 def identity(name: str, dtype: Any) -> keras.layers.Layer:
     """A layer that does nothing; Keras saves its dtype policy only as a name."""
     return keras.layers.Identity(name=name, dtype=keras.dtype_policies.get(dtype).name)
+
+
+def make_norm(name: str, c: Mapping[str, Any], dtype: Any) -> keras.layers.Layer:
+    """The norm layer after a convolution, from the keywords of `ResNet`."""
+    if c["norm"] == "bias":
+        return identity(name, dtype)
+    if c["norm"] == "gn":
+        return GroupNormalization(NORM_GROUPS, epsilon=c["bn_epsilon"], name=name, dtype=dtype)
+    # Keras's momentum is the weight of the old value
+    return BatchNormalization(momentum=1 - c["bn_momentum"], epsilon=c["bn_epsilon"], name=name, dtype=dtype)
+
+
+def make_head(inputs: int, num_classes: int, bias: bool, name: str, dtype: Any) -> keras.layers.Layer:
+    """Return the classifier, which without classes does nothing."""
+    if not num_classes:
+        return identity(name, dtype)
+    return dense(inputs, num_classes, bias, name=name, dtype=dtype)
+
+
+def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
+    """Build consecutive layers for an input of this shape; return the shape of the output."""
+    for layer in layers:
+        if not layer.built:  # Keras builds a layer that it loads, such as an attention
+            layer.build(shape)
+        shape = layer.compute_output_shape(shape)
+    return shape
 
 
 def with_attention(config: Mapping[str, Any]) -> dict[str, Any]:

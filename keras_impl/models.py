@@ -13,6 +13,8 @@ _R50 = {"block": "bottleneck", "depths": (3, 4, 6, 3)}
 _R101 = {"block": "bottleneck", "depths": (3, 4, 23, 3)}
 _R152 = {"block": "bottleneck", "depths": (3, 8, 36, 3)}
 _32X4D = {"groups": 32, "width_per_group": 4}
+_SK18 = {"attention": "sk", "sk_split": True, "reduction": 8, "sk_min_hidden": 16}
+_SK50 = {"attention": "sk", "sk_split": True, "sk_min_hidden": 8}
 _CIFAR = {"block": "basic", "width": 16, "stem": "3x3", "stem_width": 16, "num_classes": 10}
 
 resnet18 = _with_defaults(_network, "resnet18", **_R18)
@@ -63,5 +65,9 @@ eca_resnet152 = _with_defaults(_network, "eca_resnet152", **_R152, attention="ec
 eca_resnet20 = _with_defaults(_network, "eca_resnet20", **_CIFAR, depths=(3, 3, 3), attention="eca")
 eca_resnet32 = _with_defaults(_network, "eca_resnet32", **_CIFAR, depths=(5, 5, 5), attention="eca")
 eca_resnet56 = _with_defaults(_network, "eca_resnet56", **_CIFAR, depths=(9, 9, 9), attention="eca")
+sk_resnet18 = _with_defaults(_network, "sk_resnet18", **_R18, **_SK18)
+sk_resnet34 = _with_defaults(_network, "sk_resnet34", **_R34, **_SK18)
+sk_resnet50 = _with_defaults(_network, "sk_resnet50", **_R50, **_SK50)
+sk_resnext50_32x4d = _with_defaults(_network, "sk_resnext50_32x4d", **_R50, **_32X4D, attention="sk")
 vgg16_bn = _with_defaults(_vgg, "vgg16_bn")
 se_vgg16_bn = _with_defaults(_vgg, "se_vgg16_bn", attention="se")

@@ -19,8 +19,8 @@ import keras
 from keras import ops
 
 from .attention import dense, keep_frozen
-from .blocks import build_chain, make_attention, make_head, make_norm
-from .layers import Conv2D, adaptive_average_pool, with_attention
+from .blocks import make_attention
+from .layers import Conv2D, adaptive_average_pool, build_chain, make_head, make_norm, with_attention
 from .live import Network
 
 

@@ -1,4 +1,4 @@
-"""SE, CBAM and ECA attention and the networks built on them, as graph functions on tensorflow.compat.v1."""
+"""SE, CBAM, ECA and SK attention and the networks built on them, as graphs on tensorflow.compat.v1."""
 
 from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_excitation
@@ -7,6 +7,7 @@ from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .resnet import resnet
+from .selective import selective_kernel
 from .vgg import vgg
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "list_models",
     "optimize_for_inference",
     "resnet",
+    "selective_kernel",
     "spatial_attention",
     "squeeze_excitation",
     "vgg",

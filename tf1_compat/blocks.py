@@ -15,8 +15,9 @@ from typing import Any
 import tensorflow.compat.v1 as tf
 
 from .attention import batch_norm, cbam, dense, eca, graph_input, open_scope, squeeze_excitation
-from .keywords import stage_steps
-from .layers import ACTIVATIONS, anti_aliasing_pool, average_pool, conv2d, dilated_average_pool
+from .keywords import NORM_GROUPS, WITH_BIAS, stage_steps
+from .layers import ACTIVATIONS, anti_aliasing_pool, average_pool, conv2d, dilated_average_pool, group_norm
+from .selective import make_selective, selective_kernel
 
 EXPANSION = {"basic": 1, "bottleneck": 4}
 
@@ -84,6 +85,7 @@ def basic_block(
     *,
     norm: Callable[..., tf.Tensor] = batch_norm,
     bias: bool = False,
+    selective: Mapping[str, Any] | None = None,
     dilation: int = 1,
     first_dilation: int | None = None,
     activation: str = "relu",
@@ -101,6 +103,7 @@ def basic_block(
         stride: of the first convolution.
         norm: batch normalisation, called with `scope`.
         bias: whether the convolutions have biases.
+        selective: keywords of a `selective_kernel` in place of the strided 3x3; None for none.
         dilation, first_dilation, activation: see `attention_and_shortcut`.
         anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
             "avg" (2x2 means) or "blur" (see `blur_pool`).
@@ -120,9 +123,19 @@ def basic_block(
     first = first_dilation or dilation
     conv_stride, pool = convolution_stride(stride, dilation, first, anti_aliasing)
     keywords |= {"dilation": dilation, "first_dilation": first, "activation": activation}
+    own: dict[str, Any] = {
+        "dilation": first,
+        "activation": activation,
+        "norm": norm,
+        "bias": bias,
+        "scope": "sk",
+    }
     with tf.variable_scope(scope):
-        y = conv(x, planes, 3, conv_stride, dilation=first, scope="conv1")
-        y = pool(act(norm(y, scope="bn1")))
+        if selective is None:
+            y = conv(x, planes, 3, conv_stride, dilation=first, scope="conv1")
+            y = pool(act(norm(y, scope="bn1")))
+        else:
+            y = selective_kernel(x, planes, stride, **selective, **own)
         y = norm(conv(y, planes, 3, dilation=dilation, scope="conv2"), scope="bn2")
         return attention_and_shortcut(x, y, stride, norm=norm, bias=bias, **keywords)
 
@@ -138,6 +151,7 @@ def bottleneck(
     stride_in: str = "conv2",
     norm: Callable[..., tf.Tensor] = batch_norm,
     bias: bool = False,
+    selective: Mapping[str, Any] | None = None,
     dilation: int = 1,
     first_dilation: int | None = None,
     activation: str = "relu",
@@ -157,6 +171,7 @@ def bottleneck(
         reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: batch normalisation, called with `scope`.
         bias: whether the convolutions have biases.
+        selective: keywords of a `selective_kernel` in place of the strided 3x3; None for none.
         dilation, first_dilation, activation, anti_aliasing: see `basic_block`.
         keywords: of `attention_and_shortcut`.
 
@@ -176,10 +191,20 @@ def bottleneck(
     stride1, stride2 = (conv_stride, 1) if stride_in == "conv1" else (1, conv_stride)
     x, conv, act = graph_input(x), partial(conv2d, bias=bias), ACTIVATIONS[activation]
     keywords |= {"dilation": dilation, "first_dilation": first, "activation": activation}
+    own: dict[str, Any] = {
+        "dilation": first,
+        "activation": activation,
+        "norm": norm,
+        "bias": bias,
+        "scope": "sk",
+    }
     with tf.variable_scope(scope):
         y = act(norm(conv(x, width // reduce_first, 1, stride1, scope="conv1"), scope="bn1"))
-        y = conv(y, width, 3, stride2, groups, dilation=first, scope="conv2")
-        y = pool(act(norm(y, scope="bn2")))
+        if selective is None:
+            y = conv(y, width, 3, stride2, groups, dilation=first, scope="conv2")
+            y = pool(act(norm(y, scope="bn2")))
+        else:
+            y = selective_kernel(y, width, stride2, groups, **selective, **own)
         y = norm(conv(y, planes * EXPANSION["bottleneck"], 1, scope="conv3"), scope="bn3")
         return attention_and_shortcut(x, y, stride, norm=norm, bias=bias, **keywords)
 
@@ -224,6 +249,8 @@ def make_norm(c: Mapping[str, Any], is_training: bool) -> Callable[..., tf.Tenso
     """The norm after a convolution, called with `scope`, from the keywords of `resnet`."""
     if c["norm"] == "bias":
         return lambda x, **_: x
+    if c["norm"] == "gn":
+        return partial(group_norm, groups=NORM_GROUPS, epsilon=c["bn_epsilon"])
     return partial(batch_norm, is_training=is_training, epsilon=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
@@ -258,7 +285,8 @@ def make_stage(x: tf.Tensor, stage: int, c: Mapping[str, Any], is_training: bool
     if block is bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
     keywords = {name: c[name] for name in names}
-    keywords |= {"norm": make_norm(c, is_training), "bias": c["norm"] != "bn"}
+    keywords |= {"norm": make_norm(c, is_training), "bias": c["norm"] in WITH_BIAS}
+    keywords["selective"] = make_selective(c)
     keywords["attention"] = make_attention(stage, c, is_training)
     stride, first_dilation, dilation = stage_steps(stage, c)
     for index in range(c["depths"][stage]):

@@ -52,7 +52,8 @@ def optimize_for_inference(session: tf.Session, scope: str | None = None) -> tf.
     }
     values, dtype = session.run(variables), next(iter(variables.values())).dtype.base_dtype
     spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
-    folded = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    norm = "gn" if keywords["norm"] == "gn" else "bias"  # a group norm depends on the image
+    folded = keywords | {"norm": norm, "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     with tf.Graph().as_default(), tf.Session() as frozen:
         images = tf.placeholder(dtype, (None, None, None, keywords["in_channels"]), "images")
         tf.identity(network(images, **folded)[0], "logits")
@@ -90,7 +91,7 @@ def _folded(name: str, values: Mapping[str, np.ndarray], keywords: Mapping[str, 
         name = re.sub(r"features_(\d+)", lambda found: f"features_{numbers[int(found[1])]}", name)
     layer, _, leaf = name.rpartition("/")
     bn, epsilon = _bn_after(layer), keywords["bn_epsilon"]
-    if f"{bn}/gamma" not in values:
+    if f"{bn}/moving_mean" not in values:
         return values[name]
     gamma, beta, mean, variance = (
         values[f"{bn}/{n}"].astype("float64") for n in ("gamma", "beta", "moving_mean", "moving_variance")
@@ -115,6 +116,8 @@ def _numbers(keywords: Mapping[str, Any]) -> list[int]:
 
 
 def _bn_after(conv: str) -> str:
-    """The name of the batch norm after a convolution."""
+    """The name of the batch norm after a convolution; in selective kernels also after the layer `fc1`."""
+    if conv.endswith("sk/fc1"):
+        return f"{conv[:-3]}bn"
     name = re.sub(r"conv(\d?)$", r"bn\1", conv)
     return re.sub(r"(downsample|features)_(\d+)$", lambda found: f"{found[1]}_{int(found[2]) + 1}", name)

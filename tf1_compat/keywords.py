@@ -21,17 +21,27 @@ CHOICES = {
     "stride_in": ("conv2", "conv1"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
-    "norm": ("bn", "bias_bn", "bias"),
+    "norm": ("bn", "bias_bn", "bias", "gn"),
     "activation": ("relu", "silu", "gelu", "leaky_relu"),
     "anti_aliasing": ("none", "avg", "blur"),
     "global_pool": ("avg", "max", "avgmax", "catavgmax"),
-    "attention": ("none", "se", "cbam", "eca"),
+    "attention": ("none", "se", "cbam", "eca", "sk"),
     "hidden_rule": ("floor", "multiple_of_8", "absolute"),
     "cbam_order": ("max_mean", "mean_max"),
     "cbam_spatial_input": ("refined", "input"),
     "eca_padding": ("zeros", "circular"),
 }
-_BOOLS = ("se_bias", "relu_before_attention", "cbam_mlp_bias", "cbam_bn", "cbam_spatial_bias", "head_bias")
+WITH_BIAS = ("bias_bn", "bias")  # values of `norm` with which the convolutions have biases
+NORM_GROUPS = 32  # of norm="gn"
+_BOOLS = (
+    "se_bias",
+    "relu_before_attention",
+    "cbam_mlp_bias",
+    "cbam_bn",
+    "cbam_spatial_bias",
+    "sk_split",
+    "head_bias",
+)
 _SIZES = (
     "width",
     "groups",
@@ -39,6 +49,7 @@ _SIZES = (
     "reduce_first",
     "stem_width",
     "reduction",
+    "sk_min_hidden",
     "head_width",
     "pool_size",
     "in_channels",
@@ -128,6 +139,13 @@ def check_vgg(c: Mapping[str, Any]) -> None:
     """Raise `ValueError` for keywords of a VGG that are valid alone but invalid together."""
     check_stages(c, "widths")
     check_stages(c, "eca_kernel_sizes")
+    if c["norm"] == "gn":
+        raise ValueError("norm='gn': expected 'bn', 'bias_bn' or 'bias' in a VGG")
+    if c["attention"] == "sk":
+        raise ValueError(
+            "attention='sk': expected 'none', 'se', 'cbam' or 'eca' in a VGG; selective kernels are for "
+            "residual blocks"
+        )
 
 
 def stage_steps(stage: int, c: Mapping[str, Any]) -> tuple[int, int, int]:
@@ -171,6 +189,35 @@ def check_resnet(c: Mapping[str, Any]) -> None:
                 f"reduce_first={reduce_first}: the 3x3 convolutions of layer{stage + 1} would have "
                 f"{first} input channels, expected a multiple of {groups} above 0"
             )
+        if c["norm"] == "gn":
+            inner, outputs = (first, 4) if c["block"] == "bottleneck" else (c["width"], 1)
+            check_groups(c, stage, inner)
+            check_groups(c, stage, c["width"] * 2**stage * outputs)
+        if c["attention"] == "sk":
+            check_selective(c, first if c["block"] == "bottleneck" else c["width"])
+
+
+def check_groups(c: Mapping[str, Any], stage: int, channels: int) -> None:
+    """Raise `ValueError` unless the groups of norm="gn" divide the channels of the stem and of a stage."""
+    stem = 3 * (c["stem_width"] // 4) if c["stem"] == "deep_tiered" else c["stem_width"]
+    for name, width in (("the stem", c["stem_width"]), ("the stem", stem), (f"layer{stage + 1}", channels)):
+        if width % NORM_GROUPS:
+            raise ValueError(
+                f"norm='gn': {name} has norms of {width} channels, expected a multiple of {NORM_GROUPS}"
+            )
+    if c["attention"] == "sk":
+        raise ValueError("norm='gn': expected 'bn', 'bias_bn' or 'bias' with attention='sk'")
+
+
+def check_selective(c: Mapping[str, Any], channels: int) -> None:
+    """Raise `ValueError` unless selective kernels can read so many channels, and the stem's."""
+    if c["anti_aliasing"] != "none":
+        raise ValueError(f"anti_aliasing={c['anti_aliasing']!r}: expected 'none' with attention='sk'")
+    width = c["stem_width"] if c["block"] == "basic" and c["stem"] in ("7x7", "3x3") else 2
+    if c["sk_split"] and (channels % (2 * c["groups"]) or width % 2):
+        raise ValueError(
+            f"sk_split=True: expected widths and stem_width that {2 * c['groups']} divides, or sk_split=False"
+        )
 
 
 TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {"resnet": check_resnet, "vgg": check_vgg}

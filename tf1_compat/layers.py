@@ -94,6 +94,20 @@ def _has_grouped_gradient(dtype: str) -> bool:
     return True
 
 
+def group_norm(x: tf.Tensor, groups: int, epsilon: float, *, scope: str) -> tf.Tensor:
+    """Group normalisation (https://arxiv.org/abs/1803.08494); variables `gamma` and `beta`."""
+    with tf.variable_scope(scope):
+        channels = int(x.shape[-1])
+        gamma = tf.get_variable("gamma", (channels,), x.dtype, tf.ones_initializer())
+        beta = tf.get_variable("beta", (channels,), x.dtype, tf.zeros_initializer())
+        n, rows, columns = tf.unstack(tf.shape(x)[:3])
+        y = tf.reshape(x, (n, rows, columns, groups, channels // groups))
+        y -= tf.reduce_mean(y, [1, 2, 4], keepdims=True)
+        y *= tf.math.rsqrt(tf.reduce_mean(tf.square(y), [1, 2, 4], keepdims=True) + epsilon)
+        y = tf.reshape(y, (n, rows, columns, channels))
+        return tf.ensure_shape(gamma * y + beta, x.shape)
+
+
 def max_pool(x: tf.Tensor, rule: str) -> tf.Tensor:
     """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
     if rule == "none":

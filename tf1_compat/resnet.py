@@ -1,4 +1,4 @@
-"""ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-ResNet and ECA-ResNet as TensorFlow 1 graph functions.
+"""ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-, ECA- and SK-ResNet as TensorFlow 1 graph functions.
 
 ResNet: https://arxiv.org/abs/1512.03385 (v1.5: the stride is on the 3x3, `stride_in="conv2"`)
 ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/abs/1709.01507
@@ -18,7 +18,7 @@ import tensorflow.compat.v1 as tf
 
 from .attention import check_graph, check_is_training, graph_input
 from .blocks import make_head, make_norm, make_stage, open_network
-from .keywords import CHECKS, check_keywords
+from .keywords import CHECKS, WITH_BIAS, check_keywords
 from .layers import ACTIVATIONS, anti_aliasing_pool, conv2d, pool_globally, pool_stem
 
 CONFIG_COLLECTION = "resnet_config"  # one JSON text per network of a graph: its scope and its keywords
@@ -61,6 +61,8 @@ def resnet(
     cbam_spatial_input: str = "refined",
     eca_kernel_sizes: Sequence[int] | None = None,
     eca_padding: str = "zeros",
+    sk_min_hidden: int = 32,
+    sk_split: bool = False,
     bn_epsilon: float = 1e-5,
     bn_momentum: float = 0.1,
     global_pool: str = "avg",
@@ -69,7 +71,7 @@ def resnet(
     head_bias: bool = True,
     in_channels: int = 3,
 ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-    """A residual network with SE, CBAM, ECA or no attention.
+    """A residual network with SE, CBAM, ECA, SK or no attention.
 
     Args:
         images: (N, H, W, C) with known C, a tensor or NumPy array; the variables have its dtype, float32 or
@@ -94,14 +96,16 @@ def resnet(
         downsample_kernel: kernel size of the strided or dilated projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
-            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+            batch normalisation ("bias_bn"), a bias
+            ("bias": batch normalisation folded in), or group normalisation ("gn": 32 groups).
         activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
         anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
             "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
-        attention: "none", "se", "cbam" or "eca".
+        attention: "none", "se", "cbam", "eca" or "sk" (selective kernels in place of the strided 3x3).
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `squeeze_excitation` and `cbam`.
+        sk_min_hidden, sk_split: see `selective_kernel`; `reduction` is its too.
         eca_kernel_sizes, eca_padding: one odd size per stage, None for the paper's rule; see `eca`.
         relu_before_attention: see `attention_and_shortcut`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
@@ -135,7 +139,7 @@ def resnet(
     images = graph_input(images, c["in_channels"], "images")
     if images.dtype not in (tf.float32, tf.float64):
         raise ValueError(f"images of dtype {images.dtype.name}, expected float32 or float64")
-    conv, bn = partial(conv2d, bias=norm != "bn"), make_norm(c, is_training)
+    conv, bn = partial(conv2d, bias=norm in WITH_BIAS), make_norm(c, is_training)
     act = ACTIVATIONS[c["activation"]]
     end_points: dict[str, tf.Tensor] = {}
 

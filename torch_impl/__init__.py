@@ -1,4 +1,4 @@
-"""SE, CBAM and ECA attention and the networks built on them, in PyTorch."""
+"""SE, CBAM, ECA and SK attention and the networks built on them, in PyTorch."""
 
 from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExcitation
@@ -7,6 +7,7 @@ from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .resnet import ResNet
+from .selective import SelectiveKernel
 from .vgg import VGG
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Bottleneck",
     "ChannelAttention",
     "ResNet",
+    "SelectiveKernel",
     "SpatialAttention",
     "SqueezeExcitation",
     "create_model",

@@ -12,25 +12,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .attention import CBAM, ECA, SqueezeExcitation, kaiming_normal
-from .keywords import stage_steps
-from .layers import ACTIVATIONS, DilatedAveragePool, anti_aliasing_pool, refuse_script
-
-
-def conv2d(
-    inputs: int,
-    outputs: int,
-    kernel_size: int,
-    stride: int = 1,
-    groups: int = 1,
-    *,
-    dilation: int = 1,
-    bias: bool = False,
-) -> nn.Conv2d:
-    """A convolution padded by dilation * (k // 2) on each side, by default without bias."""
-    padding = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, dilation, groups, bias)
-    return kaiming_normal(conv)
+from .attention import CBAM, ECA, SqueezeExcitation
+from .keywords import NORM_GROUPS, WITH_BIAS, stage_steps
+from .layers import ACTIVATIONS, DilatedAveragePool, anti_aliasing_pool, conv2d, refuse_script
+from .selective import SelectiveKernel, make_selective
 
 
 class ResidualBlock(nn.Module):
@@ -63,6 +48,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.activation = activation
         self.dilation, self.first_dilation = dilation, first_dilation or dilation
+        self.sk: nn.Module | None = None
         self.aa: nn.Module | None = None
         if anti_aliasing != "none" and (stride > 1 or self.first_dilation != dilation):
             self.aa = anti_aliasing_pool(anti_aliasing, stride)
@@ -74,6 +60,11 @@ class ResidualBlock(nn.Module):
         """The activation after the strided convolution, and the pool that carries its stride."""
         x = self.act(x)
         return x if self.aa is None else self.aa(x)
+
+    def selective_kernel(self, **keywords: Any) -> SelectiveKernel:
+        """Selective kernels in place of the strided 3x3 convolution, its norm and its activation."""
+        own: dict[str, Any] = {"dilation": self.first_dilation, "activation": self.activation}
+        return SelectiveKernel(**own, **keywords)
 
     def add_attention_and_shortcut(
         self,
@@ -141,6 +132,7 @@ class BasicBlock(ResidualBlock):
         stride: of the first convolution.
         norm: channels -> batch normalisation.
         bias: whether the convolutions have biases.
+        selective: keywords of a `SelectiveKernel` in place of the first convolution; None for none.
         dilation, first_dilation, activation, anti_aliasing: see `ResidualBlock`.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
 
@@ -161,6 +153,7 @@ class BasicBlock(ResidualBlock):
         *,
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         bias: bool = False,
+        selective: Mapping[str, Any] | None = None,
         dilation: int = 1,
         first_dilation: int | None = None,
         activation: str = "relu",
@@ -175,12 +168,17 @@ class BasicBlock(ResidualBlock):
             anti_aliasing=anti_aliasing,
         )
         conv, first = partial(conv2d, bias=bias), 1 if self.aa else stride
-        self.conv1, self.bn1 = conv(inputs, planes, 3, first, dilation=self.first_dilation), norm(planes)
+        if selective is None:
+            self.conv1, self.bn1 = conv(inputs, planes, 3, first, dilation=self.first_dilation), norm(planes)
+        else:
+            self.sk = self.selective_kernel(
+                inputs=inputs, outputs=planes, stride=stride, norm=norm, bias=bias, **selective
+            )
         self.conv2, self.bn2 = conv(planes, planes, 3, dilation=dilation), norm(planes)
         self.add_attention_and_shortcut(inputs, planes, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
-        y = self.act_and_pool(self.bn1(self.conv1(x)))
+        y = self.act_and_pool(self.bn1(self.conv1(x))) if self.sk is None else self.sk(x)
         return self.bn2(self.conv2(y))
 
 
@@ -197,6 +195,7 @@ class Bottleneck(ResidualBlock):
         reduce_first: factor by which the first 1x1 is narrower than the 3x3 (SENet-154: 2).
         norm: channels -> batch normalisation.
         bias: whether the convolutions have biases.
+        selective: keywords of a `SelectiveKernel` in place of the 3x3; None for none.
         dilation, first_dilation, activation, anti_aliasing: see `ResidualBlock`.
         keywords: of `ResidualBlock.add_attention_and_shortcut`.
 
@@ -221,6 +220,7 @@ class Bottleneck(ResidualBlock):
         stride_in: str = "conv2",
         norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
         bias: bool = False,
+        selective: Mapping[str, Any] | None = None,
         dilation: int = 1,
         first_dilation: int | None = None,
         activation: str = "relu",
@@ -240,14 +240,19 @@ class Bottleneck(ResidualBlock):
         if self.aa:
             stride1 = stride2 = 1
         self.conv1, self.bn1 = conv(inputs, first, 1, stride1), norm(first)
-        self.conv2 = conv(first, width, 3, stride2, groups, dilation=self.first_dilation)
-        self.bn2 = norm(width)
+        if selective is None:
+            self.conv2 = conv(first, width, 3, stride2, groups, dilation=self.first_dilation)
+            self.bn2 = norm(width)
+        else:
+            self.sk = self.selective_kernel(
+                inputs=first, outputs=width, stride=stride2, groups=groups, norm=norm, bias=bias, **selective
+            )
         self.conv3, self.bn3 = conv(width, outputs, 1), norm(outputs)
         self.add_attention_and_shortcut(inputs, outputs, stride, norm=norm, bias=bias, **keywords)
 
     def branch(self, x: Tensor) -> Tensor:
         y = self.act(self.bn1(self.conv1(x)))
-        y = self.act_and_pool(self.bn2(self.conv2(y)))
+        y = self.act_and_pool(self.bn2(self.conv2(y))) if self.sk is None else self.sk(y)
         return self.bn3(self.conv3(y))
 
 
@@ -283,6 +288,8 @@ def make_norm(c: Mapping[str, Any]) -> Callable[[int], nn.Module]:
     """Function from channels to the norm layer after a convolution, from the keywords of `ResNet`."""
     if c["norm"] == "bias":
         return nn.Identity
+    if c["norm"] == "gn":
+        return partial(nn.GroupNorm, NORM_GROUPS, eps=c["bn_epsilon"])
     return partial(nn.BatchNorm2d, eps=c["bn_epsilon"], momentum=c["bn_momentum"])
 
 
@@ -297,7 +304,8 @@ def make_stage(inputs: int, stage: int, c: Mapping[str, Any]) -> nn.Sequential:
     names = ["relu_before_attention", "downsample_kernel", "downsample_pool", "activation", "anti_aliasing"]
     if block is Bottleneck:
         names += ["groups", "width_per_group", "reduce_first", "stride_in"]
-    keywords = {name: c[name] for name in names} | {"norm": make_norm(c), "bias": c["norm"] != "bn"}
+    keywords = {name: c[name] for name in names} | {"norm": make_norm(c), "bias": c["norm"] in WITH_BIAS}
+    keywords["selective"] = make_selective(c)
     planes = c["width"] * 2**stage
     outputs = planes * block.expansion
     stride, first_dilation, dilation = stage_steps(stage, c)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from .live import settings
 from .resnet import ResNet
@@ -67,14 +67,21 @@ def optimize_for_inference(model: ResNet | VGG, *, compile: bool = True) -> nn.M
         pools = [i for i, layer in enumerate(fast.features) if isinstance(layer, nn.MaxPool2d)]
         fast.stage_ends = [i + 1 for i in pools]
     spatial_bias = keywords["cbam_spatial_bias"] or keywords["cbam_bn"]
-    fast.config = keywords | {"norm": "bias", "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
+    fast.config = keywords | {"norm": _norm(keywords), "cbam_bn": False, "cbam_spatial_bias": spatial_bias}
     fast._made = settings(fast)
     fast.to(memory_format=torch.channels_last)
     return _Compiled(fast) if compile else fast
 
 
+def _norm(keywords: dict[str, Any]) -> str:
+    """The norm without batch norms; a group norm depends on the image and stays."""
+    return "gn" if keywords["norm"] == "gn" else "bias"
+
+
 def _conv_before(bn: str) -> str:
-    """The name of the convolution before a batch norm."""
+    """The name of the convolution before a batch norm; in selective kernels also of the layer `fc1`."""
+    if bn.endswith("sk.bn"):
+        return f"{bn[:-2]}fc1"
     name = re.sub(r"bn(\d?)$", r"conv\1", bn)
     return re.sub(r"(downsample|features)\.(\d+)$", lambda found: f"{found[1]}.{int(found[2]) - 1}", name)
 
@@ -110,6 +117,7 @@ class _Compiled(nn.Module):
 
 
 def _fused(conv: Any, bn: nn.BatchNorm2d) -> nn.Module:
-    """A convolution followed by a batch norm, as one convolution."""
+    """A convolution or dense layer followed by a batch norm, as one layer."""
     dtype = conv.weight.dtype
-    return fuse_conv_bn_eval(conv.double(), bn.double()).to(dtype)
+    fuse: Any = fuse_linear_bn_eval if isinstance(conv, nn.Linear) else fuse_conv_bn_eval
+    return fuse(conv.double(), bn.double()).to(dtype)

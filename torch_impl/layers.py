@@ -1,4 +1,4 @@
-"""Activations and pooling of the residual networks in PyTorch, and the refusal of `torch.jit.script`.
+"""Convolution, activations and pooling in PyTorch, and the refusal of `torch.jit.script`.
 
 Arrays are (N, C, H, W).
 """
@@ -12,12 +12,30 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .attention import kaiming_normal
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": partial(F.relu, inplace=True),
     "silu": partial(F.silu, inplace=True),
     "gelu": F.gelu,  # x Phi(x), with the exact error function
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.01, inplace=True),
 }
+
+
+def conv2d(
+    inputs: int,
+    outputs: int,
+    kernel_size: int,
+    stride: int = 1,
+    groups: int = 1,
+    *,
+    dilation: int = 1,
+    bias: bool = False,
+) -> nn.Conv2d:
+    """A convolution padded by dilation * (k // 2) on each side, by default without bias."""
+    padding = dilation * (kernel_size // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, dilation, groups, bias)
+    return kaiming_normal(conv)
 
 
 class Activation(nn.Module):

@@ -1,4 +1,4 @@
-"""ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-ResNet and ECA-ResNet in PyTorch.
+"""ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-, ECA- and SK-ResNet in PyTorch.
 
 ResNet: https://arxiv.org/abs/1512.03385 (v1.5: the stride is on the 3x3, `stride_in="conv2"`)
 ResNeXt: https://arxiv.org/abs/1611.05431   SE and SENet-154: https://arxiv.org/abs/1709.01507
@@ -16,15 +16,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .blocks import Bottleneck, conv2d, make_head, make_norm, make_stage
-from .keywords import stage_steps
-from .layers import STEM_POOLS, Activation, anti_aliasing_pool, pool_globally
+from .blocks import Bottleneck, make_head, make_norm, make_stage
+from .keywords import WITH_BIAS, stage_steps
+from .layers import STEM_POOLS, Activation, anti_aliasing_pool, conv2d, pool_globally
 from .live import Network, settings
 from .recompute import recomputed
 
 
 class ResNet(Network):
-    """A residual network with SE, CBAM, ECA or no attention. Input (N, C, H, W) float, output logits.
+    """A residual network with SE, CBAM, ECA, SK or no attention. Input (N, C, H, W) float, output logits.
 
     Args:
         block: "bottleneck" or "basic".
@@ -43,14 +43,16 @@ class ResNet(Network):
         downsample_kernel: kernel size of the strided or dilated projections.
         downsample_pool: "avg" puts a 2x2 average pool before the strided or dilated projections.
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
-            batch normalisation ("bias_bn"), or a bias ("bias": batch normalisation folded in).
+            batch normalisation ("bias_bn"), a bias
+            ("bias": batch normalisation folded in), or group normalisation ("gn": 32 groups).
         activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
         anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
             "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
-        attention: "none", "se", "cbam" or "eca".
+        attention: "none", "se", "cbam", "eca" or "sk" (selective kernels in place of the strided 3x3).
         reduction, hidden_rule: of the attention's MLP.
         se_bias, cbam_mlp_bias, cbam_order, cbam_kernel_size, cbam_bn, cbam_bn_momentum,
             cbam_spatial_bias, cbam_spatial_input: see `SqueezeExcitation` and `CBAM`.
+        sk_min_hidden, sk_split: see `SelectiveKernel`; `reduction` is its too.
         eca_kernel_sizes, eca_padding: one odd size per stage, None for the paper's rule; see `ECA`.
         relu_before_attention: see `ResidualBlock`.
         bn_epsilon, bn_momentum: of every batch normalisation; the momentum weighs the new batch.
@@ -108,6 +110,8 @@ class ResNet(Network):
         cbam_spatial_input: str = "refined",
         eca_kernel_sizes: Sequence[int] | None = None,
         eca_padding: str = "zeros",
+        sk_min_hidden: int = 32,
+        sk_split: bool = False,
         bn_epsilon: float = 1e-5,
         bn_momentum: float = 0.1,
         global_pool: str = "avg",
@@ -121,7 +125,7 @@ class ResNet(Network):
         c = self.config
         names = ("block", "depths", "width", "stem", "stem_width", "norm")
         block, depths, width, stem, stem_width, norm = (c[name] for name in names)
-        bn, bias, act = make_norm(c), norm != "bn", partial(Activation, c["activation"])
+        bn, bias, act = make_norm(c), norm in WITH_BIAS, partial(Activation, c["activation"])
         self.global_pool = c["global_pool"]
 
         kernel_size, stride = {"7x7": (7, 2), "deep": (3, 2), "deep_tiered": (3, 2), "3x3": (3, 1)}[stem]
@@ -158,7 +162,7 @@ class ResNet(Network):
         blurs = c["anti_aliasing"] != "none" and rule != "none"
         self.stem_convolves = rule == "conv"
         if rule == "conv":
-            self.pool_conv = conv2d(channels, channels, 3, 1 if blurs else 2, bias=c["norm"] != "bn")
+            self.pool_conv = conv2d(channels, channels, 3, 1 if blurs else 2, bias=c["norm"] in WITH_BIAS)
         self.maxpool: nn.Module = nn.Identity() if rule == "conv" else STEM_POOLS[rule]()
         if blurs:
             self.maxpool = anti_aliasing_pool(c["anti_aliasing"], 2)

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .blocks import conv2d, make_attention, make_head, make_norm
+from .blocks import make_attention, make_head, make_norm
+from .layers import conv2d
 from .live import Network, settings
 from .recompute import recomputed
 

@@ -119,9 +119,10 @@ def new_head(source: Checkpoint, num_classes: int | None) -> Checkpoint:
 
 
 def _pairs(source: Checkpoint) -> list[tuple[str, str]]:
-    """(convolution, batch norm) of a network, and of CBAM's spatial gates."""
-    convolutions = [p.name.rpartition(".")[0] for p in parameters(source.spec) if p.role == "conv2d"]
-    pairs = [(conv, source.spec.norm_after(conv)) for conv in convolutions]
+    """(convolution or SK's dense layer, batch norm) of a network, and of CBAM's spatial gates."""
+    kernels = [p for p in parameters(source.spec) if p.role in ("conv2d", "sk_dense")]
+    layers = [p.name.rpartition(".")[0] for p in kernels if p.name.endswith(".weight")]
+    pairs = [(layer, source.spec.norm_after(layer)) for layer in layers]
     return [(conv, bn) for conv, bn in pairs if f"{bn}.running_var" in source]
 
 
@@ -148,7 +149,8 @@ def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
         bias = source.tensors.get(f"{conv}.bias")
 
         def folded_kernel(kernel: Tensor = kernel, bn: str = bn, target: np.dtype = target) -> np.ndarray:
-            return (kernel.read() * scale(bn)[:, None, None, None]).astype(target)
+            factors = scale(bn).reshape(-1, *[1] * (len(kernel.info.shape) - 1))
+            return (kernel.read() * factors).astype(target)
 
         def folded_bias(bias: Tensor | None = bias, bn: str = bn, target: np.dtype = target) -> np.ndarray:
             old = bias.read().astype(np.float64) if bias is not None else 0.0
@@ -157,7 +159,9 @@ def fold_bn(source: Checkpoint, dtype: np.dtype | None = None) -> Checkpoint:
         shape = kernel.info.shape
         tensors[f"{conv}.weight"] = Tensor(TensorInfo(shape, target), kernel.name, folded_kernel)
         tensors[f"{conv}.bias"] = Tensor(TensorInfo(shape[:1], target), f"{conv}.bias (folded)", folded_bias)
-    keywords: dict[str, Any] = {"norm": "bias"} if hasattr(source.spec, "norm") else {}
+    keywords: dict[str, Any] = {}
+    if getattr(source.spec, "norm", "gn") != "gn":  # a group norm depends on the image
+        keywords["norm"] = "bias"
     if source.spec.attention == "cbam" and source.spec.cbam_bn:
         keywords |= {"cbam_bn": False, "cbam_spatial_bias": True}
     # without batch norms the members of a list have other numbers, in the same order

@@ -46,7 +46,9 @@ ROLES = {
     "conv2d": Role("weight", "kernel", 0, (2, 3, 1, 0)),  # O I H W -> H W I O; grouped: I is I / groups
     "conv1d": Role("weight", "kernel", 0, (2, 1, 0)),
     "dense": _DENSE,
-    **dict.fromkeys(("se_dense", "cbam_dense"), _DENSE),  # of an attention in a network: 1x1 in some files
+    **dict.fromkeys(
+        ("se_dense", "cbam_dense", "sk_dense"), _DENSE
+    ),  # of an attention in a network: 1x1 in some files
     "bias": Role("bias", "bias", 1),
     "scale": Role("weight", "gamma", 0),
     "offset": Role("bias", "beta", 1),
@@ -232,7 +234,7 @@ def _tf1_parse(name: str) -> str | None:
 # --------------------------------------------------------------------------------------------------
 # keras: layer1/bottleneck_1/conv1/vars/0, members of a list are numbered per class
 
-_LAYER_CLASSES = {"conv2d": "conv2d", "conv1d": "conv1d", "dense": "dense"}  # else a batch norm
+_LAYER_CLASSES = {"conv2d": "conv2d", "conv1d": "conv1d", "dense": "dense"}  # else a norm
 
 
 def _keras_rename(parameter: Parameter, spec: Spec) -> str | None:
@@ -246,10 +248,11 @@ def _keras_rename(parameter: Parameter, spec: Spec) -> str | None:
 def _keras_modules(spec: Spec) -> dict[str, str]:
     """Canonical path of a layer -> its path in a Keras file."""
     layers: dict[str, str] = {}  # path -> class
+    norm = "group_normalization" if getattr(spec, "norm", "") == "gn" else "batch_normalization"
     for parameter in parameters(spec):
         layers.setdefault(parameter.name.rpartition(".")[0], "")
         if parameter.role != "bias":
-            of_class = _LAYER_CLASSES.get(parameter.role, "batch_normalization")
+            of_class = _LAYER_CLASSES.get(parameter.role, norm)
             layers[parameter.name.rpartition(".")[0]] = of_class
     members: dict[str, str] = {}  # path of a list's member -> its name in the file
     counts: Counter[tuple[str, str]] = Counter()
@@ -273,7 +276,11 @@ def _keras_modules(spec: Spec) -> dict[str, str]:
 
 _KERAS_BLOCK = re.compile(rf"^(layer\d+)/(?:{'|'.join(BLOCK_CLASSES.values())})(?:_(\d+))?/")
 _KERAS_NAME = re.compile(r"(.+)/vars/(\d{1,9})")
-_DOWNSAMPLE = {"downsample/conv2d": "downsample.0", "downsample/batch_normalization": "downsample.1"}
+_DOWNSAMPLE = {
+    "downsample/conv2d": "downsample.0",
+    "downsample/batch_normalization": "downsample.1",
+    "downsample/group_normalization": "downsample.1",
+}
 
 
 def _keras_parse(name: str) -> str | None:

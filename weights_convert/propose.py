@@ -31,6 +31,7 @@ _VARIANTS: dict[str, tuple[dict[str, Any], ...]] = {  # of the attentions that n
     "none": ({},),
     "se": ({}, {"se_bias": False}, {"hidden_rule": "multiple_of_8"}),
     "eca": ({},),
+    "sk": ({},),
     "cbam": ({}, {"cbam_mlp_bias": False}, {"cbam_mlp_bias": False, "cbam_bn": False}),
 }
 _MOST_DIFFERENCES = 4  # a network differs in at most a quarter of its tensors

@@ -154,6 +154,10 @@ NAMES = {
     "resnetrs101": {"stem_pool": "conv", "reduction": 4, "attention": "se", "depths": (3, 4, 23, 3)},
     "seresnext26t_32x4d.bt_in1k": {"stem": "deep_tiered", "groups": 32, "width_per_group": 4},
     "ecaresnetlight": {"attention": "eca", "depths": (1, 1, 11, 3)},
+    "skresnet34.ra_in1k": {"attention": "sk", "block": "basic", "sk_split": True, "reduction": 8},
+    "skresnet50d": {"sk_min_hidden": 8, "stem": "deep", "downsample_pool": "avg"},
+    "skresnext50_32x4d": {"attention": "sk", "groups": 32},
+    "resnet50_gn.a1h_in1k": {"norm": "gn"},
     "wide_resnet50_2": {"width_per_group": 128},
     "seresnextaa201d_32x8d": {"stem_width": 64, "depths": (3, 24, 36, 4)},
 }
@@ -171,10 +175,9 @@ def test_timm_names_are_keywords(name: str):
 @pytest.mark.quick
 def test_other_names_are_none():
     for name in (
-        "skresnet50",
+        "skresnet26",
         "resnet51",
         "seresnet50tiny",
-        "resnet50_gn",
         "ecaresnet50d_pruned",
         "se_resnet50",
     ):
@@ -193,16 +196,30 @@ def test_a_name_of_timm_settles_every_keyword(tmp_path):
         load(tmp_path / "x.pth", model="timm:seresnet101")
 
 
+WIDE = ("senet154", "resnet50_gn")  # widths that 64 groups and 32 group norms divide
+
+
+def test_group_norms_need_the_keyword(tmp_path):
+    """Batch norms without their statistics have the same names and shapes."""
+    spec = tiny(norm="gn", width=32, stem_width=32, depths=(1,))
+    arrays = {name: torch.from_numpy(np.array(a)) for name, a in synthetic.weights(spec).items()}
+    torch.save(arrays, tmp_path / "x.pth")
+    with pytest.raises(MismatchError, match="for group norms set --set norm=gn"):
+        load(tmp_path / "x.pth", assume=True)
+    with load(tmp_path / "x.pth", assume=True, settings={"norm": "gn"}) as checkpoint:
+        assert parameters(checkpoint.spec) == parameters(spec)
+
+
 def test_every_resnet_of_timm():
     """With timm installed: the names, the shapes and the numbers of each, at reduced widths."""
     timm = pytest.importorskip("timm", reason="timm needs torchvision, which needs an environment of its own")
     family = FAMILIES["timm"]
-    for name in timm.list_models(module="resnet"):
+    for name in [*timm.list_models(module="resnet"), *timm.list_models(module="sknet")]:
         keywords = keywords_of(name)
         if keywords is None:
-            assert name in ("resnet50_gn", "test_resnet") or name.endswith("_pruned"), name
+            assert name == "test_resnet" or name.endswith("_pruned"), name
             continue
-        small = {"depths": (1, 1, 1, 1), "width": 64 if "eca" in name or name == "senet154" else 16}
+        small = {"depths": (1, 1, 1, 1), "width": 64 if "eca" in name or name in WIDE else 16}
         spec = ResNetSpec(**{**keywords, **small}, hidden_rule="multiple_of_8", num_classes=7)
         implied = {k: v for k, v in family.implied(spec).items() if k not in keywords}
         spec = changed(spec, implied)

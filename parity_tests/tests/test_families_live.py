@@ -54,6 +54,8 @@ IN_TORCH = [
     Foreign("timm", "ecaresnet26t", "timm"),
     Foreign("timm", "ecaresnetlight", "timm"),
     Foreign("timm", "resnet50_cbam", "timm"),
+    Foreign("timm", "skresnet18", "timm"),
+    Foreign("timm", "skresnext50_32x4d", "timm"),
     Foreign("timm", "legacy_seresnet50", "cadene"),
     Foreign("timm", "legacy_seresnext50_32x4d", "cadene"),
     Foreign("pretrainedmodels", "se_resnet50", "cadene"),

@@ -24,9 +24,12 @@ WRITTEN = {
     "timm": tiny(attention="cbam", cbam_mlp_bias=False, cbam_order="mean_max", cbam_bn_momentum=0.1),
     "timm d": tiny(attention="se", stem="deep", downsample_pool="avg"),
     "timm t": tiny(attention="eca", stem="deep_tiered", downsample_pool="avg", stem_width=16),
+    "timm sk": tiny(attention="sk", sk_split=True, block="basic", sk_min_hidden=16, reduction=8),
+    "timm skx": tiny(attention="sk", groups=4, width_per_group=32, stem="deep", downsample_pool="avg"),
     "cadene": tiny(attention="se", stem_pool="ceil", stride_in="conv1"),
     "cadene basic": tiny(attention="se", stem_pool="ceil", block="basic", relu_before_attention=True),
     "pytorchcv": tiny(attention="cbam", cbam_bn_momentum=0.1),
+    "pytorchcv sk": tiny(attention="sk", groups=4, width_per_group=32),
     "pytorchcv b": tiny(attention="se"),
     "pytorchcv senet": tiny(
         attention="se",

@@ -224,8 +224,8 @@ REFUSED = {
         r"block_args is .*, expected attn_layer",
     ),
     "a network": (
-        CONFIG | {"architecture": "skresnet18"},
-        r"is timm's 'skresnet18', which this",
+        CONFIG | {"architecture": "resnest50d"},
+        r"is timm's 'resnest50d', which this",
     ),
     "no timm network": (CONFIG | {"architecture": 3}, r"'architecture' is 3, expected a name"),
     "arguments of another type": (CONFIG | {"model_args": []}, r"'model_args' is a list, expected an object"),

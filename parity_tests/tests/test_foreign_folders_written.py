@@ -109,6 +109,8 @@ NETWORKS = [
     {"block": "bottleneck", "groups": 4, "width_per_group": 16, "stem": "deep", "downsample_pool": "avg"},
     {"block": "bottleneck", "stem": "deep_tiered", "stem_width": 24, "activation": "leaky_relu"},
     {"attention": "none", "stem": "deep", "stem_pool": "conv", "num_classes": 0},
+    {"attention": "se", "norm": "gn", "stem_width": 32, "width": 32},
+    {"attention": "sk", "sk_split": True, "sk_min_hidden": 16, "activation": "silu"},
     {"attention": "none", "anti_aliasing": "blur", "in_channels": 1, "dropout": 0.5},
 ]
 

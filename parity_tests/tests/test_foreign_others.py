@@ -91,8 +91,6 @@ def of_rank(rank: int) -> dict[str, np.ndarray]:
 TENSORS = {
     "IBN": (STATE | one("layer1.0.bn1.IN.weight"), "IBN-Net, with instance normalisation"),
     "IR-SE": (one("input_layer.0.weight") | one("body.0.res_layer.0.weight"), "IR-SE of face recognition"),
-    "SK": (STATE | one("layer1.0.conv2.attn.fc_reduce.weight"), "selective kernels"),
-    "SK in basic blocks": (STATE | one("layer1.0.conv1.paths.0.conv.weight"), "selective kernels"),
     "ByobNet": (one("stages.0.0.conv1_1x1.conv.weight"), "timm's ByobNet"),
     "EfficientNet": (one("blocks.0.0.conv_dw.weight"), "timm's EfficientNet"),
     "RegNet": (one("s1.b1.conv1.conv.weight"), "timm's RegNet"),

@@ -26,6 +26,8 @@ SPECS = {
     "cbam_input": tiny(attention="cbam", block="basic", cbam_spatial_input="input", cbam_bn=False),
     "eca": tiny(attention="eca", block="basic"),
     "grouped": tiny(attention="se", groups=8, width_per_group=16, stem="deep_tiered", depths=(1, 1)),
+    "sk": tiny(attention="sk", block="basic", sk_split=True, sk_min_hidden=4, depths=(1, 1)),
+    "gn": tiny(depths=(1,), width=32, stem_width=32, norm="gn", block="basic"),
     "bias_bn": tiny(
         attention="cbam", norm="bias_bn", cbam_spatial_bias=True, depths=(1, 1)
     ),  # biases whose gradient is 0

@@ -29,6 +29,8 @@ SPECS = {
     "cbam_without_bn": tiny(attention="cbam", cbam_bn=False, block="basic"),
     "cbam_bias": tiny(depths=(1, 1), attention="cbam", cbam_spatial_bias=True, cbam_order="mean_max"),
     "eca": tiny(attention="eca", stem="deep", downsample_pool="avg"),
+    "sk": tiny(depths=(1, 1), attention="sk", sk_split=True, sk_min_hidden=4, norm="bias_bn"),
+    "gn": tiny(depths=(1,), width=32, stem_width=32, norm="gn", attention="cbam"),
     "bias_bn": tiny(depths=(1, 1), norm="bias_bn", stem="deep_tiered", dropout=0.5),
     "bias": tiny(norm="bias", attention="cbam"),
     "vgg": VGGSpec(

@@ -28,6 +28,7 @@ SPECS: dict[str, Spec] = {
     "eca": tiny(
         attention="eca", eca_padding="circular", downsample_pool="avg", stem_pool="ceil", norm="bias_bn"
     ),
+    "sk": tiny(attention="sk", sk_min_hidden=3, groups=2, width_per_group=32, activation="gelu"),
     "bias": tiny(norm="bias", groups=2, width_per_group=32, stem_pool="same", activation="silu"),
     "pools": tiny(stem_pool="conv", anti_aliasing="blur", global_pool="catavgmax", head_bias=False),
     "dilated": tiny(

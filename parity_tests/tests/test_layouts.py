@@ -66,6 +66,10 @@ VARIANTS = [  # of `tiny`: every keyword that names and shapes show, and odd com
     {"attention": "cbam", "cbam_bn": False},
     {"attention": "cbam", "cbam_bn": False, "cbam_spatial_bias": True, "block": "basic"},
     {"attention": "cbam", "cbam_spatial_bias": True},
+    {"attention": "sk", "sk_split": True},
+    {"attention": "sk", "sk_min_hidden": 1, "reduction": 2, "block": "basic", "depths": (1,)},
+    {"attention": "sk", "sk_split": True, "block": "basic", "norm": "bias", "depths": (1, 1, 1)},
+    {"attention": "sk", "groups": 8, "width_per_group": 16, "norm": "bias_bn", "reduce_first": 2},
     {"attention": "eca"},
     {"attention": "eca", "block": "basic", "width": 64},
     {"attention": "eca", "eca_kernel_sizes": (5, 7)},
@@ -77,7 +81,8 @@ SPECS = {
     **{name: tiny(**row) for name, row in ROWS.items()},
     **{f"block {name}": spec for name, spec in ATTENTION_SPECS.items()},
 }
-OTHER_WORDS = ("width_per_group", "hidden_rule", "reduction")  # several values give the same shapes
+# several values give the same shapes
+OTHER_WORDS = ("width_per_group", "hidden_rule", "reduction", "sk_min_hidden")
 STEPS = "stem_pool strides dilations activation anti_aliasing global_pool"
 UNSEEN = {  # keywords that no tensor shows, in order: `Inferred.assumed`
     "resnet18": f"{STEPS} downsample_pool bn_epsilon bn_momentum dropout",

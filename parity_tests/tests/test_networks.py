@@ -40,6 +40,13 @@ VARIANTS = {
         "cbam_kernel_size": 3,
     },
     "eca": {"attention": "eca"},
+    "selective": {"attention": "sk", "sk_split": True, "sk_min_hidden": 3, "activation": "silu"}
+    | {"block": "basic"}
+    | TWO,
+    "selective_dilated": {"attention": "sk", "groups": 2, "width_per_group": 32, "sk_min_hidden": 4}
+    | {"norm": "bias_bn", "strides": (1, 1), "dilations": (1, 2)},
+    "group_norm": {"norm": "gn", "width": 32, "stem": "deep", "stem_width": 32, "stem_pool": "conv"}
+    | {"bn_epsilon": 1e-3, "attention": "se", "block": "basic"},
     "one_channel": {"in_channels": 1, "num_classes": 2, "bn_epsilon": 1e-3},
     "averaged": {"anti_aliasing": "avg", "downsample_pool": "avg", "activation": "silu"},
     "blurred": {"anti_aliasing": "blur", "attention": "eca", "eca_padding": "circular", "block": "basic"}
@@ -65,11 +72,12 @@ ONCE_MORE = {  # with `-m exhaustive`: also covered above in combinations, or by
     "cifar": {"stem": "3x3", "block": "basic", "depths": (1, 1, 1)},
     "se": {"attention": "se"} | TWO,
     "cbam_absolute": {"attention": "cbam", "hidden_rule": "absolute", "reduction": 3},
+    "selective_bias": {"attention": "sk", "norm": "bias", "sk_split": True, "stride_in": "conv1"},
     "epsilon": {"bn_epsilon": 1e-3},
 }
 SPECS = {name: tiny(**{"depths": (1, 1)} | keywords) for name, keywords in (VARIANTS | ONCE_MORE).items()}
 QUICK = ("senet", "bias_cbam", "blurred_dilated")
-FLOAT32 = ("basic", "senet", "cbam", "bias_bn_grouped", "bias_basic", "blurred", "dilated")
+FLOAT32 = ("basic", "senet", "cbam", "selective", "bias_bn_grouped", "bias_basic", "blurred", "dilated")
 FULL_DEPTH = {  # the main job, which test_docs runs, is se_resnext50_32x4d at 224
     "plain": ["eca_resnet18", "cbam_resnet20"],
     "exhaustive": [
@@ -80,6 +88,8 @@ FULL_DEPTH = {  # the main job, which test_docs runs, is se_resnext50_32x4d at 2
         "resnext101_32x4d",
         "se_resnet152",
         "senet154",
+        "sk_resnet18",
+        "sk_resnext50_32x4d",
         "cbam_resnet152",
         "eca_resnet152",
     ],

@@ -35,6 +35,8 @@ NETWORKS = {
     "se": tiny(attention="se", block="basic", stem="3x3"),
     "cbam": tiny(attention="cbam", stride_in="conv1", cbam_order="mean_max", cbam_spatial_bias=True),
     "eca": tiny(attention="eca", eca_kernel_sizes=(5, 3), bn_epsilon=1e-3, in_channels=1),
+    "sk": tiny(attention="sk", sk_split=True, depths=(1, 1)),
+    "gn": tiny(norm="gn", width=32, stem_width=32, depths=(1,), bn_epsilon=1e-3),
     "bias_bn": tiny(norm="bias_bn", stem="deep_tiered", groups=2, width_per_group=32),
     "bias": tiny(norm="bias", attention="cbam", hidden_rule="absolute", block="basic"),
 }

@@ -60,6 +60,10 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "eca_resnet20": 272_501,
     "eca_resnet32": 466_951,
     "eca_resnet56": 855_851,
+    "sk_resnet18": 11_958_056,
+    "sk_resnet34": 22_282_376,
+    "sk_resnet50": 25_803_160,
+    "sk_resnext50_32x4d": 27_479_784,
     "vgg16_bn": 138_365_992,
     "se_vgg16_bn": 138_596_784,
 }
@@ -77,6 +81,7 @@ VARIANT_COUNTS = [
     ("resnet50", {"stem": "deep", "stem_width": 32}, 25_576_264),
     ("resnet50", {"stem": "deep_tiered", "stem_width": 32}, 25_573_728),
     ("se_resnet18", {"hidden_rule": "absolute"}, 11_753_000),
+    ("sk_resnet50", {"stem": "deep", "stem_width": 32, "downsample_pool": "avg"}, 25_822_392),  # skresnet50d
     ("vgg16_bn", {"norm": "bn"}, 138_361_768),
     ("se_vgg16_bn", {"se_bias": False}, 138_592_296),
     ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
@@ -200,6 +205,9 @@ VARIANTS = [
     {"norm": "bias", "stem": "deep_tiered", "stem_width": 11, "downsample_kernel": 3},
     {"norm": "bias", "block": "basic", "attention": "cbam", "hidden_rule": "absolute"},
     {"attention": "se", "hidden_rule": "absolute", "reduction": 16},
+    {"attention": "sk", "sk_split": True, "block": "basic", "norm": "bias_bn"},
+    {"norm": "gn", "width": 32, "stem_width": 32},
+    {"attention": "sk", "groups": 4, "width_per_group": 32, "reduction": 2, "sk_min_hidden": 1},
 ]
 
 
@@ -217,7 +225,7 @@ def test_variants_have_the_same_tensors_everywhere(keywords):
 BAD_VALUES = [
     ({"stem": "7X7"}, "stem='7X7': expected one of '7x7', 'deep', 'deep_tiered', '3x3'"),
     ({"stem": "deep_tiered", "stem_width": 3}, "stem_width=3: expected at least 4 with stem='deep_tiered'"),
-    ({"norm": "gn"}, "norm='gn': expected one of 'bn', 'bias_bn', 'bias'"),
+    ({"norm": "ln"}, "norm='ln': expected one of 'bn', 'bias_bn', 'bias', 'gn'"),
     ({"attention": "sse"}, "attention='sse'"),
     ({"depths": (3, 0)}, "depths=0: expected an int of at least 1"),
     ({"depths": ()}, "depths=(): expected 1 to 8 stages with at most 640 blocks in all"),
@@ -228,6 +236,12 @@ BAD_VALUES = [
     ({"num_classes": True}, "num_classes=True: expected an int of at least 0"),
     ({"se_bias": 1}, "se_bias=1: expected one of True, False"),
     ({"bn_epsilon": -1e-5}, "bn_epsilon=-1e-05: expected a finite float of at least 0"),
+    ({"norm": "gn", "width": 48}, "norm='gn': layer1 has norms of 48 channels, expected a multiple of 32"),
+    ({"attention": "sk", "anti_aliasing": "avg"}, "anti_aliasing='avg': expected 'none' with attention='sk'"),
+    (
+        {"attention": "sk", "sk_split": True, "width": 5, "block": "basic"},
+        "sk_split=True: expected widths and stem_width that 2 divides, or sk_split=False",
+    ),
     ({"block": "basic", "groups": 32}, "groups=32: expected 1 with block='basic', or block='bottleneck'"),
 ]
 
@@ -251,7 +265,7 @@ def test_unknown_names_offer_the_nearest():
 @pytest.mark.quick
 @pytest.mark.parametrize(
     "keywords",
-    [{"stem": "x"}, {"norm": "gn"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}],
+    [{"stem": "x"}, {"norm": "ln"}, {"attention": "sse"}, {"hidden_rule": "ceil", "attention": "se"}],
 )
 def test_every_framework_refuses_a_wrong_value(keywords):
     for build in (torch_impl.ResNet, keras_impl.ResNet, partial(tf1_compat.resnet, tf.zeros((1, 8, 8, 3)))):

@@ -101,6 +101,11 @@ VALUES: dict[str, dict[Any, dict[str, Any]]] = {  # argument -> value -> keyword
     },
     "stem_type": {"": {"stem": "7x7"}, "deep": {"stem": "deep"}, "deep_tiered": {"stem": "deep_tiered"}},
     "avg_down": {True: {"downsample_pool": "avg"}, False: {"downsample_pool": "none"}},
+    "norm_layer": {
+        "groupnorm": {"norm": "gn"},
+        "batchnorm": {"norm": "bn"},
+        "batchnorm2d": {"norm": "bn"},
+    },
     "replace_stem_pool": {True: {"stem_pool": "conv"}, False: {}},
 }
 STATED = {keyword for values in VALUES.values() for keywords in values.values() for keyword in keywords}
@@ -117,7 +122,8 @@ def _timm(path: Path, config: Config, _: Mapping[str, Config]) -> Described:
     if family == "timm" and FAMILIES["timm"].spelled(architecture) is None:
         raise SourceError(
             f"{path}: its architecture is timm's {one_line(repr(architecture))}, which this project does not "
-            "have; expected a resnet*, resnext*, seresnet*, seresnext*, ecaresnet*, senet154 or legacy_se*"
+            "have; expected a resnet*, resnext*, seresnet*, seresnext*, ecaresnet*, skresnet*, senet154 or "
+            "legacy_se*"
         )
     return Described(
         family,

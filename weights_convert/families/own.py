@@ -11,7 +11,7 @@ _ABOUT = {
     "keras": "this project in Keras 3: the weights of `keras_impl`",
     "tf1": "this project in TensorFlow 1: the variables of `tf1_compat`",
 }
-_ALL = ("none", "se", "cbam", "eca")
+_ALL = ("none", "se", "cbam", "eca", "sk")
 
 FAMILIES = tuple(
     Family(name=name, about=_ABOUT[name], attentions=_ALL, own=layout, kinds=tuple(KINDS), written=True)

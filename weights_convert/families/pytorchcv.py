@@ -16,6 +16,11 @@ NAMES = {
     f"{_U}.cbam.ch_gate.mlp.fc{{n}}": "layer{s}.{b}.cbam.channel.fc{n}",
     f"{_U}.cbam.sp_gate.conv.conv": "layer{s}.{b}.cbam.spatial.conv",
     f"{_U}.cbam.sp_gate.conv.bn": "layer{s}.{b}.cbam.spatial.bn",
+    f"{_U}.body.conv2.branches.branch{{n+1}}.conv": "layer{s}.{b}.sk.conv{n}",
+    f"{_U}.body.conv2.branches.branch{{n+1}}.bn": "layer{s}.{b}.sk.bn{n}",
+    f"{_U}.body.conv2.fc1.conv": "layer{s}.{b}.sk.fc1",
+    f"{_U}.body.conv2.fc1.bn": "layer{s}.{b}.sk.bn",
+    f"{_U}.body.conv2.fc2": "layer{s}.{b}.sk.fc2",
     "output": "fc",
 }
 VARIANTS = (
@@ -40,7 +45,7 @@ ALTERNATIVES = (
     Case(_AMBIGUOUS, {"stride_in": "conv1"}),
     Case(_AMBIGUOUS, {"stride_in": "conv2"}, suffix="b"),
 )
-LABELS = {"se_resne": "seresne"}
+LABELS = {"se_resne": "seresne", "sk_resnext50_32x4d": "sknet50"}
 REFUSED = (
     (
         {"stem": "deep", "attention": "none", "downsample_pool": "none"},
@@ -50,11 +55,11 @@ REFUSED = (
 
 FAMILY = Family(
     name="pytorchcv",
-    about="osmr's pytorchcv: resnet*, resnext*, seresnet*, seresnext*, senet*, cbam_resnet*",
+    about="osmr's pytorchcv: resnet*, resnext*, seresnet*, seresnext*, senet*, cbam_resnet*, sknet*",
     names=NAMES,
     variants=VARIANTS,
-    attentions=("none", "se", "cbam"),
-    mlp_1x1=("se",),
+    attentions=("none", "se", "cbam", "sk"),
+    mlp_1x1=("se", "sk"),
     implies=IMPLIES,
     cases=CASES,
     alternatives=ALTERNATIVES,

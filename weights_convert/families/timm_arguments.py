@@ -24,6 +24,7 @@ _NAMES = " ".join(
         "seresnext101_64x4d seresnext101d_32x8d seresnetaa50d seresnextaa101d_32x8d seresnextaa201d_32x8d",
         "senet154 ecaresnet26t ecaresnet50d ecaresnet50t ecaresnet101d ecaresnet200d ecaresnet269d",
         "ecaresnetlight ecaresnext26t_32x4d ecaresnext50t_32x4d",
+        "skresnet18 skresnet34 skresnet50 skresnet50d skresnext50_32x4d resnet50_gn",
     )
 ).split()
 _ONLY_BY_NAME = ("aa_layer",)  # timm's stem expects a class there
@@ -34,6 +35,7 @@ _ATTENTION: dict[str, dict[str, Any]] = {
     "se": {"hidden_rule": "multiple_of_8"},
     "cbam": {"hidden_rule": "floor", "cbam_mlp_bias": False, "cbam_order": "mean_max"},
     "eca": {},
+    "sk": {},
 }
 
 
@@ -67,6 +69,8 @@ def _network(spec: ResNetSpec, name: str) -> ResNetSpec:
 def _arguments(spec: ResNetSpec, network: ResNetSpec) -> dict[str, Any] | None:
     """The arguments that turn one network of timm into another; None if there are none."""
     ours, theirs = _keywords(spec), _keywords(network)
+    if "sk" in (spec.attention, network.attention) and spec.attention != network.attention:
+        return None  # selective kernels have blocks of their own
     if network.attention == "none" and spec.attention != "none":
         theirs |= {"attention": spec.attention} | _ATTENTION[spec.attention]
     arguments = dict(_of_keywords(ours, theirs))

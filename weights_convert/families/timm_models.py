@@ -51,10 +51,19 @@ _DEPTHS = {
 }
 _BASIC = ("10", "18", "34")
 _LIGHT = {"attention": "eca", "depths": (1, 1, 11, 3), "downsample_pool": "avg"}
+_SPLIT = {"attention": "sk", "sk_split": True}
+_SK18 = _SPLIT | {"block": "basic", "reduction": 8, "sk_min_hidden": 16}
+_SK50 = _SPLIT | {"depths": (3, 4, 6, 3), "sk_min_hidden": 8}
 _OTHERS: dict[str, dict[str, Any]] = {  # the names that do not follow the rule
     "ecaresnetlight": _LIGHT,
     "senet154": {"attention": "se", "depths": (3, 8, 36, 3), "groups": 64, "width_per_group": 4}
     | {"reduce_first": 2, "downsample_kernel": 3, "stem": "deep"},
+    "skresnet18": _SK18 | {"depths": (2, 2, 2, 2)},
+    "skresnet34": _SK18 | {"depths": (3, 4, 6, 3)},
+    "skresnet50": _SK50,
+    "skresnet50d": _SK50 | _STEM["d"],
+    "skresnext50_32x4d": {"attention": "sk", "groups": 32, "width_per_group": 4},
+    "resnet50_gn": {"depths": (3, 4, 6, 3), "norm": "gn"},
     "wide_resnet50_2": {"depths": (3, 4, 6, 3), "width_per_group": 128},
     "wide_resnet101_2": {"depths": (3, 4, 23, 3), "width_per_group": 128},
 }

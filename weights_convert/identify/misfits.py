@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,7 @@ from weights_convert.layouts import LAYOUTS, Layout
 from weights_convert.spec import Spec, parameters, variant_of
 
 _MOST_HINTED, _MOST_LINES = 50, 5_000  # extra tensors with a hint, lines below a message
+_STATISTICS = re.compile(r"missing: \S*[./](?:running_mean|running_var|moving_mean|moving_variance) ")
 
 
 def misfits(
@@ -69,6 +71,8 @@ def do_not_fit(what: str, whose: str, lines: list[str], names_of: Path | None = 
     message = f"{what} do not match {whose}; mismatches: {len(lines)}"
     if names_of is not None and any(line.startswith("extra:") for line in lines):
         message += f"; {propose(names_of)}"
+    if lines and all(map(_STATISTICS.match, lines)):
+        message += " (all of them running statistics; for group norms set --set norm=gn)"
     more = [f"and {len(lines) - _MOST_LINES} more"] if len(lines) > _MOST_LINES else []
     return MismatchError(message, lines[:_MOST_LINES] + more)
 

@@ -72,10 +72,6 @@ KINDS = (
     ),
     _kind(r"res_layer|input_layer[./]0", f"IR-SE of face recognition (res_layer, PReLU), {_WITHOUT}"),
     _kind(
-        r"conv[12][./](?:conv_reduce|paths|attn[./]fc_(?:reduce|select)|fc_select)",
-        f"selective kernels (SKNet), {_WITHOUT}",
-    ),
-    _kind(
         r"stages[./]\d+[./]\d+[./](?:conv1_1x1|conv2_kxk|conv_kxk|conv_1x1|self_attn)",
         f"timm's ByobNet (seresnet33ts, sebotnet33ts, regnetz, repvgg ...), {_WITHOUT}",
     ),

@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from weights_convert.identify.attention import attention_keywords
+from weights_convert.identify.selective import infer_selective
 from weights_convert.identify.votes import (
     BN_LEAVES,
     Inferred,
@@ -64,8 +65,10 @@ def infer_keywords(shapes: Shapes) -> dict[str, Any] | None:
     if not depths:
         return None
     keywords: dict[str, Any] = {"depths": depths, "block": _block(shapes)}
+    selective, shapes = infer_selective(shapes, depths, keywords["block"])
     keywords |= _infer_stem(shapes) | _infer_norm(shapes) | _infer_widths(shapes, keywords["block"])
-    keywords |= _infer_attention(shapes, depths) | _infer_projection(shapes, len(depths))
+    keywords |= selective or _infer_attention(shapes, depths)
+    keywords |= _infer_projection(shapes, len(depths))
     return keywords | _infer_head(shapes, depths, keywords)
 
 

@@ -15,6 +15,7 @@ from functools import cache, lru_cache
 from typing import Any, ClassVar, NamedTuple, Self
 
 from weights_convert.errors import SpecError, nearest
+from weights_convert.spec.checks import WITH_BIAS
 
 COUNTS = "num_batches_tracked"  # the leaf of a PyTorch batch norm that other frameworks lack
 TRAINING_ONLY = ("bn_momentum", "cbam_bn_momentum", "dropout")  # keywords without effect on inference
@@ -104,10 +105,10 @@ class Spec(AttentionOptions):
     def concerns(self, keyword: str) -> bool:
         """Whether a keyword applies to this network, as `cbam_order` applies to networks with CBAM."""
         attention = keyword.partition("_")[0]
-        if attention in ("se", "cbam", "eca"):
+        if attention in ("se", "cbam", "eca", "sk"):
             return self.attention == attention
         if keyword in ("reduction", "hidden_rule"):
-            return self.attention in ("se", "cbam")
+            return self.attention in (("se", "cbam", "sk") if keyword == "reduction" else ("se", "cbam"))
         return hasattr(self, keyword)
 
     def matters_unseen(self, keyword: str) -> bool:
@@ -238,7 +239,10 @@ def conv_norm(
     norm: str, conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
 ) -> Iterator[Parameter]:
     yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), "conv2d")
-    if norm != "bn":
+    if norm in WITH_BIAS:
         yield Parameter(f"{conv}.bias", (outputs,), "bias")
-    if norm != "bias":
+    if norm == "gn":
+        yield Parameter(f"{bn}.weight", (outputs,), "scale")
+        yield Parameter(f"{bn}.bias", (outputs,), "offset")
+    elif norm != "bias":
         yield from batch_norm(bn, outputs)

@@ -49,6 +49,10 @@ _SENET154: dict[str, Any] = _RESNETS["resnet152"] | {
 }
 
 
+_SPLIT: dict[str, Any] = {"attention": "sk", "sk_split": True}  # timm's selective kernels without groups
+_SK18, _SK50 = _SPLIT | {"reduction": 8, "sk_min_hidden": 16}, _SPLIT | {"sk_min_hidden": 8}
+
+
 def _with_attention(attention: str, rows: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return {f"{attention}_{name}": row | {"attention": attention} for name, row in rows.items()}
 
@@ -66,6 +70,10 @@ _ROWS: dict[type[Spec], dict[str, dict[str, Any]]] = {
         **_with_attention("se", _CIFAR_RESNETS),
         **_with_attention("cbam", _CIFAR_RESNETS),
         **_with_attention("eca", _CIFAR_RESNETS),
+        "sk_resnet18": _RESNETS["resnet18"] | _SK18,
+        "sk_resnet34": _RESNETS["resnet34"] | _SK18,
+        "sk_resnet50": _RESNETS["resnet50"] | _SK50,
+        "sk_resnext50_32x4d": _RESNEXTS["resnext50_32x4d"] | {"attention": "sk"},
     },
     VGGSpec: {"vgg16_bn": {}, "se_vgg16_bn": {"attention": "se"}},
 }

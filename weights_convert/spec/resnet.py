@@ -1,4 +1,4 @@
-"""Residual networks as data: ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-ResNet, ECA-ResNet."""
+"""Residual networks as data: ResNet v1.5, ResNeXt, SE-ResNet(Xt), SENet-154, CBAM-, ECA- and SK-ResNet."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from weights_convert.spec.base import (
     Parameter,
     Spec,
     as_spec_error,
+    batch_norm,
     changed,
     conv_norm,
     dense,
@@ -50,8 +51,10 @@ class ResNetSpec(Spec):
         "cbam_spatial_input": has_cbam,
         "cbam_bn_momentum": has_cbam_bn,
         "eca_padding": has_eca,
+        # the half of the channels, or all of them in twice as many groups
+        "sk_split": lambda spec: spec.attention == "sk" and (spec.sk_split or spec.groups % 2 == 0),
         "bn_epsilon": lambda spec: spec.norm != "bias" or has_cbam_bn(spec),
-        "bn_momentum": lambda spec: spec.norm != "bias",
+        "bn_momentum": lambda spec: spec.norm in ("bn", "bias_bn"),
         "dropout": lambda _: True,
     }
 
@@ -73,6 +76,8 @@ class ResNetSpec(Spec):
     activation: str = "relu"
     anti_aliasing: str = "none"
     relu_before_attention: bool = False
+    sk_min_hidden: int = 32  # SK's L: the hidden layer has max(C // reduction, L) channels
+    sk_split: bool = False  # each of SK's convolutions reads one half of the channels
     eca_kernel_sizes: tuple[int, ...] | None = None  # one per stage; None: the paper's rule
     bn_momentum: float = 0.1
     global_pool: str = "avg"
@@ -111,10 +116,10 @@ class ResNetSpec(Spec):
                 if self.block == "bottleneck":
                     first = inner // self.reduce_first
                     yield from add(f"{prefix}conv1", f"{prefix}bn1", channels, first, 1)
-                    yield from add(f"{prefix}conv2", f"{prefix}bn2", first, inner, 3, self.groups)
+                    yield from self._strided(prefix, 2, first, inner)
                     yield from add(f"{prefix}conv3", f"{prefix}bn3", inner, outputs, 1)
                 else:
-                    yield from add(f"{prefix}conv1", f"{prefix}bn1", channels, planes, 3)
+                    yield from self._strided(prefix, 1, channels, planes)
                     yield from add(f"{prefix}conv2", f"{prefix}bn2", planes, planes, 3)
                 eca_size = self.eca_kernel_sizes[stage] if self.eca_kernel_sizes else None
                 yield from attention_tensors(self, f"{prefix}{self.attention}.", outputs, eca_size)
@@ -128,11 +133,26 @@ class ResNetSpec(Spec):
             pooled = channels * (2 if self.global_pool == "catavgmax" else 1)
             yield from dense("fc", pooled, self.num_classes, self.head_bias)
 
+    def _strided(self, prefix: str, number: int, inputs: int, outputs: int) -> Iterator[Parameter]:
+        """The 3x3 convolution that has a block's stride, or the selective kernels in its place."""
+        add = partial(conv_norm, self.norm)
+        if self.attention != "sk":
+            yield from add(f"{prefix}conv{number}", f"{prefix}bn{number}", inputs, outputs, 3, self.groups)
+            return
+        inputs = inputs // 2 if self.sk_split else inputs
+        yield from add(f"{prefix}sk.conv1", f"{prefix}sk.bn1", inputs, outputs, 3, self.groups)
+        yield from add(f"{prefix}sk.conv2", f"{prefix}sk.bn2", inputs, outputs, 3, self.groups)
+        hidden = max(outputs // self.reduction, self.sk_min_hidden)
+        yield from dense(f"{prefix}sk.fc1", outputs, hidden, self.norm != "bn", "sk_dense")
+        if self.norm != "bias":
+            yield from batch_norm(f"{prefix}sk.bn", hidden)
+        yield from dense(f"{prefix}sk.fc2", hidden, 2 * outputs, False, "sk_dense")
+
     @classmethod
     def widest(cls) -> list[Self]:
         return [
             cls(stem="deep", stem_pool="conv", norm="bias_bn", attention=kind, cbam_spatial_bias=True)
-            for kind in ("cbam", "se", "eca")
+            for kind in ("cbam", "se", "eca", "sk")
         ]
 
     @classmethod
@@ -165,6 +185,8 @@ class ResNetSpec(Spec):
     def norm_after(self, convolution: str) -> str:
         if convolution.endswith("downsample.0"):
             return f"{convolution[:-1]}1"
+        if convolution.endswith("sk.fc1"):
+            return f"{convolution[:-3]}bn"
         return convolution.replace("conv", "bn")
 
     def concerns(self, keyword: str) -> bool:

@@ -1,18 +1,23 @@
-"""SE, CBAM and ECA in plain NumPy, from the papers' equations.
+"""SE, CBAM, ECA and SK in plain NumPy, from the papers' equations.
 
 SE https://arxiv.org/abs/1709.01507   CBAM https://arxiv.org/abs/1807.06521   ECA https://arxiv.org/abs/1910.03151
+SK https://arxiv.org/abs/1903.06586
 
 `name` is the block's prefix with its dot ("layer1.0.se."), "" for a single block.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from parity_tests.judge.numpy_reference.layers import (
+    ACTIVATIONS,
     Weights,
     batch_norm,
     conv2d,
+    conv_norm,
     dense,
     float64,
     relu,
@@ -58,6 +63,23 @@ def eca(x: np.ndarray, w: Weights, padding: str = "zeros", name: str = "") -> np
     z = np.pad(x.mean((2, 3)), ((0, 0), (half, half)), mode="wrap" if padding == "circular" else "constant")
     s = sigmoid(np.lib.stride_tricks.sliding_window_view(z, len(kernel), axis=1) @ kernel)
     return x * s[:, :, None, None]
+
+
+def selective_kernels(
+    x: np.ndarray, w: Weights, spec: Any, name: str, stride: int, dilation: int
+) -> np.ndarray:
+    """SK eq. 1-6: V = sum over i of a_i U_i, a the softmax over i of W2_i z, z from the mean of sum U_i."""
+    inputs = np.split(x, 2, 1) if spec.sk_split else [x, x]
+    maps = []
+    for number, factor in ((1, 1), (2, 2)):
+        conv, bn = f"{name}conv{number}", f"{name}bn{number}"
+        y = conv_norm(inputs[number - 1], w, spec, conv, bn, stride, spec.groups, factor * dilation)
+        maps.append(ACTIVATIONS[spec.activation](y))
+    z = dense((maps[0] + maps[1]).mean((2, 3)), w, f"{name}fc1")[:, :, None, None]
+    z = relu(z if spec.norm == "bias" else batch_norm(z, w, f"{name}bn", spec.bn_epsilon))[:, :, 0, 0]
+    first, second = np.split(np.exp(dense(z, w, f"{name}fc2")), 2, 1)
+    weight = (first / (first + second))[:, :, None, None]
+    return weight * maps[0] + (1 - weight) * maps[1]
 
 
 def attend(x: np.ndarray, w: Weights, options: AttentionOptions, name: str = "") -> np.ndarray:

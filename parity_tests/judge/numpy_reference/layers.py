@@ -94,7 +94,22 @@ def conv_norm(
     y = conv2d(x, w[f"{conv}.weight"], stride, groups, dilation)
     if spec.norm in ("bias_bn", "bias"):
         y = y + w[f"{conv}.bias"].reshape(1, -1, 1, 1)
-    return y if spec.norm == "bias" else batch_norm(y, w, bn, spec.bn_epsilon)
+    return normalise(y, w, spec, bn)
+
+
+def group_norm(x: np.ndarray, w: Weights, name: str, epsilon: float) -> np.ndarray:
+    """gamma (x - mean) / sqrt(variance + epsilon) + beta; statistics of an image's 32 groups of channels."""
+    groups = x.reshape(len(x), 32, -1)
+    mean, variance = groups.mean(2, keepdims=True), groups.var(2, keepdims=True)
+    normalised = ((groups - mean) / np.sqrt(variance + epsilon)).reshape(x.shape)
+    return w[f"{name}.weight"].reshape(1, -1, 1, 1) * normalised + w[f"{name}.bias"].reshape(1, -1, 1, 1)
+
+
+def normalise(x: np.ndarray, w: Weights, spec: Any, name: str) -> np.ndarray:
+    """The normalisation after a convolution and its bias."""
+    if spec.norm == "bias":
+        return x
+    return (group_norm if spec.norm == "gn" else batch_norm)(x, w, name, spec.bn_epsilon)
 
 
 def float64(weights: Weights) -> dict[str, np.ndarray]:

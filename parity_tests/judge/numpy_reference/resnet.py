@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from parity_tests.judge.numpy_reference.attention import attend
+from parity_tests.judge.numpy_reference.attention import attend, selective_kernels
 from parity_tests.judge.numpy_reference.layers import (
     ACTIVATIONS,
     Weights,
-    batch_norm,
     conv2d,
     conv_norm,
     dense,
     float64,
+    normalise,
     pad,
     windows,
 )
@@ -83,13 +83,18 @@ def residual_block(
     def pool(x: np.ndarray) -> np.ndarray:
         return anti_alias(x, spec.anti_aliasing, stride) if pools else x
 
+    def strided(x: np.ndarray, number: int, stride: int, groups: int = 1) -> np.ndarray:
+        if spec.attention == "sk":
+            return selective_kernels(x, w, spec, f"{name}sk.", stride, first_dilation)
+        return pool(act(conv(x, number, stride, groups, first_dilation)))
+
     if spec.block == "basic":
-        y = pool(act(conv(x, 1, stride, dilation=first_dilation)))
+        y = strided(x, 1, stride)
         y = conv(y, 2, dilation=dilation)
     else:
         stride1, stride2 = (stride, 1) if spec.stride_in == "conv1" else (1, stride)
         y = act(conv(x, 1, stride1))
-        y = pool(act(conv(y, 2, stride2, spec.groups, first_dilation)))
+        y = strided(y, 2, stride2, spec.groups)
         y = conv(y, 3)
     if spec.relu_before_attention:
         y = act(y)
@@ -119,10 +124,10 @@ def stem(x: np.ndarray, w: Weights, spec: ResNetSpec) -> np.ndarray:
     pools = spec.anti_aliasing != "none" and spec.stem_pool != "none"
     if spec.stem_pool == "conv":
         y = conv2d(x, w["pool_conv.weight"], 1 if pools else 2)
-        if spec.norm != "bn":
+        if "pool_conv.bias" in w:
             y = y + w["pool_conv.bias"].reshape(1, -1, 1, 1)
         y = anti_alias(y, spec.anti_aliasing, 2) if pools else y
-        return act(y if spec.norm == "bias" else batch_norm(y, w, "pool_bn", spec.bn_epsilon))
+        return act(normalise(y, w, spec, "pool_bn"))
     if not pools:
         return max_pool(x, str(spec.stem_pool))
     if spec.anti_aliasing == "blur":
