@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests.compare.environment import environment
+from parity_tests.watch.inputs import NONE, Beside
 from parity_tests.watch.trace import OUTPUT, Call, Fingerprint, Trace, Weights
 from weights_convert import atomic
 from weights_convert.errors import SourceError, WriteError
@@ -33,6 +34,7 @@ class Dump:
     calls: Trace
     noise: dict[str, dict[str, float]]  # dtype -> layer -> noise
     facts: dict[str, Any]
+    beside: Beside = NONE
     framework: str = "dump"
     dtype: str = "float64"
     notes: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from parity_tests.compare.neighbours import KINDS, after, reached_by
-from parity_tests.compare.points import Matched
+from parity_tests.compare.points import LOOSE, Matched
 from parity_tests.compare.report import Point
 from parity_tests.compare.views import FLATTENED
 from parity_tests.judge import tolerances
@@ -106,7 +106,7 @@ class _Isolation:
         error = tolerances.relative_error(views.best(found, wanted, limit).seen(found), wanted)
         if error <= limit:
             return error
-        reached = reached_by(found, name, self.m.trace, views, limit, self.m.judged)
+        reached = reached_by(found, name, self.m.trace, views, max(limit, LOOSE), self.m.judged)
         wanted = wanted if reached is None else reached
         return tolerances.relative_error(views.best(found, wanted, limit).seen(found), wanted)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,13 @@ from parity_tests.compare.pairing import Names, pair_layers, read_names
 from parity_tests.compare.pairing import notes as pairing_notes
 from parity_tests.compare.points import Matched, points_of
 from parity_tests.compare.power.of_report import power_of_report
-from parity_tests.compare.remarks import conditions, left_over
+from parity_tests.compare.remarks import conditions, left_over, rounding_notes
 from parity_tests.compare.report import Histogram, Report
+from parity_tests.compare.rounding import accept_rounding, check_float32_rounding
+from parity_tests.compare.scales import Noise, scale_that_differs
 from parity_tests.compare.statistics import check_biased_variance, statistics
 from parity_tests.judge import tolerances
+from parity_tests.watch.inputs import Beside, Inputs, split
 from parity_tests.watch.open import is_torch, tracer_of
 from parity_tests.watch.repeat import Watched, refuse_random, watch
 from parity_tests.watch.trace import Tracer
@@ -39,7 +42,7 @@ __all__ = ["assert_parity", "compare_models", "compare_tracers", "limit_at", "to
 def compare_models(
     reference: Any,
     candidate: Any,
-    inputs: np.ndarray,
+    inputs: Inputs,
     *,
     names: Names = None,
     dtype: str = "float64",
@@ -47,13 +50,16 @@ def compare_models(
     title: str = "",
     ignore: Iterable[str] = (),
     biased_variance: str = "note",
+    float32_rounding: str = "note",
     layouts: Mapping[str, str] | None = None,
 ) -> Report:
     """Compare two live models layer by layer; their weights are assumed to be loaded.
 
     Args:
         reference, candidate: a torch module, a Keras model (channels last) or a `TF1Model`.
-        inputs: (N, C, H, W), or any other array: sequences, tokens, indices (int32 or int64).
+        inputs: (N, C, H, W), or any other array: sequences, tokens, indices (int32 or int64). Several
+            inputs are a list of arrays in order, or a dict by keyword. Small models that agree are also
+            compared on 10, 100 and -1 times the inputs.
         names: layer of the reference -> the same layer of the candidate, for names that differ; also for
             outputs ("output y": "output z"). Or a JSON file of them. Layers with weights that it does not
             state are paired by equal weights, equal outputs or unique shapes, see `Report.pairing`.
@@ -64,6 +70,8 @@ def compare_models(
             inside it. Parity does not hold if others are not compared.
         biased_variance: "note" accepts Keras's running variance, biased by n / (n - 1), and adds a note;
             "fail" counts it as a difference.
+        float32_rounding: "note" accepts a float64 error of a layer that computes in float32, as Keras's
+            `UpSampling2D`, and adds a note; "fail" counts it as a difference.
         layouts: "input" or the name of an output -> "moved" (channels second in torch, last in Keras and
             TF1) or "same" (the same axes in both). Without it the layout is the one with which the outputs
             agree, and the report has a note.
@@ -81,29 +89,33 @@ def compare_models(
         (True, ['0', '1', 'output'])
     """
     check_dtype(dtype)
-    inputs = np.array(inputs)
-    if inputs.ndim < 2 or not inputs.size or inputs.dtype.kind not in "fiu":
-        raise SpecError(
-            f"inputs {inputs.dtype} {inputs.shape}, expected images as (N, C, H, W), at least one"
-        )
+    check_float32_rounding(float32_rounding)
+    array, beside = split(inputs)
     first, second = tracer_of(reference, wide(reference, dtype)), tracer_of(candidate, dtype, as_it_is=True)
+    first.beside = second.beside = beside
     check_layouts(layouts or {})
-    inputs = prepared(first, inputs, train, layouts or {})
+    array = prepared(first, array, train, layouts or {})
     return compare_tracers(
         first,
         {second.framework: second},
-        inputs,
+        array,
         names=names,
-        noise=_noise(reference, candidate, inputs, dtype, train),
+        noise=_noise(reference, candidate, array, beside, dtype, train),
         train=train,
         title=title or f"{type(reference).__name__} and {type(candidate).__name__}",
         ignore=ignore,
         biased_variance=biased_variance,
         layouts=layouts,
+        float32_noise=(
+            (lambda: _noise(reference, candidate, array, beside, "float32", train))
+            if (float32_rounding, dtype) == ("note", "float64")
+            else None
+        ),
+        scan=lambda x: _noise(reference, candidate, x, beside, dtype, train),
     )
 
 
-def assert_parity(reference: Any, candidate: Any, inputs: np.ndarray, **keywords: Any) -> Report:
+def assert_parity(reference: Any, candidate: Any, inputs: Inputs, **keywords: Any) -> Report:
     """Call `compare_models` and raise an AssertionError with the reason if parity does not hold.
 
     Warn if parity holds but a change of 1 % in some tensor or setting would stay unnoticed.
@@ -139,10 +151,16 @@ def compare_tracers(
     biased_variance: str = "note",
     bit_for_bit: Collection[str] = (),
     layouts: Mapping[str, str] | None = None,
+    float32_noise: Callable[[], Mapping[str, float] | None] | None = None,
+    scan: Noise | None = None,
 ) -> Report:
     """`compare_models` for tracers, with several candidates at once.
 
-    `bit_for_bit`: weights of the torch module that are known to be identical in every other model.
+    Args:
+        bit_for_bit: weights of the torch module that are known to be identical in every other model.
+        float32_noise: measures the noise of float32, to accept float32 arithmetic in layers of a float64
+            model; None for a difference like any other.
+        scan: measures the noise for other inputs, to compare larger and negative ones too.
     """
     check_biased_variance(biased_variance)
     ignored, names = Ignored(ignore), read_names(names)
@@ -178,6 +196,9 @@ def compare_tracers(
             report.layers += points
             report.notes += notes
         report.notes += isolate(report.layers, matched, candidates, inputs, train)
+        if float32_noise is not None and not train:
+            for who, m in matched.items():
+                accept_rounding(report, who, m, reference, candidates[who], float32_noise)
     finally:
         for tracer in (*candidates.values(), reference):  # last the reference, which ran first
             tracer.restore()
@@ -188,7 +209,24 @@ def compare_tracers(
     report.notes += left_over(first.trace, traces)
     report.notes += [note for tracer in (reference, *candidates.values()) for note in tracer.notes]
     report.notes += conditions(renamed, noise, dtype, train)
+    report.notes += rounding_notes(report)
     if report.holds:  # power only matters without a difference
+        for who, m in matched.items() if scan is not None and not train else ():
+            assert scan is not None  # for the type checker
+            scale = scale_that_differs(first.trace, m, reference, candidates[who], inputs, scan)
+            if scale is not None:
+                other = compare_tracers(
+                    reference,
+                    candidates,
+                    inputs * scale,
+                    names=names,
+                    noise=scan(inputs * scale),
+                    title=title,
+                    ignore=ignore,
+                    layouts=layouts,
+                )
+                other.notes.insert(0, f"{who} agrees on the inputs as given; these are {scale:g} times them")
+                return other
         own = {who: (tracer, renamed[who]) for who, tracer in candidates.items()}
         report.power = power_of_report(report, reference, first.trace, own, inputs, ignored, bit_for_bit)
     return report
@@ -254,8 +292,8 @@ def _histogram(report: Report, matched: Mapping[str, Matched]) -> Histogram | No
 
 
 def _noise(
-    reference: Any, candidate: Any, inputs: np.ndarray, dtype: str, train: bool
+    reference: Any, candidate: Any, inputs: np.ndarray, beside: Beside, dtype: str, train: bool
 ) -> dict[str, float] | None:
     """The rounding noise at each layer of the model that is a torch module; None if neither is."""
     model = next((m for m in (reference, candidate) if is_torch(m)), None)
-    return None if model is None else torch_noise(model, inputs, dtype, train)
+    return None if model is None else torch_noise(model, inputs, dtype, train, beside)

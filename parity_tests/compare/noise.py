@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests.judge import tolerances
+from parity_tests.watch.inputs import NONE, Beside
 from parity_tests.watch.open import tracer_of
 from parity_tests.watch.repeat import run
 from parity_tests.watch.rounding import moved
@@ -29,17 +30,25 @@ def limit_at(noise: float | None, dtype: str) -> float:
     return tolerances.FLOAT32_UNMEASURED if noise is None else tolerances.float32_limit(noise)
 
 
-def torch_noise(model: Any, inputs: np.ndarray, dtype: str, train: bool = False) -> dict[str, float]:
+def torch_noise(
+    model: Any, inputs: np.ndarray, dtype: str, train: bool = False, beside: Beside = NONE
+) -> dict[str, float]:
     """Layer -> rounding noise in `dtype` of a torch module's output; see the top of this file."""
-    exact = run(tracer_of(model, "float64"), inputs, train)
+
+    def tracer(dtype: str) -> Any:
+        found = tracer_of(model, dtype)
+        found.beside = beside
+        return found
+
+    exact = run(tracer("float64"), inputs, train)
     if dtype == "float32":
-        other = run(tracer_of(model, "float32"), inputs, train)
+        other = run(tracer("float32"), inputs, train)
     elif is_index(inputs):  # nothing is between two indices: change the weights instead
-        nudged: Any = tracer_of(model, "float64")
+        nudged = tracer("float64")
         nudged.move_weights(float(np.finfo(np.float64).eps))
         other = run(nudged, inputs, train)
     else:
-        other = run(tracer_of(model, "float64"), moved(inputs, "float64"), train)
+        other = run(tracer("float64"), moved(inputs, "float64"), train)
     found = {n: tolerances.relative_error(c.output, exact[n].output) for n, c in other.items() if n in exact}
     return _carried(found)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from parity_tests.compare.coverage import Renamed
 from parity_tests.compare.noise import capped
+from parity_tests.compare.report import Report
 from parity_tests.judge import tolerances
 from parity_tests.watch.trace import Trace
 
@@ -21,6 +22,15 @@ def left_over(trace: Trace, traces: Mapping[str, Trace]) -> list[str]:
     if lost := [name for name, call in trace.items() if not tolerances.is_comparable(call.output)]:
         notes.append(f"the reference has no finite value at {', '.join(lost)}: nothing was compared there")
     return notes
+
+
+def rounding_notes(report: Report) -> list[str]:
+    """The third verdict: layers that compute in float32."""
+    return [
+        f"{who}: float32 rounding in layer {name}: {error:.1e}; the limits are those of float32"
+        for who, layers in report.rounding.items()
+        for name, error in layers.items()
+    ]
 
 
 def conditions(

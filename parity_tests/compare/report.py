@@ -179,6 +179,8 @@ class Report:
         ceiling: the largest limit of a layer.
         power: the smallest noticed changes; None if parity does not hold.
         pairing: candidate -> layer of the reference -> its counterpart of another name, and how it was found.
+        rounding: candidate -> layer -> its error, where float32 arithmetic in the layer explains every
+            difference in float64; the limits are those of float32 then.
     """
 
     title: str
@@ -197,6 +199,7 @@ class Report:
     ceiling: float = CEILING
     power: Power | None = None
     pairing: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
+    rounding: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def pairs(self) -> list[str]:

@@ -11,7 +11,8 @@ import keras
 import numpy as np
 
 from parity_tests.judge import tolerances
-from parity_tests.watch.keras_layers import named_layers, own_weights, to_numpy
+from parity_tests.watch.inputs import Beside
+from parity_tests.watch.keras_layers import call_with, named_layers, own_weights, to_numpy
 from parity_tests.watch.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
 from parity_tests.watch.structure import arrays, replaced, tensors
 from parity_tests.watch.trace import (
@@ -50,7 +51,7 @@ class KerasTracer:
     def __init__(self, model: keras.Layer, dtype: str):
         if dtype == "float64" and keras.backend.backend() == "jax" and not _jax_has_float64():
             raise SpecError("JAX computes in float32: set JAX_ENABLE_X64=1 before importing it")
-        self.dtype = dtype
+        self.dtype, self.beside = dtype, Beside()
         self._live = self.model = model
         self._copies: dict[str, keras.Layer] = {}  # until compared with the live model
         if needs_rebuild(model, dict(named_layers(model)), dtype):
@@ -104,8 +105,12 @@ class KerasTracer:
         parameter = inspect.signature(model.call).parameters.get("training")
         needed = parameter is not None and parameter.default is inspect.Parameter.empty
         keywords = {"training": train} if train or explicit else {"training": None} if needed else {}
-        given = self._given(images, dtype)
-        return model(given if self.same_axes else channels_last(given), **keywords)
+        inputs = [(self.beside.name, images), *self.beside.others]
+        given = [
+            (name, self._given(array, dtype) if self.same_axes else channels_last(self._given(array, dtype)))
+            for name, array in inputs
+        ]
+        return call_with(model, given, keywords)
 
     def _prepare(self, images: np.ndarray, train: bool) -> None:
         """Build the model if needed, remember the weights, and compare copies with the original model."""

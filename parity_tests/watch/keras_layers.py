@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
+
+
+def call_with(
+    model: keras.Layer, inputs: Sequence[tuple[str, np.ndarray]], keywords: Mapping[str, Any]
+) -> Any:
+    """Call a model with inputs and their names ("" for inputs in order).
+
+    A functional model takes several inputs as one argument; others take them as their `call` names them.
+    """
+    names, arrays = zip(*inputs, strict=True)
+    if len(arrays) == 1 and not names[0]:
+        return model(arrays[0], **keywords)
+    if isinstance(model, (keras.Sequential, keras.src.models.Functional)):
+        by_name = {*names} == {tensor.name for tensor in model.inputs}
+        given = dict(inputs) if by_name else list(arrays)
+        return model(given if len(arrays) > 1 else arrays[0], **keywords)
+    return model(**dict(inputs), **keywords) if names[0] else model(*arrays, **keywords)
 
 
 def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:

@@ -63,7 +63,10 @@ def _policy(name: str) -> Iterator[None]:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
-        yield
+        with keras.src.saving.serialization_lib.SafeModeScope(
+            False
+        ):  # lambdas of a live model, not of a file
+            yield
     finally:
         keras.config.set_dtype_policy(before)
 

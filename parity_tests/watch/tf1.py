@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from parity_tests.watch.inputs import Beside
 from parity_tests.watch.structure import leaves
 from parity_tests.watch.trace import (
     Call,
@@ -55,7 +56,7 @@ class TF1Tracer:
                 f"the TF1 network computes in {model.images.dtype.base_dtype.name}, expected {dtype}; "
                 f"build it on a {dtype} placeholder"
             )
-        self.dtype, self.model = dtype, model
+        self.dtype, self.model, self.beside = dtype, model, Beside()
         self._outputs = self._output_tensors()
         self._prefix = f"{model.scope.rstrip('/')}/" if model.scope else ""
         self._on_path = self._path()
@@ -68,6 +69,8 @@ class TF1Tracer:
 
     def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
         updates = []
+        if self.beside.others:
+            raise SpecError("several inputs: a TF1Model has one placeholder, expected one array")
         if train:  # run the updates of the statistics; the mode itself is fixed in the graph
             updates = self.model.session.graph.get_collection(tf.GraphKeys.UPDATE_OPS, self._prefix or None)
         feed = {self.model.images: self._given(images)}

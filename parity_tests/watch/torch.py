@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from parity_tests.watch.inputs import Beside
 from parity_tests.watch.rounding import check_rounding
 from parity_tests.watch.structure import arrays, replaced, tensors
 from parity_tests.watch.trace import (
@@ -41,7 +42,7 @@ class TorchTracer:
     same_axes = True
 
     def __init__(self, module: torch.nn.Module, dtype: str, *, as_it_is: bool = False):
-        self.dtype = dtype
+        self.dtype, self.beside = dtype, Beside()
         self.module = _eager(copy.deepcopy(module))
         self.notes = ["torch.compile was left out: judged is the module that it compiles"] * (
             "OptimizedModule" in {type(layer).__name__ for layer in module.modules()}
@@ -59,7 +60,9 @@ class TorchTracer:
         self._layers = {
             name: layer
             for name, layer in self.module.named_modules()
-            if name and not (isinstance(layer, _CONTAINERS) and not _own(layer))
+            if name
+            and not (isinstance(layer, _CONTAINERS) and not _own(layer))
+            and "parametrizations" not in name.split(".")  # what weights are made of, not a layer
         }
         self._several: set[str] = set()  # layers with more than one input tensor, which cannot run alone
         self._used_by: dict[str, str] | None = None  # see `_find_users`; None before a run
@@ -133,8 +136,8 @@ class TorchTracer:
             own, self._own = self._own, None
             check_rounding(
                 "the torch module",
-                lambda x: _outputs(own, torch.tensor(x if is_index(x) else x.astype(np.float32))),
-                lambda x: _outputs(self.module, self._tensor(x)),
+                lambda x: self._outputs(own, x, torch.float32),
+                lambda x: self._outputs(self.module, x),
                 images,
             )
 
@@ -160,7 +163,7 @@ class TorchTracer:
         try:
             with torch.enable_grad():
                 self._mode(False)
-                self.module(self._tensor(images))
+                self._call(self.module, images)
         except RuntimeError:  # works in place on tensors that a gradient needs
             return {}
         finally:
@@ -199,7 +202,24 @@ class TorchTracer:
     def _run(self, module: torch.nn.Module, x: np.ndarray, train: bool) -> Any:
         self._mode(train)
         with torch.no_grad():
-            return module(self._tensor(x))
+            return self._call(module, x) if module is self.module else module(self._tensor(x))
+
+    def _call(self, module: torch.nn.Module, x: np.ndarray, dtype: torch.dtype | None = None) -> Any:
+        """Call a model with the input and the ones beside it."""
+
+        def tensor(array: np.ndarray) -> torch.Tensor:
+            found = self._tensor(array)
+            return found.to(dtype) if dtype and found.is_floating_point() else found
+
+        if self.beside.name:
+            return module(**{name: tensor(a) for name, a in ((self.beside.name, x), *self.beside.others)})
+        return module(tensor(x), *(tensor(array) for _, array in self.beside.others))
+
+    def _outputs(
+        self, module: torch.nn.Module, x: np.ndarray, dtype: torch.dtype | None = None
+    ) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return dict(arrays(self._call(module.eval(), x, dtype), torch.is_tensor, _array)[0])
 
     def statistics(self) -> Mapping[str, np.ndarray]:
         return {
@@ -255,13 +275,10 @@ class TorchTracer:
                     tensor.copy_(before)
 
 
-def _outputs(module: torch.nn.Module, x: torch.Tensor) -> dict[str, np.ndarray]:
-    with torch.no_grad():
-        return dict(arrays(module.eval()(x), torch.is_tensor, _array)[0])
-
-
-def _own(layer: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return list(layer.parameters(recurse=False))
+def _own(layer: torch.nn.Module) -> list[torch.Tensor]:
+    """A layer's own weights, the parametrised ones as it uses them."""
+    made = getattr(layer, "parametrizations", {})
+    return [*layer.parameters(recurse=False), *(getattr(layer, name) for name in made)]
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:

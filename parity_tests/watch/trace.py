@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from parity_tests.judge import tolerances
+from parity_tests.watch.inputs import Beside
 from weights_convert import import_order  # noqa: F401  (before any framework)
 
 
@@ -102,6 +103,7 @@ class Tracer(Protocol):
     def dtype(self) -> str:
         """The dtype of the computation."""
 
+    beside: Beside  # the inputs beside the first one
     same_axes: bool  # whether it takes images with torch's axes; otherwise Keras and TF1 have channels last
 
     @property

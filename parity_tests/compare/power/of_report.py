@@ -38,6 +38,8 @@ def power_of_report(
         module, own, layers = _module(tracer), run.own, run.trace
     from parity_tests.compare.power.measure import measure_power
 
+    if reference.beside.others:
+        return Power(reason="the models have several inputs")
     train, by_module = report.mode == "train", _by_module(limits, layers, own)
     try:
         power = measure_power(module, inputs, by_module, train=train, bit_for_bit=bit_for_bit)
