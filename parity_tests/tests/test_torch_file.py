@@ -325,3 +325,35 @@ def test_reading_a_tensor_reads_only_its_bytes(save, monkeypatch):
         assert reader.read("row")[0] == 500_000
     assert opened < 100_000
     assert count - opened < 100_000
+
+
+ARRAYS = {
+    "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 4),
+    "columns first": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+    "big-endian": np.arange(3, dtype=">f4"),
+    "half": np.arange(3, dtype=np.float16),
+    "flags": np.array([True, False]),
+    "one number": np.array(7),
+    "no numbers": np.zeros((0, 3), np.float32),
+    "all bytes": np.arange(256, dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("form", FORMS)
+def test_reads_arrays_of_numpy(tmp_path, form, protocol):
+    path = tmp_path / "x.pth"
+    torch.save(
+        {"state_dict": ARRAYS, "epoch": 3},
+        path,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=FORMS[form],
+    )
+    with open_torch(path) as reader:
+        assert {*reader.tensors} == {*ARRAYS}
+        for name, array in ARRAYS.items():
+            found = reader.read(name)
+            assert found.dtype == array.dtype.newbyteorder("=")
+            assert found.shape == array.shape
+            assert np.array_equal(found, array)
+            assert found.flags.c_contiguous

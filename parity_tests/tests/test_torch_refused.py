@@ -163,6 +163,10 @@ def test_nothing_in_the_file_runs(save, tmp_path):
 
 
 GLOBAL_W = b"ctorch._utils\n_rebuild_tensor_v2\n"
+ARRAY = (  # of two bytes, without its shape
+    b"cnumpy._core.multiarray\n_reconstruct\n)R(K\x01%scnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"
+    b"(K\x03X\x01\x00\x00\x00|tb\x89C\x02abtb"
+)
 HOSTILE = {  # after the protocol, before STOP
     "a function given attributes": GLOBAL_W + b"}X\x01\x00\x00\x00aK\x01sb",
     "a function given defaults": GLOBAL_W + b"N}X\x0c\x00\x00\x00__defaults__)s\x86b",
@@ -189,7 +193,21 @@ HOSTILE = {  # after the protocol, before STOP
     "a tensor without arguments": GLOBAL_W + b")R",
     "a tensor without a storage": GLOBAL_W + b"(K\x00K\x00))K\x00K\x00tR",
     "a class that is not one": b"K\x01)\x81",
+    "an array of too few bytes": ARRAY % b"K\x03\x85",
+    "an array of a negative length": ARRAY % b"J\xfe\xff\xff\xff\x85",
+    "an array whose length is a text": ARRAY % b"X\x01\x00\x00\x00a\x85",
+    "an array of many axes": ARRAY % (b"(" + b"K\x01" * 100_000 + b"t"),
+    "an array of 100 axes": ARRAY % (b"(" + b"K\x01" * 100 + b"t"),
 }
+
+
+def test_an_array_of_bytes_that_are_none(tmp_path):
+    """A text that latin-1 lacks is decoded only when it is read."""
+    encoded = b"c_codecs\nencode\nX\x02\x00\x00\x00\xc4\x80X\x06\x00\x00\x00latin1\x86R"
+    body = (b"\x80\x04}X\x01\x00\x00\x00w" + ARRAY.replace(b"C\x02ab", encoded) % b"K\x01\x85") + b"s."
+    path = zip_file(tmp_path / "x", body, {})
+    with open_torch(path) as reader, pytest.raises(SourceError, match="damaged"):
+        reader.read("w")
 
 
 @pytest.mark.parametrize("case", HOSTILE)

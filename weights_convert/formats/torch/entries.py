@@ -6,13 +6,21 @@ optimizer states and command line arguments.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from weights_convert.errors import SourceError, nearest
-from weights_convert.formats.torch.objects import Function, Opaque, Storage, TensorRef
+from weights_convert.formats.torch.objects import (
+    ArrayRef,
+    ArrayType,
+    Function,
+    Latin1,
+    Opaque,
+    Storage,
+    TensorRef,
+)
 
 # Keys of the state dict in training checkpoints, in order of preference: raw weights before averaged ones.
 ENTRIES = (
@@ -48,7 +56,9 @@ class Entry(NamedTuple):
 def choose(path: Path, root: Any, key: str | None) -> tuple[Entry, list[str]]:
     """The state dict in `root`, or the entry `key` if given, and notes about the choice."""
     mapping = _as_mapping(root)
-    entries = _entries(mapping) if isinstance(mapping, dict) else {}
+    entries = _entries(mapping, _is_tensor) if isinstance(mapping, dict) else {}
+    if not entries and isinstance(mapping, dict):
+        entries = _entries(mapping, _is_array)
     if not entries:
         raise _nothing_to_choose(path, root)
     shown = islice(entries.items(), MAX_LISTED)
@@ -86,6 +96,8 @@ def describe(value: Any, look: _Look | None = None) -> str:
     match value:
         case Opaque() | Function():
             return short(value.path)
+        case ArrayRef():
+            return short(f"{value.dtype} array {value.shape}") if value.storage else "numpy.ndarray"
         case TensorRef():
             return short(f"{value.dtype} tensor {value.shape}") if value.storage else "tensor without data"
         case Storage():
@@ -94,8 +106,10 @@ def describe(value: Any, look: _Look | None = None) -> str:
             kind = "dict" if isinstance(value, dict) else type(value).__name__
             count = _count_tensors(value, look or _Look())
             return f"{kind} of {len(value)}" + (f" ({_tensors(count)})" if count else "")
-        case bytes() | bytearray():
-            return f"{type(value).__name__} of {len(value)}"
+        case bytes() | bytearray() | Latin1():
+            return f"{'bytearray' if isinstance(value, bytearray) else 'bytes'} of {len(value)}"
+        case ArrayType():
+            return "numpy.dtype"
         case None | bool():
             return str(value)
         case int() if value.bit_length() > 64:  # str() refuses very long ints
@@ -119,7 +133,7 @@ def short(text: str, limit: int = 60) -> str:
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
-def _entries(root: dict) -> dict[str, Entry]:
+def _entries(root: dict, counts: Callable[[Any, Any], bool]) -> dict[str, Entry]:
     """Dotted name -> every mapping that holds tensors directly; outer mappings first."""
     found: dict[str, Entry] = {}
     seen: dict[int, dict[str, TensorRef]] = {}  # a mapping may be reached in several ways, or contain itself
@@ -129,7 +143,7 @@ def _entries(root: dict) -> dict[str, Entry]:
         inner = []
         for steps, mapping in level:
             if id(mapping) not in seen:
-                seen[id(mapping)] = {n: value for n, value in mapping.items() if _is_tensor(n, value)}
+                seen[id(mapping)] = {n: value for n, value in mapping.items() if counts(n, value)}
                 for name, value in mapping.items():
                     if isinstance(name, str) and isinstance(value, dict | list | tuple):
                         if id(value) not in members:
@@ -150,7 +164,12 @@ def _as_mapping(value: Any) -> Any:
 
 
 def _is_tensor(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and isinstance(value, TensorRef) and value.storage is not None
+    return isinstance(name, str) and type(value) is TensorRef and value.storage is not None
+
+
+def _is_array(name: Any, value: Any) -> bool:
+    """NumPy's arrays count only in a file without torch's tensors: beside them they are other facts."""
+    return isinstance(name, str) and isinstance(value, ArrayRef) and value.storage is not None
 
 
 def _preferred(entries: Mapping[str, Entry]) -> str | None:
@@ -170,11 +189,6 @@ def _nothing_to_choose(path: Path, root: Any) -> SourceError:
             "load it where its class is defined and save model.state_dict()"
         )
     items = islice(root.items(), MAX_LISTED) if isinstance(root, dict) else ()
-    if isinstance(root, dict) and any(getattr(v, "path", "") == "numpy.ndarray" for v in root.values()):
-        return SourceError(
-            f"{path}: a mapping from names to NumPy arrays, expected tensors; load it where you trust it and "
-            "save it with numpy.savez('weights.npz', **arrays)"
-        )
     return SourceError(
         f"{path}: {what}, expected a mapping from names to tensors, such as model.state_dict()",
         [f"{label(name)}: {describe(value)}" for name, value in items],
@@ -194,7 +208,7 @@ def _count_tensors(value: Any, look: _Look) -> int:
             continue
         seen.add(id(value))
         if isinstance(value, TensorRef):
-            count += 1
+            count += value.storage is not None
         elif isinstance(value, dict):
             waiting.extend(value.values())
         elif isinstance(value, list | tuple | set | frozenset):

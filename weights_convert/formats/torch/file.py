@@ -29,7 +29,7 @@ from weights_convert.formats.base import (
 )
 from weights_convert.formats.given import Given
 from weights_convert.formats.torch.entries import choose, describe, label, left_out, short
-from weights_convert.formats.torch.objects import MAX_INT, Storage, TensorRef
+from weights_convert.formats.torch.objects import MAX_INT, ArrayRef, Storage, TensorRef
 from weights_convert.formats.torch.pickle import load
 from weights_convert.formats.zip import stored
 from weights_convert.limits import DEFAULT, LimitReached, Limits, too_many
@@ -254,10 +254,12 @@ class TorchReader(Reader):
 
     def read(self, name: str) -> np.ndarray:
         ref = self._refs[name]
-        if not ref.span:
-            return np.empty(ref.shape, ref.dtype)
-        data = np.empty(ref.span * ref.dtype.itemsize, np.uint8)
+        data = np.empty(0 if isinstance(ref, ArrayRef) else ref.span * ref.dtype.itemsize, np.uint8)
         try:
+            if isinstance(ref, ArrayRef):
+                return ref.read()
+            if not ref.span:
+                return np.empty(ref.shape, ref.dtype)
             self._container.read_into(ref.storage.key, ref.start, data.data)
         except Exception as error:  # as above
             raise SourceError(f"{self.path}: tensor {label(name)!r}: {_reason(error)}; {DAMAGED}") from error
@@ -271,6 +273,8 @@ class TorchReader(Reader):
 
     def _info(self, name: str, ref: TensorRef) -> TensorInfo:
         """Shape and dtype, after checking that the file holds that many bytes (CVE-2026-24747)."""
+        if isinstance(ref, ArrayRef):  # checked when it was unpickled
+            return TensorInfo(ref.shape, ref.dtype.newbyteorder("="))
         storage, item = ref.storage, ref.dtype.itemsize
         has = self._container.size(storage.key)
         claims = (storage.first + storage.numel) * storage.itemsize
@@ -288,6 +292,8 @@ class TorchReader(Reader):
 
     def _cost(self, ref: TensorRef) -> int:
         """Number of bytes to read for a tensor: from its first to its last element, or all up to the last."""
+        if isinstance(ref, ArrayRef):
+            return len(ref.data)
         before = ref.start if ref.span and self._container.unpacks(ref.storage.key) else 0
         return before + ref.span * ref.dtype.itemsize
 

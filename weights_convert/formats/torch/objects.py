@@ -6,6 +6,7 @@ that is not listed in `FUNCTIONS` becomes an `Opaque`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ ITEM_SIZES = {name: dtype.itemsize for name, dtype in STORAGES.items()}
 ITEM_SIZES |= {f"torch.{prefix}Storage": size for prefix, size in QUANTIZED.items()}
 
 MAX_INT = 2**63 - 1  # torch's limit
+_ARRAY_CODES = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1", "c8", "c16")
 
 
 class Opaque:
@@ -151,6 +153,74 @@ class TensorRef:
         return self.storage.first * self.storage.itemsize + self.offset * self.dtype.itemsize
 
 
+class Latin1(NamedTuple):
+    """Bytes that protocol 2 stores as a text. Many calls may share it, and it is decoded when it is read."""
+
+    text: str
+
+    def __len__(self) -> int:
+        return len(self.text)
+
+
+class ArrayType:
+    """The dtype of a NumPy array; None before the state is set, or if it holds more than numbers."""
+
+    __slots__ = ("code", "dtype")
+    dtype: np.dtype | None
+
+    def __init__(self, code: Any = "", *_: Any):
+        self.code, self.dtype = code, None
+
+    def set_state(self, state: Any) -> None:
+        order = state[1] if isinstance(state, tuple) and len(state) > 1 else None
+        if isinstance(self.code, str) and self.code in _ARRAY_CODES and order in ("<", ">", "|", "="):
+            self.dtype = np.dtype(f"{order}{self.code}")
+
+
+class ArrayRef(TensorRef):
+    """A NumPy array, whose bytes are in the pickle itself."""
+
+    __slots__ = ("data",)
+    data: bytes | Latin1
+
+    def set_state(self, state: Any) -> None:
+        match state:
+            case (
+                _,
+                tuple() as shape,
+                ArrayType(dtype=np.dtype() as dtype),
+                fortran,
+                bytes() | Latin1() as data,
+            ):
+                if len(shape) > MAX_NDIM or not all(type(n) is int and 0 <= n <= MAX_INT for n in shape):
+                    raise UnpicklingError("an array whose shape is not a few counts")
+                size = math.prod(shape)
+                strides = [math.prod(shape[:i] if fortran else shape[i + 1 :]) for i in range(len(shape))]
+                self.place(Storage("", "numpy.ndarray", size), 0, shape, tuple(strides), dtype)
+                if len(data) != size * dtype.itemsize:
+                    self.storage = None  # type: ignore[assignment]
+                    raise UnpicklingError(f"{len(data)} bytes for an array of shape {shape}")
+                self.data = data
+
+    def read(self) -> np.ndarray:
+        """The array in the machine's byte order."""
+        data = self.data.text.encode("latin-1") if isinstance(self.data, Latin1) else self.data
+        strides = [stride * self.dtype.itemsize for stride in self.strides]
+        array = np.ndarray(self.shape, self.dtype, data, strides=strides)
+        return array.astype(self.dtype.newbyteorder("="), order="C")
+
+
+def _from_buffer(data: Any, dtype: Any, shape: Any, order: Any) -> ArrayRef:
+    """An array of protocol 5."""
+    array = ArrayRef()
+    array.set_state((1, shape, dtype, order == "F", bytes(data) if isinstance(data, bytearray) else data))
+    return array
+
+
+def _encoded(text: Any = "", encoding: Any = "latin1", *_: Any) -> Latin1 | Opaque:
+    return Latin1(text) if isinstance(text, str) and encoding == "latin1" else Opaque("bytes")
+
+
 def _data(data: Any = None, *_: Any) -> Any:
     """The tensor of a Parameter, or a new one without data."""
     return data if isinstance(data, TensorRef | Opaque) else TensorRef()
@@ -182,6 +252,18 @@ def _rebuild_v3(storage: Any, offset: int, size: tuple, stride: tuple, *rest: An
 # All functions that a pickle can call, except those that look up a name or call another function.
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     "collections.OrderedDict": StateDict,
+    "_codecs.encode": _encoded,
+    "builtins.bytes": _encoded,  # no bytes, in protocol 2
+    "__builtin__.bytes": _encoded,
+    "numpy.dtype": ArrayType,
+    **{
+        f"numpy.{core}.{function}": call
+        for core in ("core", "_core")
+        for function, call in (
+            ("multiarray._reconstruct", lambda *_: ArrayRef()),
+            ("numeric._frombuffer", _from_buffer),
+        )
+    },
     "torch._utils._rebuild_tensor": _rebuild_v2,
     "torch._utils._rebuild_tensor_v2": _rebuild_v2,
     "torch._utils._rebuild_tensor_v3": _rebuild_v3,
@@ -196,9 +278,6 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 # Results of some other functions, for the list of skipped contents.
 MADE_BY = {
-    "_codecs.encode": "bytes",
-    "numpy.core.multiarray._reconstruct": "numpy.ndarray",
-    "numpy._core.multiarray._reconstruct": "numpy.ndarray",
     "numpy.core.multiarray.scalar": "numpy scalar",
     "numpy._core.multiarray.scalar": "numpy scalar",
     "torch._utils._rebuild_qtensor": "quantized torch.Tensor",

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from weights_convert.formats.torch.objects import (
     FUNCTIONS,
     MADE_BY,
+    ArrayType,
     Function,
     Opaque,
     StateDict,
@@ -217,7 +218,7 @@ class _Interpreter:
         return self.call(self.named_in_one_text(name), arguments)
 
     def set_state(self, target: Any, state: Any) -> None:
-        if _is(target, StateDict | TensorRef):
+        if _is(target, StateDict | TensorRef | ArrayType):
             self._hand_over((state, state.get("_metadata") if isinstance(state, dict) else None))
             target.set_state(state)
 
