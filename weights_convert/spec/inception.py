@@ -20,7 +20,7 @@ from weights_convert.spec.base import (
     has_eca,
     set_fields,
 )
-from weights_convert.spec.inception_table import Branch, convolutions, network_of, width_of
+from weights_convert.spec.inception_table import Branch, convolutions, module_count, network_of, width_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,10 @@ class InceptionSpec(Spec):
     def stages(self) -> dict[str, tuple[str, ...]]:
         names = ("stem", *(row.name for row in network_of(vars(self)).modules))
         return {name: (name,) for name in names} | {"pooled": (), "logits": ("fc",)}
+
+    @property
+    def blocks(self) -> int:
+        return module_count()
 
     @property
     def input_channels(self) -> int:
