@@ -124,8 +124,8 @@ def torch_network(network: Foreign) -> nn.Module:
             model.features.final_pool = nn.AdaptiveAvgPool2d(1)
         elif network.package == "pretrainedmodels":
             model = getattr(package, network.model)(num_classes=1000, pretrained=None)
-            if hasattr(model, "avg_pool"):  # as above
-                model.avg_pool = nn.AdaptiveAvgPool2d(1)
+            for pool in {"avg_pool", "global_pool"} & dict(model.named_children()).keys():  # as above
+                setattr(model, pool, nn.AdaptiveAvgPool2d(1))
         elif network.package == "torchvision":
             model = getattr(package.models, network.model)(weights=None)
         elif network.model == "resnet50_cbam":
