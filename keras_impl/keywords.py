@@ -13,6 +13,7 @@ from numbers import Integral
 from typing import Any
 
 from .attention import check_bool, check_choice, check_float, check_int, check_odd
+from .inception_table import module_count
 
 CHOICES = {
     "block": ("bottleneck", "basic"),
@@ -30,6 +31,8 @@ CHOICES = {
     "cbam_order": ("max_mean", "mean_max"),
     "cbam_spatial_input": ("refined", "input"),
     "eca_padding": ("zeros", "circular"),
+    "reduction_pool": ("ceil", "pad1", "same"),
+    "last_pool": ("max", "avg"),
 }
 WITH_BIAS = ("bias_bn", "bias")  # values of `norm` with which the convolutions have biases
 NORM_GROUPS = 32  # of norm="gn"
@@ -40,6 +43,7 @@ _BOOLS = (
     "cbam_bn",
     "cbam_spatial_bias",
     "sk_split",
+    "count_padding",
     "head_bias",
 )
 _SIZES = (
@@ -54,8 +58,9 @@ _SIZES = (
     "pool_size",
     "in_channels",
 )
-_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum")
+_FLOATS = ("cbam_bn_momentum", "bn_epsilon", "bn_momentum", "width_multiplier")
 MOST_STAGES, MOST_BLOCKS = 8, 640  # ResNet-1202 has 600 blocks in 3 stages
+MOST_WIDTHS = 4.0  # of width_multiplier
 _OR_NONE = dict.fromkeys(("strides", "dilations", "eca_kernel_sizes"), ", or None")
 _OF_BASIC = {"groups": 1, "width_per_group": 64, "reduce_first": 1}  # the only values for block="basic"
 
@@ -148,6 +153,24 @@ def check_vgg(c: Mapping[str, Any]) -> None:
         )
 
 
+def check_inception(c: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for keywords of an Inception network that are valid alone but invalid together."""
+    if not 0 < c["width_multiplier"] <= MOST_WIDTHS:
+        raise ValueError(
+            f"width_multiplier={c['width_multiplier']!r}: expected a number above 0, at most {MOST_WIDTHS}"
+        )
+    sizes, modules = c["eca_kernel_sizes"], module_count()
+    if sizes is not None and len(sizes) != modules:
+        raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {modules}, one per module, or None")
+    if c["norm"] == "gn":
+        raise ValueError("norm='gn': expected 'bn', 'bias_bn' or 'bias' in an Inception network")
+    if c["attention"] == "sk":
+        raise ValueError(
+            "attention='sk': expected 'none', 'se', 'cbam' or 'eca' in an Inception network; selective "
+            "kernels are for residual blocks"
+        )
+
+
 def stage_steps(stage: int, c: Mapping[str, Any]) -> tuple[int, int, int]:
     """The stride of a stage (from 0), and the dilations of its first 3x3 convolution and of the others."""
     strides = c["strides"] or (1, *[2] * (len(c["depths"]) - 1))
@@ -220,7 +243,11 @@ def check_selective(c: Mapping[str, Any], channels: int) -> None:
         )
 
 
-TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {"resnet": check_resnet, "vgg": check_vgg}
+TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {
+    "resnet": check_resnet,
+    "vgg": check_vgg,
+    "inception": check_inception,
+}
 
 
 def check_keywords(keywords: Mapping[str, Any], kind: str) -> dict[str, Any]:

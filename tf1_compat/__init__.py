@@ -3,6 +3,7 @@
 from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_excitation
 from .blocks import basic_block, bottleneck
+from .inception import inception
 from .inference import optimize_for_inference
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
@@ -17,6 +18,7 @@ __all__ = [
     "channel_attention",
     "create_model",
     "eca",
+    "inception",
     "list_models",
     "optimize_for_inference",
     "resnet",

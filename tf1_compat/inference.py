@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import tensorflow.compat.v1 as tf
 
+from .inception import CONFIG_COLLECTION as INCEPTIONS
+from .inception import inception
 from .resnet import CONFIG_COLLECTION as RESNETS
 from .resnet import resnet
 from .vgg import CONFIG_COLLECTION as VGGS
@@ -70,7 +72,7 @@ def _network(graph: tf.Graph, scope: str | None) -> tuple[str, Callable, dict]:
     """Scope, function and keywords of the selected network."""
     found = {
         note["scope"]: (network, note["keywords"])
-        for collection, network in ((RESNETS, resnet), (VGGS, vgg))
+        for collection, network in ((RESNETS, resnet), (VGGS, vgg), (INCEPTIONS, inception))
         for note in map(json.loads, graph.get_collection(collection))
     }
     if scope is None and len(found) == 1:

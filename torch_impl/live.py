@@ -21,7 +21,7 @@ from .keywords import check_classes, check_keywords
 from .layers import refuse_script
 
 _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a module and attribute
-    "in_channels": r"(conv1|features\.0)\.in_channels",
+    "in_channels": r"(conv1|features\.0|stem\.unit1\.conv)\.in_channels",
     "dropout": r"(dropout|classifier\.[25])\.p",
     "bn_epsilon": r".*\.eps",
     "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
@@ -134,7 +134,8 @@ class Network(nn.Module):
         """In training keep only the inputs of the blocks, and run them again for the gradients.
 
         This needs less memory and more time, and gives the same gradients. The blocks are the residual
-        blocks of a ResNet and the stages of a VGG. Batch norms count each batch once.
+        blocks of a ResNet, the stages of a VGG and the modules of an Inception network. Batch norms count
+        each batch once.
         """
         self.grad_checkpointing = enable
 

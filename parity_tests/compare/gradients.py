@@ -89,10 +89,10 @@ def notes(checkpoint: Checkpoint, dtype: str) -> list[str]:
         lines.append(f"gradients and training: dropout is off; the network has {spec.dropout}")
     kink = "rounding can move a value near 0 across a ReLU's kink, and gradients jump"
     if dtype == "float32" and networks.is_shallow(spec):
-        lines.append(f"float32 gradients and training: {kink}; rare with {sum(spec.depths)} blocks")
+        lines.append(f"float32 gradients and training: {kink}; rare with {spec.blocks} blocks")
     elif dtype == "float32":
         lines.append(
-            f"float32 gradients and training of {sum(spec.depths)} blocks have no limit: {kink},"
+            f"float32 gradients and training of {spec.blocks} blocks have no limit: {kink},"
             " in torch alone too (compare the errors with the noise and the one-ulp change)"
         )
     return lines

@@ -60,7 +60,7 @@ def check_labels(labels: np.ndarray, images: np.ndarray, classes: int) -> None:
 
 
 def is_shallow(spec: Any) -> bool:
-    return sum(spec.depths) <= tolerances.SHALLOW_BLOCKS
+    return spec.blocks <= tolerances.SHALLOW_BLOCKS
 
 
 def candidates_of(frameworks: Iterable[str]) -> list[str]:

@@ -37,6 +37,7 @@ class Foreign:
         family: the expected family of its checkpoint.
         known_as: FAMILY:NAME, if the user has to specify it.
         size: of the images, height and width.
+        residual: whether its blocks add to their input.
     """
 
     package: str
@@ -44,6 +45,7 @@ class Foreign:
     family: str
     known_as: str | None = None
     size: tuple[int, int] = SIZE
+    residual: bool = True
 
     def __str__(self) -> str:
         return f"{self.package}-{self.model}"
@@ -122,8 +124,8 @@ def torch_network(network: Foreign) -> nn.Module:
             model.features.final_pool = nn.AdaptiveAvgPool2d(1)
         elif network.package == "pretrainedmodels":
             model = getattr(package, network.model)(num_classes=1000, pretrained=None)
-            if hasattr(model, "avg_pool"):  # as above
-                model.avg_pool = nn.AdaptiveAvgPool2d(1)
+            for pool in {"avg_pool", "global_pool"} & dict(model.named_children()).keys():  # as above
+                setattr(model, pool, nn.AdaptiveAvgPool2d(1))
         elif network.package == "torchvision":
             model = getattr(package.models, network.model)(weights=None)
         elif network.model == "resnet50_cbam":
@@ -134,7 +136,7 @@ def torch_network(network: Foreign) -> nn.Module:
     return model.eval()
 
 
-def randomise(model: nn.Module, seed: int) -> None:
+def randomise(model: nn.Module, seed: int, residual: bool = True) -> None:
     """Set random weights and BN statistics; damp the last batch norm of each branch, as in `synthetic`."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -160,7 +162,7 @@ def randomise(model: nn.Module, seed: int) -> None:
             if (last := _last_norm(module)) is not None:
                 last.weight.mul_(DAMPING)
                 damped += 1
-    assert damped > 3
+    assert damped > 3 if residual else not damped
 
 
 def _last_norm(module: Any) -> Any:
@@ -184,7 +186,7 @@ def both_dtypes(model: nn.Module, inputs: np.ndarray) -> dict[str, np.ndarray]:
 
 def _save_torch(network: Foreign, folder: Path) -> Saved:
     model, inputs = torch_network(network), images(network.size, seed=network.seed)
-    randomise(model, network.seed)
+    randomise(model, network.seed, network.residual)
     torch.save(model.state_dict(), folder / "foreign.pth")
     return Saved(network, folder / "foreign.pth", inputs, both_dtypes(model, inputs), torch_norms(model))
 

@@ -56,6 +56,8 @@ IN_TORCH = [
     Foreign("timm", "resnet50_cbam", "timm"),
     Foreign("timm", "skresnet18", "timm"),
     Foreign("timm", "skresnext50_32x4d", "timm"),
+    Foreign("pytorchcv", "bninception", "pytorchcv_inception", size=(64, 64), residual=False),
+    Foreign("pretrainedmodels", "bninception", "cadene_inception", size=(64, 64), residual=False),
     Foreign("timm", "legacy_seresnet50", "cadene"),
     Foreign("timm", "legacy_seresnext50_32x4d", "cadene"),
     Foreign("pretrainedmodels", "se_resnet50", "cadene"),

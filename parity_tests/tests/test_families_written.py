@@ -15,6 +15,7 @@ from parity_tests.tests.test_families import FOREIGN, foreign_arrays, shapes_in
 from weights_convert import convert, load, load_model, save, state_of
 from weights_convert.families import FAMILIES
 from weights_convert.formats import open_reader
+from weights_convert.spec import InceptionSpec
 
 # --------------------------------------------------------------------------------------------------
 # There and back
@@ -28,6 +29,8 @@ WRITTEN = {
     "timm skx": tiny(attention="sk", groups=4, width_per_group=32, stem="deep", downsample_pool="avg"),
     "cadene": tiny(attention="se", stem_pool="ceil", stride_in="conv1"),
     "cadene basic": tiny(attention="se", stem_pool="ceil", block="basic", relu_before_attention=True),
+    "cadene_inception": InceptionSpec(width_multiplier=0.0625, norm="bias_bn"),
+    "pytorchcv_inception": InceptionSpec(width_multiplier=0.0625, norm="bias_bn"),
     "pytorchcv": tiny(attention="cbam", cbam_bn_momentum=0.1),
     "pytorchcv sk": tiny(attention="sk", groups=4, width_per_group=32),
     "pytorchcv b": tiny(attention="se"),

@@ -66,6 +66,8 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "sk_resnext50_32x4d": 27_479_784,
     "vgg16_bn": 138_365_992,
     "se_vgg16_bn": 138_596_784,
+    "bn_inception": 11_285_224,
+    "se_bn_inception": 11_931_622,
 }
 VARIANT_COUNTS = [
     ("se_resnet50", {"se_bias": False}, 28_071_976),
@@ -86,6 +88,9 @@ VARIANT_COUNTS = [
     ("se_vgg16_bn", {"se_bias": False}, 138_592_296),
     ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
     ("vgg16_bn", {"num_classes": 10}, 138_365_992 - 990 * 4097),
+    ("bn_inception", {"norm": "bias_bn"}, 11_295_240),
+    ("se_bn_inception", {"se_bias": False}, 11_924_584),
+    ("se_bn_inception", {"norm": "bias_bn", "num_classes": 10}, 11_941_638 - 990 * 1025),
 ]
 # `test_constructors_are_the_spec_rows` covers all rows; an ordinary run builds one of each kind of block
 BUILT = [
@@ -154,7 +159,7 @@ def test_constructors_are_the_spec_rows(implementation, name):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("file", ["models.py", "named.py", "keywords.py"])
+@pytest.mark.parametrize("file", ["models.py", "named.py", "keywords.py", "inception_table.py"])
 def test_the_table_of_models_is_one_text(file):
     texts = {Path(module.__file__).with_name(file).read_text("utf-8") for module in IMPLEMENTATIONS}
     assert len(texts) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from weights_convert.families import (
     cadene,
+    cadene_inception,
     cbam,
     eca,
     hikapok,
@@ -15,6 +16,7 @@ from weights_convert.families import (
     moskomule,
     own,
     pytorchcv,
+    pytorchcv_inception,
     qubvel,
     tensorflowcv,
     timm,
@@ -45,5 +47,7 @@ FAMILIES: dict[str, Family] = {
         qubvel.FAMILY,
         keras_applications.FAMILY,
         keras_hub.FAMILY,
+        cadene_inception.FAMILY,
+        pytorchcv_inception.FAMILY,
     )
 }

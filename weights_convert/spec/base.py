@@ -134,6 +134,11 @@ class Spec(AttentionOptions):
         raise NotImplementedError
 
     @property
+    def blocks(self) -> int:
+        """The number of blocks, or of modules that take their place."""
+        return sum(getattr(self, "depths", ()))
+
+    @property
     def image_size(self) -> int:
         """Rows and columns of the usual training images."""
         return 224
