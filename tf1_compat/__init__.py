@@ -4,6 +4,7 @@ from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_excitation
 from .blocks import basic_block, bottleneck
 from .inference import optimize_for_inference
+from .mobilenet import mobilenet
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .resnet import resnet
@@ -18,6 +19,7 @@ __all__ = [
     "create_model",
     "eca",
     "list_models",
+    "mobilenet",
     "optimize_for_inference",
     "resnet",
     "selective_kernel",

@@ -3,6 +3,7 @@
 `torch_impl`, `keras_impl` and `tf1_compat` have the same file.
 """
 
+from .mobilenet import network as _mobilenet
 from .named import with_defaults as _with_defaults
 from .resnet import network as _network
 from .vgg import network as _vgg
@@ -71,3 +72,5 @@ sk_resnet50 = _with_defaults(_network, "sk_resnet50", **_R50, **_SK50)
 sk_resnext50_32x4d = _with_defaults(_network, "sk_resnext50_32x4d", **_R50, **_32X4D, attention="sk")
 vgg16_bn = _with_defaults(_vgg, "vgg16_bn")
 se_vgg16_bn = _with_defaults(_vgg, "se_vgg16_bn", attention="se")
+mobilenet_v1 = _with_defaults(_mobilenet, "mobilenet_v1")
+se_mobilenet_v1 = _with_defaults(_mobilenet, "se_mobilenet_v1", attention="se")

@@ -4,6 +4,7 @@ from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExcitation
 from .blocks import BasicBlock, Bottleneck
 from .inference import optimize_for_inference
+from .mobilenet import MobileNet
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .resnet import ResNet
@@ -17,6 +18,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "ChannelAttention",
+    "MobileNet",
     "ResNet",
     "SelectiveKernel",
     "SpatialAttention",

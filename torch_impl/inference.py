@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from .live import settings
-from .resnet import ResNet
+from .live import Network, settings
 from .vgg import VGG
 
 # Number of compiled versions to keep, one per image size and batch size; each holds a copy of the weights.
@@ -20,7 +19,7 @@ from .vgg import VGG
 _MOST_SHAPES = 32
 
 
-def optimize_for_inference(model: ResNet | VGG, *, compile: bool = True) -> nn.Module:
+def optimize_for_inference(model: Network, *, compile: bool = True) -> nn.Module:
     """The same network for inference only, and faster.
 
     With each batch norm W' = W gamma / sqrt(variance + epsilon) and
@@ -49,7 +48,7 @@ def optimize_for_inference(model: ResNet | VGG, *, compile: bool = True) -> nn.M
         ...     fast(torch.zeros(1, 3, 32, 32)).shape
         torch.Size([1, 10])
     """
-    if not isinstance(model, (ResNet, VGG)):
+    if not isinstance(model, Network):
         raise TypeError(f"received a {type(model).__name__}, expected a network of torch_impl")
     keywords = model.live_keywords()
     if compile:

@@ -134,7 +134,8 @@ class Network(nn.Module):
         """In training keep only the inputs of the blocks, and run them again for the gradients.
 
         This needs less memory and more time, and gives the same gradients. The blocks are the residual
-        blocks of a ResNet and the stages of a VGG. Batch norms count each batch once.
+        blocks of a ResNet, the units of a MobileNet and the stages of a VGG. Batch norms count each batch
+        once.
         """
         self.grad_checkpointing = enable
 

@@ -19,7 +19,7 @@ import pytest
 from parity_tests.tests.doc_blocks import blocks_of, broken_links
 from parity_tests.tests.doc_blocks import run as run_blocks
 from weights_convert.__main__ import main as weights_convert_main
-from weights_convert.spec import MODELS, ResNetSpec, VGGSpec, count_parameters, model_spec
+from weights_convert.spec import MODELS, MobileNetSpec, ResNetSpec, VGGSpec, count_parameters, model_spec
 from weights_convert.spec.checks import CHOICES
 
 ROOT = Path(__file__).parents[2]
@@ -253,8 +253,9 @@ def test_requirements_are_those_of_the_package():
 def test_the_tables_of_keywords_are_the_specs():
     text = (ROOT / "docs" / "keywords.md").read_text(encoding="utf-8")
     row = re.compile(r"^\| (\w+) \| (.+?) \| .*\|$", re.MULTILINE)
-    resnet, vgg = (dict(row.findall(part)) for part in text.split("## VGG"))
-    for rows, kind in ((resnet, ResNetSpec), (resnet | vgg, VGGSpec)):
+    resnet, vgg, mobilenet = (dict(row.findall(part)) for part in re.split("## (?:VGG|MobileNet)\n", text))
+    kinds = (resnet, ResNetSpec), (resnet | vgg, VGGSpec), (resnet | mobilenet, MobileNetSpec)
+    for rows, kind in kinds:
         fields = {field.name: field for field in dataclasses.fields(kind)}
         assert set(fields) <= set(rows)
         for name in set(rows) & set(fields):
@@ -262,8 +263,8 @@ def test_the_tables_of_keywords_are_the_specs():
             assert rows[name].split(", ")[0] == default or rows[name] == default, name
             if name in CHOICES:
                 assert {value.strip('"') for value in rows[name].split(", ")} == set(map(str, CHOICES[name]))
-    known = {field.name for kind in (ResNetSpec, VGGSpec) for field in dataclasses.fields(kind)}
-    assert {*resnet, *vgg} - {"keyword"} == known
+    known = {field.name for _, kind in kinds for field in dataclasses.fields(kind)}
+    assert {*resnet, *vgg, *mobilenet} - {"keyword"} == known
 
 
 # --------------------------------------------------------------------------------------------------

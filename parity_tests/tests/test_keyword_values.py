@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +18,35 @@ import tf1_compat
 import torch_impl
 from parity_tests.judge.synthetic import tiny
 from weights_convert.errors import SpecError
-from weights_convert.spec import AttentionSpec, ResNetSpec, VGGSpec
+from weights_convert.spec import AttentionSpec, MobileNetSpec, ResNetSpec, Spec, VGGSpec
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
 
 
+def kind_of(keywords: Mapping[str, Any]) -> type[Spec]:
+    """The kind of network with these keywords."""
+    return VGGSpec if "head_width" in keywords else MobileNetSpec if "widths" in keywords else ResNetSpec
+
+
 def torch_network(**keywords: Any) -> None:
-    network = torch_impl.VGG if "widths" in keywords else torch_impl.ResNet
     with torch.device("meta"):
-        network(**keywords)
+        getattr(torch_impl, kind_of(keywords).network)(**keywords)
 
 
 def keras_network(**keywords: Any) -> None:
-    network = keras_impl.VGG if "widths" in keywords else keras_impl.ResNet
-    network(**keywords)
+    getattr(keras_impl, kind_of(keywords).network)(**keywords)
 
 
 def tf1_network(**keywords: Any) -> None:
     channels = keywords["in_channels"]
     with tf.Graph().as_default():
         channels = channels if isinstance(channels, (int, np.integer)) and 0 < channels < 9 else 3
-        network = tf1_compat.vgg if "widths" in keywords else tf1_compat.resnet
-        network(tf.zeros((1, 8, 8, channels)), **keywords)
+        getattr(tf1_compat, kind_of(keywords).kind)(tf.zeros((1, 8, 8, channels)), **keywords)
 
 
 def spec(**keywords: Any) -> None:
-    (VGGSpec if "widths" in keywords else ResNetSpec)(**keywords)
+    kind_of(keywords)(**keywords)
 
 
 BUILD: dict[str, Callable[..., Any]] = {
@@ -68,6 +70,8 @@ BASE = tiny(depths=(1,), attention="cbam").model_kwargs()
 NAMES = list(BASE)
 VGG = VGGSpec(depths=(1,), widths=(8,), pool_size=1, head_width=4, attention="cbam").model_kwargs()
 OF_VGG = [name for name in VGG if name not in BASE] + ["depths", "eca_kernel_sizes"]
+MOBILENET = MobileNetSpec(depths=(1,), widths=(8,), stem_width=4, attention="cbam").model_kwargs()
+OF_MOBILENET = ["stride_padding", "depths", "widths", "activation"]
 POOL = [
     *(None, True, False, 0, 1, 2, 3, 4, 5, -1, 2**31 - 1, 2**31, 10**400, 0.0, 0.5, 1.0, 1.5, -0.5),
     *(
@@ -80,6 +84,7 @@ POOL = [
         "basic",
         "deep_tiered",
         "same",
+        "relu6",
         "absolute",
         "1",
     ),
@@ -95,7 +100,10 @@ TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
 
 @pytest.mark.parametrize("built", [1, pytest.param(len(POOL) + 1, marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize(
-    ("base", "name"), [(BASE, name) for name in NAMES] + [(VGG, name) for name in OF_VGG]
+    ("base", "name"),
+    [(BASE, name) for name in NAMES]
+    + [(VGG, name) for name in OF_VGG]
+    + [(MOBILENET, name) for name in OF_MOBILENET],
 )
 def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
     """`built` networks of Keras and TF1 are built; for other valid values only their checks run."""
@@ -154,7 +162,7 @@ def checked(room: str) -> Callable[..., Any]:
     """`check_keywords` of a room, which each of its networks calls first."""
     module = {"torch_impl": torch_impl, "keras_impl": keras_impl, "tf1_compat": tf1_compat}[room]
     check = module.keywords.check_keywords
-    return lambda **keywords: check(keywords, "vgg" if "widths" in keywords else "resnet")
+    return lambda **keywords: check(keywords, kind_of(keywords).kind)
 
 
 @pytest.mark.quick

@@ -66,6 +66,8 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "sk_resnext50_32x4d": 27_479_784,
     "vgg16_bn": 138_365_992,
     "se_vgg16_bn": 138_596_784,
+    "mobilenet_v1": 4_231_976,
+    "se_mobilenet_v1": 4_718_044,
 }
 VARIANT_COUNTS = [
     ("se_resnet50", {"se_bias": False}, 28_071_976),
@@ -85,6 +87,8 @@ VARIANT_COUNTS = [
     ("vgg16_bn", {"norm": "bn"}, 138_361_768),
     ("se_vgg16_bn", {"se_bias": False}, 138_592_296),
     ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
+    ("se_mobilenet_v1", {"se_bias": False}, 4_711_720),
+    ("mobilenet_v1", {"num_classes": 10}, 4_231_976 - 990 * 1025),
     ("vgg16_bn", {"num_classes": 10}, 138_365_992 - 990 * 4097),
 ]
 # `test_constructors_are_the_spec_rows` covers all rows; an ordinary run builds one of each kind of block

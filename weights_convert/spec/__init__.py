@@ -25,11 +25,13 @@ from weights_convert.spec.base import (
     parameters,
     spec_values,
 )
+from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.models import MODELS, model_name, model_spec, variant_of
 from weights_convert.spec.resnet import ResNetSpec, stem_widths
 from weights_convert.spec.vgg import VGGSpec
 
-KINDS: dict[str, type[Spec]] = {kind.kind: kind for kind in (ResNetSpec, VGGSpec, AttentionSpec)}
+_KINDS: tuple[type[Spec], ...] = (ResNetSpec, VGGSpec, MobileNetSpec, AttentionSpec)
+KINDS: dict[str, type[Spec]] = {kind.kind: kind for kind in _KINDS}
 
 
 def network_spec(keywords: Mapping[str, Any]) -> Any:
@@ -47,6 +49,7 @@ __all__ = [
     "TRAINING_ONLY",
     "AttentionOptions",
     "AttentionSpec",
+    "MobileNetSpec",
     "Parameter",
     "ResNetSpec",
     "Spec",

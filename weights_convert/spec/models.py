@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from weights_convert.errors import SpecError, nearest
 from weights_convert.spec.base import Spec, make_spec
+from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.resnet import ResNetSpec
 from weights_convert.spec.vgg import VGGSpec
 
@@ -76,6 +77,7 @@ _ROWS: dict[type[Spec], dict[str, dict[str, Any]]] = {
         "sk_resnext50_32x4d": _RESNEXTS["resnext50_32x4d"] | {"attention": "sk"},
     },
     VGGSpec: {"vgg16_bn": {}, "se_vgg16_bn": {"attention": "se"}},
+    MobileNetSpec: {"mobilenet_v1": {}, "se_mobilenet_v1": {"attention": "se"}},
 }
 
 

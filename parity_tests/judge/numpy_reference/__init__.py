@@ -11,10 +11,15 @@ from typing import Any
 import numpy as np
 
 from parity_tests.judge.numpy_reference.layers import Weights
+from parity_tests.judge.numpy_reference.mobilenet import mobilenet
 from parity_tests.judge.numpy_reference.resnet import resnet
 from parity_tests.judge.numpy_reference.vgg import vgg
 
-_NETWORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {"resnet": resnet, "vgg": vgg}
+_NETWORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
+    "resnet": resnet,
+    "vgg": vgg,
+    "mobilenet": mobilenet,
+}
 
 
 def network(images: np.ndarray, weights: Weights, spec: Any) -> dict[str, np.ndarray]:
