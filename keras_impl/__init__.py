@@ -5,6 +5,7 @@ from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExc
 from .blocks import BasicBlock, Bottleneck
 from .inception import Inception
 from .inference import optimize_for_inference
+from .mobilenet import MobileNet
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .preprocessing import Preprocessing
@@ -20,6 +21,7 @@ __all__ = [
     "Bottleneck",
     "ChannelAttention",
     "Inception",
+    "MobileNet",
     "Preprocessing",
     "ResNet",
     "SelectiveKernel",

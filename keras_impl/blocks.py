@@ -12,39 +12,24 @@ from typing import Any
 import keras
 
 from .attention import CBAM, ECA, SqueezeExcitation, keep_frozen
-from .keywords import WITH_BIAS, stage_steps
-from .layers import (
-    ACTIVATIONS,
-    Conv2D,
-    anti_aliasing_pool,
-    average_pool,
-    build_chain,
-    dilated_average_pool,
-    make_norm,
-    pooled_shape,
-    with_attention,
-)
-from .live import live_keywords, settings
+from .block import Block
+from .keywords import stage_steps
+from .layers import anti_aliasing_pool, average_pool, build_chain, dilated_average_pool, pooled_shape
 from .selective import SelectiveKernel, make_selective
 
-_OF_LAYER = ("self", "__class__", "name", "dtype", "keywords", "attention")  # not in a block's `config`
 
-
-class ResidualBlock(keras.layers.Layer):
+class ResidualBlock(Block):
     """Base class of `BasicBlock` and `Bottleneck`: relu(attention(branch(x)) + shortcut(x)).
 
     A subclass creates its convolutions, calls `add_attention_and_shortcut` and defines `branch`.
 
     Args:
-        config: the keywords of the subclass; the attribute is without the attention.
         stride: 1 or 2.
-        norm, bn_epsilon, bn_momentum: see `ResNet`.
         dilation: of the 3x3 convolutions.
         first_dilation: of the first 3x3 convolution; None for `dilation`.
-        activation: "relu", "silu", "gelu" or "leaky_relu" (slope 0.01), in place of each ReLU but the
-            attention's.
         anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
             "avg" (2x2 means) or "blur" (see `blur_pool`).
+        keywords: of `Block`; the activation is in place of each ReLU but the attention's.
     """
 
     branch: Callable[[Any, bool | None], Any]
@@ -54,46 +39,26 @@ class ResidualBlock(keras.layers.Layer):
         self,
         stride: int = 1,
         *,
-        config: Mapping[str, Any],
-        norm: str,
-        bn_epsilon: float,
-        bn_momentum: float,
         dilation: int = 1,
         first_dilation: int | None = None,
-        activation: str = "relu",
         anti_aliasing: str = "none",
         **keywords: Any,
     ):
         super().__init__(**keywords)
-        self.config = {name: value for name, value in config.items() if name not in _OF_LAYER}
-        self.norm_keywords = {"norm": norm, "bn_epsilon": bn_epsilon, "bn_momentum": bn_momentum}
         self.sk: keras.layers.Layer | None = None
-        self.activation = activation
         self.dilation, self.first_dilation = dilation, first_dilation or dilation
         self.stride, self.anti_aliasing = stride, anti_aliasing
         self.pools = anti_aliasing != "none" and (stride > 1 or self.first_dilation != dilation)
-
-    def act(self, x: Any) -> Any:
-        return ACTIVATIONS[self.activation](x)
 
     def act_and_pool(self, x: Any) -> Any:
         """The activation after the strided convolution, and the pool that carries its stride."""
         x = self.act(x)
         return anti_aliasing_pool(x, self.anti_aliasing, self.stride) if self.pools else x
 
-    def conv(
-        self, name: str, outputs: int, kernel_size: int, stride: int = 1, groups: int = 1, dilation: int = 1
-    ) -> Conv2D:
-        keywords = {"use_bias": self.norm_keywords["norm"] in WITH_BIAS, "dtype": self.dtype_policy}
-        return Conv2D(outputs, kernel_size, stride, groups, dilation_rate=dilation, **keywords, name=name)
-
     def selective_kernel(self, **keywords: Any) -> SelectiveKernel:
         """Selective kernels in place of the strided 3x3 convolution, its norm and its activation."""
         keywords |= {"dilation": self.first_dilation, "activation": self.activation} | self.norm_keywords
         return SelectiveKernel(**keywords, name="sk", dtype=self.dtype_policy)
-
-    def norm(self, name: str) -> keras.layers.Layer:
-        return make_norm(name, self.norm_keywords, self.dtype_policy)
 
     def add_attention_and_shortcut(
         self,
@@ -116,10 +81,7 @@ class ResidualBlock(keras.layers.Layer):
             downsample_kernel, downsample_pool: the projection of a strided or dilated block.
         """
         self.relu_before_attention = relu_before_attention
-        self.attention: str | None = None
-        if attention is not None:
-            self.attention, layer = attention
-            setattr(self, self.attention, layer)
+        self.add_attention(attention)
         self.downsample: list[Any] | None = None
         reduces = stride > 1 or self.dilation > 1  # dilation stands for a stride
         self.downsample_pool = reduces and downsample_pool == "avg"
@@ -129,26 +91,7 @@ class ResidualBlock(keras.layers.Layer):
             dilation = self.first_dilation if kernel > 1 else 1
             conv = self.conv("downsample_0", outputs, kernel, stride, dilation=dilation)
             self.downsample = [conv, self.norm("downsample_1")]
-        self._made = self._settings()
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings of its layers; the attention has its own config."""
-        inner, found = f"{self.name}.{self.attention}.", settings(self, self.name)
-        return {name: value for name, value in found.items() if not name.startswith(inner)}
-
-    def get_config(self) -> dict[str, Any]:
-        config = live_keywords(self._made, self._settings(), self.config)
-        if self.attention is not None:
-            config["attention"] = self.attention, getattr(self, self.attention)
-        return super().get_config() | config
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        config = with_attention(config)
-        trainable = config.pop("trainable")
-        block = super().from_config(config)
-        block.trainable = trainable
-        return block
+        self.note_settings()
 
     def build(self, input_shape: tuple) -> None:
         shape = build_chain(input_shape, *self.branch_layers())
@@ -177,9 +120,7 @@ class ResidualBlock(keras.layers.Layer):
         y = self.branch(x, training)
         if self.relu_before_attention:
             y = self.act(y)
-        if self.attention is not None:
-            y = getattr(self, self.attention)(y)  # CBAM takes `training` from Keras's call context
-        return self.act(y + self.shortcut(x, training))
+        return self.act(self.attend(y) + self.shortcut(x, training))
 
 
 @keras.saving.register_keras_serializable("samenet")

@@ -85,7 +85,7 @@ def _folded(name: str, values: Mapping[str, np.ndarray], keywords: Mapping[str, 
     Args:
         values, keywords: of the network with batch norms.
     """
-    if "widths" in keywords:
+    if "head_width" in keywords:
         numbers = _numbers(keywords)
         name = re.sub(r"features_(\d+)", lambda found: f"features_{numbers[int(found[1])]}", name)
     layer, _, leaf = name.rpartition("/")
@@ -96,8 +96,8 @@ def _folded(name: str, values: Mapping[str, np.ndarray], keywords: Mapping[str, 
         values[f"{bn}/{n}"].astype("float64") for n in ("gamma", "beta", "moving_mean", "moving_variance")
     )
     scale = gamma / np.sqrt(variance + epsilon)
-    if leaf == "kernel":  # (kH, kW, C, O)
-        return values[name] * scale
+    if leaf == "kernel":  # (kH, kW, C, O), of a depthwise convolution (kH, kW, C, 1)
+        return values[name] * (scale if values[name].shape[-1] > 1 else scale[:, None])
     return beta + (values.get(name, 0) - mean) * scale
 
 

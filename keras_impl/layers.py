@@ -24,6 +24,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     # Keras's own GELU and leaky ReLU round their constants to float32
     "gelu": lambda x: 0.5 * x * (1 + ops.erf(x * math.sqrt(0.5))),  # x Phi(x)
     "leaky_relu": lambda x: ops.where(x > 0, x, 0.01 * x),
+    "relu6": ops.relu6,  # min(max(x, 0), 6)
 }
 
 
@@ -31,18 +32,30 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 class Conv2D(keras.layers.Conv2D):
     """Convolution padded by dilation * (k // 2) on each side, in groups, by default without bias.
 
+    With a stride, `pad_rule` may also be "same" or "end"; see `pad_strided`.
+
     Keras's "same" pads a strided convolution of an even size at the end only, which shifts the output by one
     pixel against PyTorch. Keras's grouped convolution on TensorFlow goes through XLA: on a CPU its forward
     pass is slow and its backward pass over a thousand times slower; see `grouped_conv2d`.
     """
 
-    def __init__(self, filters: int, kernel_size: int, strides: int = 1, groups: int = 1, **keywords: Any):
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int,
+        strides: int = 1,
+        groups: int = 1,
+        *,
+        pad_rule: str = "pad1",
+        **keywords: Any,
+    ):
         defaults = {
             "use_bias": False,
             "data_format": "channels_last",
             "kernel_initializer": kaiming_normal(),
         }
         super().__init__(filters, kernel_size, strides, groups=groups, **(defaults | keywords))
+        self.pad_rule = pad_rule
         if self.groups > 1 and _on_tensorflow_cpu():
             self.supports_jit = False  # otherwise compile(jit_compile="auto") uses the slow XLA path
 
@@ -54,18 +67,76 @@ class Conv2D(keras.layers.Conv2D):
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         padding = "same"  # with stride 1 and an odd kernel this is k // 2 on each side
         if self.strides != (1, 1):
-            rows, columns = (size // 2 for size in self.kernel_size)
-            if rows or columns:
-                inputs = ops.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)))
-            padding = "valid"
+            inputs, padding = pad_strided(inputs, self.kernel_size, self.pad_rule)
         if self.groups > 1:
             return grouped_conv2d(inputs, kernel, self.strides, padding, self.groups, self.dilation_rate)
         return ops.conv(inputs, kernel, self.strides, padding, "channels_last", self.dilation_rate)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:  # a dilated convolution keeps the size
-        sizes = zip(input_shape[1:3], self.kernel_size, self.strides, strict=True)
-        out = [None if n is None else (n + 2 * (k // 2) - k) // s + 1 for n, k, s in sizes]
+        out = strided_sizes(input_shape[1:3], self.kernel_size, self.strides, self.pad_rule)
         return (input_shape[0], *out, self.filters)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"pad_rule": self.pad_rule}
+
+
+@keras.saving.register_keras_serializable("samenet")
+class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
+    """Convolution of each channel with its own kernel, by default without bias; padded as `Conv2D`."""
+
+    def __init__(self, kernel_size: int, strides: int = 1, *, pad_rule: str = "pad1", **keywords: Any):
+        defaults = {
+            "use_bias": False,
+            "data_format": "channels_last",
+            "depthwise_initializer": kaiming_normal(),
+        }
+        super().__init__(kernel_size, strides, **(defaults | keywords))
+        self.pad_rule = pad_rule
+        if _on_tensorflow_cpu():
+            self.supports_jit = False  # as in `Conv2D` with groups
+
+    def build(self, input_shape: tuple) -> None:
+        rows, columns = self.kernel_size
+        self.bias_initializer = uniform(rows * columns)
+        super().build(input_shape)
+
+    def call(self, inputs: Any) -> Any:
+        padding = "same"
+        if self.strides != (1, 1):
+            inputs, padding = pad_strided(inputs, self.kernel_size, self.pad_rule)
+        y = ops.depthwise_conv(inputs, self.kernel, self.strides, padding, "channels_last")
+        return y if self.bias is None else y + self.bias
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        out = strided_sizes(input_shape[1:3], self.kernel_size, self.strides, self.pad_rule)
+        return (input_shape[0], *out, input_shape[3])
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"pad_rule": self.pad_rule}
+
+
+def pad_strided(x: Any, kernel_size: tuple[int, int], rule: str) -> tuple[Any, str]:
+    """The input of a strided convolution, and the remaining padding that Keras adds.
+
+    Args:
+        rule: k // 2 on each side ("pad1") or only at the end ("end"), or TensorFlow's rule ("same").
+    """
+    if rule == "same" or kernel_size == (1, 1):
+        return x, "same" if rule == "same" else "valid"
+    sides = [(size // 2 if rule == "pad1" else 0, size // 2) for size in kernel_size]
+    return ops.pad(x, ((0, 0), *sides, (0, 0))), "valid"
+
+
+def strided_sizes(sizes: tuple, kernel_size: tuple, strides: tuple, rule: str) -> list[int | None]:
+    """Rows and columns of a convolution's output; None for an unknown size."""
+    found: list[int | None] = []
+    for n, k, s in zip(sizes, kernel_size, strides, strict=True):
+        if n is None or s == 1:
+            found.append(n)
+        else:
+            beyond = k // 2 * (2 if rule == "pad1" else 1) - k
+            found.append(-(-n // s) if rule == "same" else (n + beyond) // s + 1)
+    return found
 
 
 def grouped_conv2d(

@@ -28,7 +28,7 @@ _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a laye
     "cbam_order": r".*\.cbam\.spatial\.order",
     "cbam_spatial_input": r".*\.cbam\.spatial_input",
     "relu_before_attention": r".*\.relu_before_attention",
-    "activation": r"(layer\d+\.\d+\.(sk\.)?)?activation",
+    "activation": r"((layer|stage)\d+\.\d+\.(sk\.)?)?activation",
     "global_pool": r"global_pool",
     "eca_padding": r".*\.eca\.padding",
 }
@@ -36,7 +36,7 @@ _SETTINGS = (  # attributes that a layer's call reads
     *("filters", "units", "kernel_size", "strides", "groups", "padding", "dilation_rate", "data_format"),
     *("activation", "use_bias", "axis", "momentum", "epsilon", "center", "scale", "rate", "order", "bn"),
     *("spatial_input", "relu_before_attention", "attention", "downsample_pool", "deep_stem", "stem_pool"),
-    *("anti_aliasing", "global_pool", "pools", "stride", "split"),
+    *("anti_aliasing", "global_pool", "pools", "stride", "split", "pad_rule"),
 )
 _ABSENT = "absent"
 _QUANTIZED = ".quantization_mode"

@@ -5,6 +5,7 @@ from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_
 from .blocks import basic_block, bottleneck
 from .inception import inception
 from .inference import optimize_for_inference
+from .mobilenet import mobilenet
 from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .resnet import resnet
@@ -20,6 +21,7 @@ __all__ = [
     "eca",
     "inception",
     "list_models",
+    "mobilenet",
     "optimize_for_inference",
     "resnet",
     "selective_kernel",

@@ -48,7 +48,7 @@ def attention_and_shortcut(
         downsample_kernel, downsample_pool: the projection of a strided or dilated block.
         dilation: of the block's 3x3 convolutions.
         first_dilation: of the first of them; None for `dilation`.
-        activation: "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
+        activation: "relu", "silu", "gelu", "leaky_relu" (slope 0.01) or "relu6".
         norm: batch normalisation, called with `scope`.
         bias: whether the projection's convolution has a bias.
     """

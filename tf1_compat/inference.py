@@ -12,6 +12,8 @@ import tensorflow.compat.v1 as tf
 
 from .inception import CONFIG_COLLECTION as INCEPTIONS
 from .inception import inception
+from .mobilenet import CONFIG_COLLECTION as MOBILENETS
+from .mobilenet import mobilenet
 from .resnet import CONFIG_COLLECTION as RESNETS
 from .resnet import resnet
 from .vgg import CONFIG_COLLECTION as VGGS
@@ -72,7 +74,12 @@ def _network(graph: tf.Graph, scope: str | None) -> tuple[str, Callable, dict]:
     """Scope, function and keywords of the selected network."""
     found = {
         note["scope"]: (network, note["keywords"])
-        for collection, network in ((RESNETS, resnet), (VGGS, vgg), (INCEPTIONS, inception))
+        for collection, network in (
+            (RESNETS, resnet),
+            (VGGS, vgg),
+            (INCEPTIONS, inception),
+            (MOBILENETS, mobilenet),
+        )
         for note in map(json.loads, graph.get_collection(collection))
     }
     if scope is None and len(found) == 1:
@@ -88,7 +95,7 @@ def _folded(name: str, values: Mapping[str, np.ndarray], keywords: Mapping[str, 
     Args:
         values, keywords: of the network with batch norms.
     """
-    if "widths" in keywords:
+    if "head_width" in keywords:
         numbers = _numbers(keywords)
         name = re.sub(r"features_(\d+)", lambda found: f"features_{numbers[int(found[1])]}", name)
     layer, _, leaf = name.rpartition("/")
@@ -99,8 +106,8 @@ def _folded(name: str, values: Mapping[str, np.ndarray], keywords: Mapping[str, 
         values[f"{bn}/{n}"].astype("float64") for n in ("gamma", "beta", "moving_mean", "moving_variance")
     )
     scale = gamma / np.sqrt(variance + epsilon)
-    if leaf == "kernel":  # (kH, kW, C, O)
-        return values[name] * scale
+    if leaf == "kernel":  # (kH, kW, C, O), of a depthwise convolution (kH, kW, C, 1)
+        return values[name] * (scale if values[name].shape[-1] > 1 else scale[:, None])
     return beta + (values.get(name, 0) - mean) * scale
 
 

@@ -20,6 +20,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "gelu": lambda x: 0.5 * x * (1 + tf.math.erf(x * math.sqrt(0.5))),  # x Phi(x)
     # TensorFlow's own leaky ReLU rounds its slope to float32
     "leaky_relu": lambda x: tf.where(x > 0, x, 0.01 * x),
+    "relu6": tf.nn.relu6,  # min(max(x, 0), 6)
 }
 
 
@@ -31,10 +32,13 @@ def conv2d(
     groups: int = 1,
     *,
     dilation: int = 1,
+    padding: str = "pad1",
     bias: bool = False,
     scope: str,
 ) -> tf.Tensor:
     """Convolution padded by dilation * (k // 2); variables `kernel` (k, k, C / groups, filters) and `bias`.
+
+    With a stride, `padding` may also be "same" or "end"; see `pad_strided`.
 
     SAME pads a strided convolution of an even size at the end only, which shifts the output by one pixel.
     """
@@ -42,10 +46,9 @@ def conv2d(
         inputs = int(x.shape[-1]) // groups
         shape = (kernel_size, kernel_size, inputs, filters)
         kernel = tf.get_variable("kernel", shape, x.dtype, kaiming_normal())
-        padding, half = "SAME", kernel_size // 2  # for stride 1 and an odd kernel SAME is k // 2 on each side
+        rule, padding = padding, "SAME"  # for stride 1 and an odd kernel SAME is k // 2 on each side
         if stride > 1:
-            x = tf.pad(x, [[0, 0], [half, half], [half, half], [0, 0]]) if half else x
-            padding = "VALID"
+            x, padding = pad_strided(x, kernel_size, rule)
         if groups > 1:
             y = grouped_conv2d(x, kernel, stride, padding, groups, dilation)
         else:
@@ -54,6 +57,44 @@ def conv2d(
             fan_in = kernel_size * kernel_size * inputs
             y += tf.get_variable("bias", (filters,), x.dtype, uniform(fan_in))
         return y
+
+
+def depthwise_conv2d(
+    x: tf.Tensor,
+    kernel_size: int,
+    stride: int = 1,
+    *,
+    padding: str = "pad1",
+    bias: bool = False,
+    scope: str,
+) -> tf.Tensor:
+    """Convolution of each channel with its own kernel; variables `kernel` (k, k, C, 1) and `bias`.
+
+    `padding` as in `conv2d`.
+    """
+    with tf.variable_scope(scope):
+        channels = int(x.shape[-1])
+        shape = (kernel_size, kernel_size, channels, 1)
+        kernel = tf.get_variable("kernel", shape, x.dtype, kaiming_normal())
+        rule, padding = padding, "SAME"
+        if stride > 1:
+            x, padding = pad_strided(x, kernel_size, rule)
+        y = tf.nn.depthwise_conv2d(x, kernel, [1, stride, stride, 1], padding)
+        if bias:
+            y += tf.get_variable("bias", (channels,), x.dtype, uniform(kernel_size * kernel_size))
+        return y
+
+
+def pad_strided(x: tf.Tensor, kernel_size: int, rule: str) -> tuple[tf.Tensor, str]:
+    """The input of a strided convolution, and the remaining padding that TensorFlow adds.
+
+    Args:
+        rule: k // 2 on each side ("pad1") or only at the end ("end"), or TensorFlow's rule ("same").
+    """
+    if rule == "same" or kernel_size == 1:
+        return x, "SAME" if rule == "same" else "VALID"
+    side = [kernel_size // 2 if rule == "pad1" else 0, kernel_size // 2]
+    return tf.pad(x, [[0, 0], side, side, [0, 0]]), "VALID"
 
 
 def _convolution(x: tf.Tensor, kernel: tf.Tensor, stride: int, padding: str, dilation: int) -> tf.Tensor:

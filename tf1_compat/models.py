@@ -4,6 +4,7 @@
 """
 
 from .inception import network as _inception
+from .mobilenet import network as _mobilenet
 from .named import with_defaults as _with_defaults
 from .resnet import network as _network
 from .vgg import network as _vgg
@@ -74,3 +75,5 @@ vgg16_bn = _with_defaults(_vgg, "vgg16_bn")
 se_vgg16_bn = _with_defaults(_vgg, "se_vgg16_bn", attention="se")
 bn_inception = _with_defaults(_inception, "bn_inception")
 se_bn_inception = _with_defaults(_inception, "se_bn_inception", attention="se")
+mobilenet_v1 = _with_defaults(_mobilenet, "mobilenet_v1")
+se_mobilenet_v1 = _with_defaults(_mobilenet, "se_mobilenet_v1", attention="se")

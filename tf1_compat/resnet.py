@@ -98,7 +98,7 @@ def resnet(
         norm: after each convolution of stem, blocks and projections: batch normalisation ("bn"), a bias and
             batch normalisation ("bias_bn"), a bias
             ("bias": batch normalisation folded in), or group normalisation ("gn": 32 groups).
-        activation: of stem and blocks, "relu", "silu", "gelu" or "leaky_relu" (slope 0.01).
+        activation: of stem and blocks, "relu", "silu", "gelu", "leaky_relu" (slope 0.01) or "relu6".
         anti_aliasing: "none", or a pool in place of the stride of the blocks and of the stem's pool:
             "avg" (2x2 means, for even sizes) or "blur" (arXiv 1904.11486).
         attention: "none", "se", "cbam", "eca" or "sk" (selective kernels in place of the strided 3x3).

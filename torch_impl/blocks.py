@@ -27,8 +27,8 @@ class ResidualBlock(nn.Module):
         stride: 1 or 2.
         dilation: of the 3x3 convolutions.
         first_dilation: of the first 3x3 convolution; None for `dilation`.
-        activation: "relu", "silu", "gelu" or "leaky_relu" (slope 0.01), in place of each ReLU but the
-            attention's.
+        activation: "relu", "silu", "gelu", "leaky_relu" (slope 0.01) or "relu6", in place of each ReLU but
+            the attention's.
         anti_aliasing: "none", or a pool in place of the stride, after the strided convolution's activation:
             "avg" (2x2 means) or "blur" (see `BlurPool2d`).
     """

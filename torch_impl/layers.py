@@ -19,6 +19,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": partial(F.silu, inplace=True),
     "gelu": F.gelu,  # x Phi(x), with the exact error function
     "leaky_relu": partial(F.leaky_relu, negative_slope=0.01, inplace=True),
+    "relu6": partial(F.relu6, inplace=True),  # min(max(x, 0), 6)
 }
 
 
@@ -36,6 +37,50 @@ def conv2d(
     padding = dilation * (kernel_size // 2)
     conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, dilation, groups, bias)
     return kaiming_normal(conv)
+
+
+def depthwise_conv2d(
+    channels: int, kernel_size: int, stride: int = 1, *, padding: str = "pad1", bias: bool = False
+) -> nn.Conv2d:
+    """A convolution of each channel with its own kernel; `padding` as in `strided_conv2d`."""
+    conv = strided_conv2d(channels, channels, kernel_size, stride, channels, padding=padding, bias=bias)
+    if not conv.weight.is_meta:  # He's initial values; `kaiming_normal` counts the outputs of all groups
+        nn.init.normal_(conv.weight, std=(2 / kernel_size**2) ** 0.5)
+    return conv
+
+
+def strided_conv2d(
+    inputs: int,
+    outputs: int,
+    kernel_size: int,
+    stride: int = 1,
+    groups: int = 1,
+    *,
+    padding: str = "pad1",
+    bias: bool = False,
+) -> nn.Conv2d:
+    """`conv2d` whose stride of 2 pads by k // 2 on each side ("pad1"), or as `EndPaddedConv2d`."""
+    if stride == 1 or padding == "pad1":
+        return conv2d(inputs, outputs, kernel_size, stride, groups, bias=bias)
+    return kaiming_normal(EndPaddedConv2d(inputs, outputs, kernel_size, stride, groups, padding, bias))
+
+
+class EndPaddedConv2d(nn.Conv2d):
+    """A convolution of stride 2 with more zeros at the end than at the beginning.
+
+    Its `rule` is "same", TensorFlow's padding, which depends on the size, or "end": k // 2 zeros at the end.
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel_size: int, stride: int, groups: int, rule: str, bias: bool
+    ):
+        super().__init__(inputs, outputs, kernel_size, stride, groups=groups, bias=bias)
+        self.rule = rule
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = self.kernel_size[0] // 2
+        top, left = (x.shape[2] % 2, x.shape[3] % 2) if self.rule == "same" else (0, 0)
+        return super().forward(F.pad(x, (left * half, half, top * half, half)))
 
 
 class Activation(nn.Module):

@@ -134,8 +134,8 @@ class Network(nn.Module):
         """In training keep only the inputs of the blocks, and run them again for the gradients.
 
         This needs less memory and more time, and gives the same gradients. The blocks are the residual
-        blocks of a ResNet, the stages of a VGG and the modules of an Inception network. Batch norms count
-        each batch once.
+        blocks of a ResNet, the stages of a VGG, the modules of an Inception network and the units of a
+        MobileNet. Batch norms count each batch once.
         """
         self.grad_checkpointing = enable
 

@@ -120,7 +120,7 @@ def new_head(source: Checkpoint, num_classes: int | None) -> Checkpoint:
 
 def _pairs(source: Checkpoint) -> list[tuple[str, str]]:
     """(convolution or SK's dense layer, batch norm) of a network, and of CBAM's spatial gates."""
-    kernels = [p for p in parameters(source.spec) if p.role in ("conv2d", "sk_dense")]
+    kernels = [p for p in parameters(source.spec) if p.role in ("conv2d", "depthwise", "sk_dense")]
     layers = [p.name.rpartition(".")[0] for p in kernels if p.name.endswith(".weight")]
     pairs = [(layer, source.spec.norm_after(layer)) for layer in layers]
     return [(conv, bn) for conv, bn in pairs if f"{bn}.running_var" in source]

@@ -44,6 +44,7 @@ class Role(NamedTuple):
 _DENSE = Role("weight", "kernel", 0, (1, 0))
 ROLES = {
     "conv2d": Role("weight", "kernel", 0, (2, 3, 1, 0)),  # O I H W -> H W I O; grouped: I is I / groups
+    "depthwise": Role("weight", "kernel", 0, (2, 3, 0, 1)),  # C 1 H W -> H W C 1
     "conv1d": Role("weight", "kernel", 0, (2, 1, 0)),
     "dense": _DENSE,
     **dict.fromkeys(
@@ -234,7 +235,12 @@ def _tf1_parse(name: str) -> str | None:
 # --------------------------------------------------------------------------------------------------
 # keras: layer1/bottleneck_1/conv1/vars/0, members of a list are numbered per class
 
-_LAYER_CLASSES = {"conv2d": "conv2d", "conv1d": "conv1d", "dense": "dense"}  # else a norm
+_LAYER_CLASSES = {  # else a norm
+    "conv2d": "conv2d",
+    "depthwise": "depthwise_conv2d",
+    "conv1d": "conv1d",
+    "dense": "dense",
+}
 
 
 def _keras_rename(parameter: Parameter, spec: Spec) -> str | None:

@@ -27,7 +27,7 @@ def weights(spec: Spec, seed: int = 0) -> Checkpoint:
     last += "2" if getattr(spec, "block", "") == "basic" else "3"
     arrays = {}
     for name, shape, role in parameters(spec):
-        if role.startswith("conv") or role.endswith("dense"):
+        if role.startswith(("conv", "depthwise")) or role.endswith("dense"):
             array = random.normal(0, np.sqrt(2 / np.prod(shape[1:])), shape)
         elif role in ("scale", "variance"):
             array = random.uniform(0.5, 1.5, shape)

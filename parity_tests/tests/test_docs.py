@@ -19,7 +19,15 @@ import pytest
 from parity_tests.tests.doc_blocks import blocks_of, broken_links
 from parity_tests.tests.doc_blocks import run as run_blocks
 from weights_convert.__main__ import main as weights_convert_main
-from weights_convert.spec import MODELS, InceptionSpec, ResNetSpec, VGGSpec, count_parameters, model_spec
+from weights_convert.spec import (
+    MODELS,
+    InceptionSpec,
+    MobileNetSpec,
+    ResNetSpec,
+    VGGSpec,
+    count_parameters,
+    model_spec,
+)
 from weights_convert.spec.checks import CHOICES
 
 ROOT = Path(__file__).parents[2]
@@ -253,7 +261,7 @@ def test_requirements_are_those_of_the_package():
 def test_the_tables_of_keywords_are_the_specs():
     text = (ROOT / "docs" / "keywords.md").read_text(encoding="utf-8")
     row = re.compile(r"^\| (\w+) \| (.+?) \| .*\|$", re.MULTILINE)
-    kinds = {"": ResNetSpec, "## VGG": VGGSpec, "## Inception": InceptionSpec}
+    kinds = {"": ResNetSpec, "## VGG": VGGSpec, "## Inception": InceptionSpec, "## MobileNet": MobileNetSpec}
     tables = [dict(row.findall(part)) for part in re.split("|".join(filter(None, kinds)), text)]
     for own, kind in zip(tables, kinds.values(), strict=True):
         rows = tables[0] | own

@@ -165,7 +165,7 @@ def test_the_three_files_hold_the_same_definitions(file):
     only_one = {"batchnormalization", "batchnorm", "dense", "mean", "channellayer", "openscope"}  # tools
     only_one |= {"maxpoolsame", "conv2d", "buildchain", "residualblock", "attentionandshortcut"}
     only_one |= {"checkinput", "checkgraph", "graphinput", "checkistraining", "uniform", "opennetwork"}
-    only_one |= {"keepfrozen"}
+    only_one |= {"keepfrozen", "makehead", "makenorm"}
     only_one |= {"conv", "convolutionstride"}
     torch_, keras_, tf1_ = (
         definitions(room) - only_one for room in ("torch_impl", "keras_impl", "tf1_compat")

@@ -19,7 +19,7 @@ import keras_impl
 from parity_tests.judge import synthetic, tolerances
 from parity_tests.judge.synthetic import tiny
 from weights_convert import MismatchError, SourceError, convert, load, load_into, load_model, save, state_of
-from weights_convert.spec import Spec, VGGSpec, changed
+from weights_convert.spec import MobileNetSpec, Spec, VGGSpec, changed
 
 SE = tiny(attention="se", block="basic", stem="3x3", depths=(1, 2))
 SPECS: dict[str, Spec] = {
@@ -35,6 +35,7 @@ SPECS: dict[str, Spec] = {
         strides=(1, 1), dilations=(1, 2), anti_aliasing="avg", activation="gelu", global_pool="avgmax"
     ),
 }
+MOBILENET = MobileNetSpec(depths=(1, 1), widths=(8, 8), stem_width=4, num_classes=5, stride_padding="keras")
 VGG = VGGSpec(depths=(2, 1), widths=(8, 8), head_width=16, num_classes=5, attention="cbam", reduction=4)
 ORDINARY = ("se", "eca")
 each = pytest.mark.parametrize(
@@ -142,6 +143,17 @@ def test_features_of_one_stage_are_saved_and_converted(tmp_path):
     assert other.config == changed(SE, {"num_classes": 0}).model_kwargs()
 
 
+def test_features_of_mobilenet(tmp_path):
+    """The layers of a unit keep their padding in a saved part."""
+    model, x = network(MOBILENET), images((33, 32))
+    features = keras.Model(model.input, model.get_layer("stage2_0").output)
+    again = reloaded(features, tmp_path / "a.keras")
+    np.testing.assert_array_equal(run(again, x), run(features, x))
+    found = part(again)
+    assert found.spec == changed(MOBILENET, {"num_classes": 0})
+    assert_part(found.arrays, state_of(model))
+
+
 def test_features_of_vgg(tmp_path):
     model, x = network(VGG), images()
     features = keras.Model(model.input, model.layers[-2].output)
@@ -155,8 +167,12 @@ def test_features_of_vgg(tmp_path):
 
 @pytest.mark.parametrize(
     ("spec", "layer", "missing"),
-    [(SE, "conv1", "ends before its first block"), (VGG, "features_2", "ends before classifier_3")],
-    ids=["resnet", "vgg"],
+    [
+        (SE, "conv1", "ends before its first block"),
+        (VGG, "features_2", "ends before classifier_3"),
+        (MOBILENET, "conv1", "ends before its first unit"),
+    ],
+    ids=["resnet", "vgg", "mobilenet"],
 )
 def test_a_part_that_is_no_network_is_refused_in_one_line(tmp_path, spec, layer, missing):
     model = network(spec)

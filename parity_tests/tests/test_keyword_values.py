@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +18,37 @@ import tf1_compat
 import torch_impl
 from parity_tests.judge.synthetic import tiny
 from weights_convert.errors import SpecError
-from weights_convert.spec import AttentionSpec, InceptionSpec, ResNetSpec, VGGSpec
+from weights_convert.spec import AttentionSpec, InceptionSpec, MobileNetSpec, ResNetSpec, Spec, VGGSpec
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
 
 
-KINDS = {"vgg": VGGSpec, "inception": InceptionSpec, "resnet": ResNetSpec}
-
-
-def kind_of(keywords: dict[str, Any]) -> str:
-    return next(
-        (kind for kind, own in (("vgg", "widths"), ("inception", "last_pool")) if own in keywords), "resnet"
-    )
+def kind_of(keywords: Mapping[str, Any]) -> type[Spec]:
+    """The kind of network with these keywords."""
+    own = {"head_width": VGGSpec, "last_pool": InceptionSpec, "stride_padding": MobileNetSpec}
+    return next((kind for name, kind in own.items() if name in keywords), ResNetSpec)
 
 
 def torch_network(**keywords: Any) -> None:
     with torch.device("meta"):
-        getattr(torch_impl, KINDS[kind_of(keywords)].network)(**keywords)
+        getattr(torch_impl, kind_of(keywords).network)(**keywords)
 
 
 def keras_network(**keywords: Any) -> None:
-    getattr(keras_impl, KINDS[kind_of(keywords)].network)(**keywords)
+    getattr(keras_impl, kind_of(keywords).network)(**keywords)
 
 
 def tf1_network(**keywords: Any) -> None:
     channels = keywords["in_channels"]
     with tf.Graph().as_default():
         channels = channels if isinstance(channels, (int, np.integer)) and 0 < channels < 9 else 3
-        network = getattr(tf1_compat, kind_of(keywords))
+        network = getattr(tf1_compat, kind_of(keywords).kind)
         network(tf.zeros((1, 32, 32, channels)), **keywords)
 
 
 def spec(**keywords: Any) -> None:
-    KINDS[kind_of(keywords)](**keywords)
+    kind_of(keywords)(**keywords)
 
 
 BUILD: dict[str, Callable[..., Any]] = {
@@ -77,6 +74,8 @@ VGG = VGGSpec(depths=(1,), widths=(8,), pool_size=1, head_width=4, attention="cb
 OF_VGG = [name for name in VGG if name not in BASE] + ["depths", "eca_kernel_sizes"]
 INCEPTION = InceptionSpec(width_multiplier=1 / 64, attention="cbam").model_kwargs()
 OF_INCEPTION = [name for name in INCEPTION if name not in {*BASE, *VGG}] + ["eca_kernel_sizes"]
+MOBILENET = MobileNetSpec(depths=(1,), widths=(8,), stem_width=4, attention="cbam").model_kwargs()
+OF_MOBILENET = ["stride_padding", "depths", "widths", "activation"]
 POOL = [
     *(None, True, False, 0, 1, 2, 3, 4, 5, -1, 2**31 - 1, 2**31, 10**400, 0.0, 0.5, 1.0, 1.5, -0.5),
     *(
@@ -89,6 +88,7 @@ POOL = [
         "basic",
         "deep_tiered",
         "same",
+        "relu6",
         "absolute",
         "1",
     ),
@@ -107,7 +107,8 @@ TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
     ("base", "name"),
     [(BASE, name) for name in NAMES]
     + [(VGG, name) for name in OF_VGG]
-    + [(INCEPTION, name) for name in OF_INCEPTION],
+    + [(INCEPTION, name) for name in OF_INCEPTION]
+    + [(MOBILENET, name) for name in OF_MOBILENET],
 )
 def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
     """`built` networks of Keras and TF1 are built; for other valid values only their checks run."""
@@ -167,7 +168,7 @@ def checked(room: str) -> Callable[..., Any]:
     """`check_keywords` of a room, which each of its networks calls first."""
     module = {"torch_impl": torch_impl, "keras_impl": keras_impl, "tf1_compat": tf1_compat}[room]
     check = module.keywords.check_keywords
-    return lambda **keywords: check(keywords, kind_of(keywords))
+    return lambda **keywords: check(keywords, kind_of(keywords).kind)
 
 
 @pytest.mark.quick

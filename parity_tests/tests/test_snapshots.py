@@ -27,7 +27,7 @@ from weights_convert.__main__ import main
 from weights_convert.families import FAMILIES
 from weights_convert.formats.base import TensorInfo
 from weights_convert.plan import make_plan
-from weights_convert.spec import MODELS, is_count
+from weights_convert.spec import MODELS, InceptionSpec, is_count
 
 RECORDED = Path(__file__).with_name("snapshots.json")
 
@@ -91,9 +91,15 @@ _FOR = {  # keywords of a family's networks
 }
 
 
+_INCEPTIONS = ("cadene_inception", "pytorchcv_inception")
+
+
 def written(family: str, suffix: str) -> str:
     """Every file that is written for one small network."""
-    checkpoint = synthetic.position_coded(tiny(**{"attention": "cbam"} | _FOR.get(family, {})))
+    spec: Any = tiny(**{"attention": "cbam"} | _FOR.get(family, {}))
+    if family in _INCEPTIONS:
+        spec = InceptionSpec(width_multiplier=1 / 16, norm="bias_bn")
+    checkpoint = synthetic.position_coded(spec)
     with tempfile.TemporaryDirectory() as folder:
         save(checkpoint, Path(folder) / f"x{suffix}", family=family)
         return digest([(path.name, contents(path)) for path in sorted(Path(folder).iterdir())])

@@ -68,6 +68,8 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "se_vgg16_bn": 138_596_784,
     "bn_inception": 11_285_224,
     "se_bn_inception": 11_931_622,
+    "mobilenet_v1": 4_231_976,
+    "se_mobilenet_v1": 4_718_044,
 }
 VARIANT_COUNTS = [
     ("se_resnet50", {"se_bias": False}, 28_071_976),
@@ -87,6 +89,8 @@ VARIANT_COUNTS = [
     ("vgg16_bn", {"norm": "bn"}, 138_361_768),
     ("se_vgg16_bn", {"se_bias": False}, 138_592_296),
     ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
+    ("se_mobilenet_v1", {"se_bias": False}, 4_711_720),
+    ("mobilenet_v1", {"num_classes": 10}, 4_231_976 - 990 * 1025),
     ("vgg16_bn", {"num_classes": 10}, 138_365_992 - 990 * 4097),
     ("bn_inception", {"norm": "bias_bn"}, 11_295_240),
     ("se_bn_inception", {"se_bias": False}, 11_924_584),

@@ -26,13 +26,13 @@ from weights_convert.spec.base import (
     spec_values,
 )
 from weights_convert.spec.inception import InceptionSpec
+from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.models import MODELS, model_name, model_spec, variant_of
 from weights_convert.spec.resnet import ResNetSpec, stem_widths
 from weights_convert.spec.vgg import VGGSpec
 
-KINDS: dict[str, type[Spec]] = {
-    kind.kind: kind for kind in (ResNetSpec, VGGSpec, InceptionSpec, AttentionSpec)
-}
+_KINDS: tuple[type[Spec], ...] = (ResNetSpec, VGGSpec, InceptionSpec, MobileNetSpec, AttentionSpec)
+KINDS: dict[str, type[Spec]] = {kind.kind: kind for kind in _KINDS}
 
 
 def network_spec(keywords: Mapping[str, Any]) -> Any:
@@ -51,6 +51,7 @@ __all__ = [
     "AttentionOptions",
     "AttentionSpec",
     "InceptionSpec",
+    "MobileNetSpec",
     "Parameter",
     "ResNetSpec",
     "Spec",

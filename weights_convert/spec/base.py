@@ -241,9 +241,16 @@ def dense(
 
 
 def conv_norm(
-    norm: str, conv: str, bn: str, inputs: int, outputs: int, kernel: int, groups: int = 1
+    norm: str,
+    conv: str,
+    bn: str,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    groups: int = 1,
+    role: str = "conv2d",
 ) -> Iterator[Parameter]:
-    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), "conv2d")
+    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), role)
     if norm in WITH_BIAS:
         yield Parameter(f"{conv}.bias", (outputs,), "bias")
     if norm == "gn":

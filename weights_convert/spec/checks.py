@@ -62,10 +62,11 @@ CHOICES = {
     "stem": ("7x7", "deep", "deep_tiered", "3x3"),
     "stem_pool": (None, "pad1", "ceil", "same", "conv", "none"),
     "stride_in": ("conv2", "conv1"),
+    "stride_padding": ("pad1", "same", "keras"),
     "downsample_kernel": (1, 3),
     "downsample_pool": ("none", "avg"),
     "norm": ("bn", "bias_bn", "bias", "gn"),
-    "activation": ("relu", "silu", "gelu", "leaky_relu"),
+    "activation": ("relu", "silu", "gelu", "leaky_relu", "relu6"),
     "anti_aliasing": ("none", "avg", "blur"),
     "global_pool": ("avg", "max", "avgmax", "catavgmax"),
     "attention": ("none", "se", "cbam", "eca", "sk"),
@@ -182,16 +183,16 @@ def check_stages(c: Mapping[str, Any], name: str) -> None:
         raise ValueError(f"{name}={c[name]!r}: expected {stages}, one per stage{_OR_NONE.get(name, '')}")
 
 
-def check_vgg(c: Mapping[str, Any]) -> None:
-    """Raise `ValueError` for keywords of a VGG that are valid alone but invalid together."""
+def check_plain(c: Mapping[str, Any], network: str) -> None:
+    """Raise `ValueError` for keywords of a network without shortcuts that are invalid together."""
     check_stages(c, "widths")
     check_stages(c, "eca_kernel_sizes")
     if c["norm"] == "gn":
-        raise ValueError("norm='gn': expected 'bn', 'bias_bn' or 'bias' in a VGG")
+        raise ValueError(f"norm='gn': expected 'bn', 'bias_bn' or 'bias' in a {network}")
     if c["attention"] == "sk":
         raise ValueError(
-            "attention='sk': expected 'none', 'se', 'cbam' or 'eca' in a VGG; selective kernels are for "
-            "residual blocks"
+            f"attention='sk': expected 'none', 'se', 'cbam' or 'eca' in a {network}; selective kernels are "
+            "for residual blocks"
         )
 
 
@@ -287,8 +288,9 @@ def check_selective(c: Mapping[str, Any], channels: int) -> None:
 
 TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "resnet": check_resnet,
-    "vgg": check_vgg,
+    "vgg": partial(check_plain, network="VGG"),
     "inception": check_inception,
+    "mobilenet": partial(check_plain, network="MobileNet"),
 }
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from weights_convert.errors import SpecError, nearest
 from weights_convert.spec.base import Spec, make_spec
 from weights_convert.spec.inception import InceptionSpec
+from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.resnet import ResNetSpec
 from weights_convert.spec.vgg import VGGSpec
 
@@ -78,6 +79,7 @@ _ROWS: dict[type[Spec], dict[str, dict[str, Any]]] = {
     },
     VGGSpec: {"vgg16_bn": {}, "se_vgg16_bn": {"attention": "se"}},
     InceptionSpec: {"bn_inception": {}, "se_bn_inception": {"attention": "se"}},
+    MobileNetSpec: {"mobilenet_v1": {}, "se_mobilenet_v1": {"attention": "se"}},
 }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from parity_tests.judge.numpy_reference.inception import inception
 from parity_tests.judge.numpy_reference.layers import Weights
+from parity_tests.judge.numpy_reference.mobilenet import mobilenet
 from parity_tests.judge.numpy_reference.resnet import resnet
 from parity_tests.judge.numpy_reference.vgg import vgg
 
@@ -19,6 +20,7 @@ _NETWORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     "resnet": resnet,
     "vgg": vgg,
     "inception": inception,
+    "mobilenet": mobilenet,
 }
 
 

@@ -33,6 +33,7 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "silu": lambda x: x * sigmoid(x),
     "gelu": gelu,
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
+    "relu6": lambda x: np.minimum(relu(x), 6.0),
 }
 
 
