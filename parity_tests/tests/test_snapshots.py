@@ -27,7 +27,7 @@ from weights_convert.__main__ import main
 from weights_convert.families import FAMILIES
 from weights_convert.formats.base import TensorInfo
 from weights_convert.plan import make_plan
-from weights_convert.spec import MODELS, is_count
+from weights_convert.spec import MODELS, MobileNetSpec, is_count
 
 RECORDED = Path(__file__).with_name("snapshots.json")
 
@@ -89,11 +89,16 @@ _FOR = {  # keywords of a family's networks
     "eca": {"attention": "eca"},
     "torchvision": {"attention": "none"},
 }
+_MOBILENETS = {
+    "pytorchcv_mobilenet": MobileNetSpec(depths=(1, 2), widths=(8, 8), num_classes=5),
+    "timm_mobilenet": MobileNetSpec(depths=(1, 2), widths=(8, 8), num_classes=5, activation="relu6"),
+}
 
 
 def written(family: str, suffix: str) -> str:
     """Every file that is written for one small network."""
-    checkpoint = synthetic.position_coded(tiny(**{"attention": "cbam"} | _FOR.get(family, {})))
+    spec = _MOBILENETS.get(family) or tiny(**{"attention": "cbam"} | _FOR.get(family, {}))
+    checkpoint = synthetic.position_coded(spec)
     with tempfile.TemporaryDirectory() as folder:
         save(checkpoint, Path(folder) / f"x{suffix}", family=family)
         return digest([(path.name, contents(path)) for path in sorted(Path(folder).iterdir())])

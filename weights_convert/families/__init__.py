@@ -12,6 +12,7 @@ from weights_convert.families import (
     kobiso,
     luuuyi,
     mmpretrain,
+    mobilenets,
     moskomule,
     own,
     pytorchcv,
@@ -45,5 +46,6 @@ FAMILIES: dict[str, Family] = {
         qubvel.FAMILY,
         keras_applications.FAMILY,
         keras_hub.FAMILY,
+        *mobilenets.FAMILIES,
     )
 }
