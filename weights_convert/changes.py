@@ -106,7 +106,7 @@ def new_head(source: Checkpoint, num_classes: int | None) -> Checkpoint:
     generator = np.random.default_rng(0)
     for parameter in parameters(changed(source.spec, keywords)):
         if parameter.name.startswith(start):
-            if parameter.role == "dense":
+            if parameter.role in ("dense", "head_dense"):
                 bound = parameter.shape[1] ** -0.5
             values = generator.uniform(-bound, bound, parameter.shape).astype(of_weights[-1])
             tensors[parameter.name] = in_memory(values, f"{parameter.name} (new)")

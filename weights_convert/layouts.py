@@ -48,8 +48,8 @@ ROLES = {
     "conv1d": Role("weight", "kernel", 0, (2, 1, 0)),
     "dense": _DENSE,
     **dict.fromkeys(
-        ("se_dense", "cbam_dense", "sk_dense"), _DENSE
-    ),  # of an attention in a network: 1x1 in some files
+        ("se_dense", "cbam_dense", "sk_dense", "head_dense"), _DENSE
+    ),  # of an attention in a network, and of MobileNet's classifier: 1x1 in some files
     "bias": Role("bias", "bias", 1),
     "scale": Role("weight", "gamma", 0),
     "offset": Role("bias", "beta", 1),

@@ -15,7 +15,7 @@ from parity_tests.tests.test_families import FOREIGN, foreign_arrays, shapes_in
 from weights_convert import convert, load, load_model, save, state_of
 from weights_convert.families import FAMILIES
 from weights_convert.formats import open_reader
-from weights_convert.spec import InceptionSpec
+from weights_convert.spec import InceptionSpec, MobileNetSpec
 
 # --------------------------------------------------------------------------------------------------
 # There and back
@@ -45,6 +45,8 @@ WRITTEN = {
     ),
     "cbam": tiny(attention="cbam"),
     "eca": tiny(attention="eca"),
+    "pytorchcv_mobilenet": MobileNetSpec(num_classes=5),
+    "timm_mobilenet": MobileNetSpec(num_classes=5, activation="relu6"),
 }
 
 

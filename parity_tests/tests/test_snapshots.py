@@ -27,7 +27,7 @@ from weights_convert.__main__ import main
 from weights_convert.families import FAMILIES
 from weights_convert.formats.base import TensorInfo
 from weights_convert.plan import make_plan
-from weights_convert.spec import MODELS, InceptionSpec, is_count
+from weights_convert.spec import MODELS, InceptionSpec, MobileNetSpec, is_count
 
 RECORDED = Path(__file__).with_name("snapshots.json")
 
@@ -89,16 +89,17 @@ _FOR = {  # keywords of a family's networks
     "eca": {"attention": "eca"},
     "torchvision": {"attention": "none"},
 }
-
-
-_INCEPTIONS = ("cadene_inception", "pytorchcv_inception")
+_OTHERS: dict[str, Any] = {  # families of other networks than ResNets
+    "pytorchcv_mobilenet": MobileNetSpec(depths=(1, 2), widths=(8, 8), num_classes=5),
+    "timm_mobilenet": MobileNetSpec(depths=(1, 2), widths=(8, 8), num_classes=5, activation="relu6"),
+    "cadene_inception": InceptionSpec(width_multiplier=1 / 16, norm="bias_bn"),
+    "pytorchcv_inception": InceptionSpec(width_multiplier=1 / 16, norm="bias_bn"),
+}
 
 
 def written(family: str, suffix: str) -> str:
     """Every file that is written for one small network."""
-    spec: Any = tiny(**{"attention": "cbam"} | _FOR.get(family, {}))
-    if family in _INCEPTIONS:
-        spec = InceptionSpec(width_multiplier=1 / 16, norm="bias_bn")
+    spec = _OTHERS.get(family) or tiny(**{"attention": "cbam"} | _FOR.get(family, {}))
     checkpoint = synthetic.position_coded(spec)
     with tempfile.TemporaryDirectory() as folder:
         save(checkpoint, Path(folder) / f"x{suffix}", family=family)

@@ -13,6 +13,7 @@ from weights_convert.families import (
     kobiso,
     luuuyi,
     mmpretrain,
+    mobilenets,
     moskomule,
     own,
     pytorchcv,
@@ -49,5 +50,6 @@ FAMILIES: dict[str, Family] = {
         keras_hub.FAMILY,
         cadene_inception.FAMILY,
         pytorchcv_inception.FAMILY,
+        *mobilenets.FAMILIES,
     )
 }

@@ -139,9 +139,10 @@ class Family:
         about: origin of the files, for the user.
         names: module path in a file -> canonical module path.
         variants: other names for some networks.
+        leaves: other leaf names in a file of TensorFlow -> TensorFlow's, such as "biases" -> "bias".
         separator, tensorflow: "." and PyTorch's leaf names and axes, or "/" and TensorFlow's.
         attentions: attentions of its networks.
-        mlp_1x1: attentions whose MLP is stored as 1x1 convolutions.
+        mlp_1x1: attentions whose MLP is stored as 1x1 convolutions, and "head" for such a classifier.
         implies: keyword -> value in all its networks; a value that shapes contradict is refused.
         cases: implied values of some of its networks.
         alternatives: networks that only the user can distinguish, with `--model FAMILY:NAME` or `--set`.
@@ -163,6 +164,7 @@ class Family:
     about: str
     names: Mapping[str, str] = field(default_factory=dict)
     variants: tuple[Variant, ...] = ()
+    leaves: Mapping[str, str] = field(default_factory=dict)
     separator: str = "."
     attentions: tuple[str, ...]
     mlp_1x1: tuple[str, ...] = ()
@@ -255,7 +257,7 @@ class Family:
             variant = self.variants[number]
             replaced = set(variant.names.values())
             names = {f: c for f, c in names.items() if c not in replaced} | dict(variant.names)
-        rules = Names(names, self.separator)
+        rules = Names(names, self.separator, self.leaves)
         tensorflow = self.separator == "/"
         return Layout(
             name=self.name,

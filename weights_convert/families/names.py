@@ -39,8 +39,8 @@ Rules = dict[str, list[Rule]]  # by the skeleton of their names
 class Names:
     """Pairs of module paths, usable in both directions; the first match counts."""
 
-    def __init__(self, names: Mapping[str, str], separator: str):
-        self.separator = separator
+    def __init__(self, names: Mapping[str, str], separator: str, leaves: Mapping[str, str] | None = None):
+        self.separator, self.leaves = separator, leaves or {}
         self._from_file = rules_of(names.items())
         self._to_file = rules_of((c, f) for f, c in names.items() if "{part}" not in f)
         self._in_parts = any("{part}" in file for file in names)
@@ -61,7 +61,7 @@ class Names:
         if numbered:
             leaf = KERAS_LEAVES[int(leaf)] if len(leaf) == 1 and int(leaf) < len(KERAS_LEAVES) else ""
         elif self.separator == "/":
-            return from_tensorflow(module, leaf)
+            return from_tensorflow(module, self.leaves.get(leaf, leaf))
         return f"{module}.{leaf}" if like(f"{module}.{leaf}") else None
 
     def part(self, name: str) -> int:

@@ -76,7 +76,7 @@ class MobileNetSpec(Spec):
                 yield from attention_tensors(self, f"{unit}.{self.attention}.", width, eca_size)
                 channels = width
         if self.num_classes:
-            yield from dense("fc", channels, self.num_classes, self.head_bias)
+            yield from dense("fc", channels, self.num_classes, self.head_bias, "head_dense")
 
     @classmethod
     def widest(cls) -> list[Self]:
