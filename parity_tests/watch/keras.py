@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import numpy as np
 from parity_tests.judge import tolerances
 from parity_tests.watch.inputs import Beside
 from parity_tests.watch.keras_layers import call_with, named_layers, own_weights, to_numpy
-from parity_tests.watch.keras_rebuild import MOVED, check_copies, needs_rebuild, rebuilt
+from parity_tests.watch.keras_rebuild import MOVED, check_copies, give_weights, needs_rebuild, rebuilt
 from parity_tests.watch.structure import arrays, replaced, tensors
 from parity_tests.watch.trace import (
     Call,
@@ -116,6 +117,8 @@ class KerasTracer:
         """Build the model if needed, remember the weights, and compare copies with the original model."""
         if not self._live.built:
             self._run(self._live, images, False)
+        for copy in self._copies.values():
+            give_weights(self._live, copy, self.dtype, partial(self._run, copy, images, False))
         weights = {id(weight): weight for model in (self._live, self.model) for weight in model.weights}
         self._before = [(weight, to_numpy(weight)) for weight in weights.values()]
         if self._copies:

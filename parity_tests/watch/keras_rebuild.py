@@ -16,6 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from parity_tests.watch.keras_custom import accepted_config, with_functions
 from parity_tests.watch.keras_layers import named_layers, to_numpy
 from parity_tests.watch.rounding import check_rounding, same
 from weights_convert.errors import SpecError
@@ -38,23 +39,40 @@ def needs_rebuild(model: keras.Layer, layers: Layers, dtype: str) -> bool:
 def rebuilt(model: keras.Layer, dtype: str | None) -> keras.Layer:
     """Rebuild a model from its config with its weights, float32 as float64 or the reverse.
 
-    `dtype` None keeps its dtypes.
+    `dtype` None keeps its dtypes. A model that builds its weights in its first call has to run once before
+    `give_weights`.
     """
     try:
-        config = model.get_config()
-        with _policy(dtype or model.dtype_policy.name):
+        config, own = with_functions(accepted_config(model), model)
+        with _policy(dtype or model.dtype_policy.name), keras.saving.custom_object_scope(own):
             other = type(model).from_config(config if dtype is None else _widened(config, dtype))
-        other.set_weights(model.get_weights())
+        if other.weights or not model.weights:
+            other.set_weights(model.get_weights())
         if dtype and model.compute_dtype == _OTHER[dtype] and other.compute_dtype != dtype:
             raise ValueError(f"its constructor does not take {dtype}")
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise SpecError(
-            f"the Keras model computes in {model.compute_dtype} and cannot be rebuilt in {dtype} "
-            f"({type(error).__name__}: {reason}); build it with dtype={dtype!r}, or compare with "
-            f"dtype={model.compute_dtype!r}"
-        ) from error
+        raise _cannot(model, dtype, error) from error
     return other
+
+
+def give_weights(model: keras.Layer, other: keras.Layer, dtype: str, run: Callable[[], Any]) -> None:
+    """Run a copy that has no weights yet, and set the weights of the original."""
+    if len(other.weights) == len(model.weights):
+        return
+    try:
+        run()
+        other.set_weights(model.get_weights())
+    except Exception as error:
+        raise _cannot(model, dtype, error) from error
+
+
+def _cannot(model: keras.Layer, dtype: str | None, error: Exception) -> SpecError:
+    reason = " ".join(str(error).split())[:200]
+    return SpecError(
+        f"the Keras model computes in {model.compute_dtype} and cannot be rebuilt in {dtype} "
+        f"({type(error).__name__}: {reason}); build it with dtype={dtype!r}, or compare with "
+        f"dtype={model.compute_dtype!r}"
+    )
 
 
 @contextmanager
@@ -63,10 +81,7 @@ def _policy(name: str) -> Iterator[None]:
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(name)
     try:
-        with keras.src.saving.serialization_lib.SafeModeScope(
-            False
-        ):  # lambdas of a live model, not of a file
-            yield
+        yield
     finally:
         keras.config.set_dtype_policy(before)
 

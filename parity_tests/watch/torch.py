@@ -13,6 +13,7 @@ import torch
 from parity_tests.watch.inputs import Beside
 from parity_tests.watch.rounding import check_rounding
 from parity_tests.watch.structure import arrays, replaced, tensors
+from parity_tests.watch.torch_plain import copied, notes_of
 from parity_tests.watch.trace import (
     Call,
     Fingerprint,
@@ -43,10 +44,8 @@ class TorchTracer:
 
     def __init__(self, module: torch.nn.Module, dtype: str, *, as_it_is: bool = False):
         self.dtype, self.beside = dtype, Beside()
-        self.module = _eager(copy.deepcopy(module))
-        self.notes = ["torch.compile was left out: judged is the module that it compiles"] * (
-            "OptimizedModule" in {type(layer).__name__ for layer in module.modules()}
-        )
+        self.module = copied(module)
+        self.notes = notes_of(module)
         floats = {tensor.dtype for _, tensor in self._state() if tensor.is_floating_point()}
         # a module that keeps half precision takes half precision as input
         half = as_it_is and floats and not floats & {*_WIDE}
@@ -297,16 +296,6 @@ def _converted(tensor: torch.Tensor, dtype: str, as_it_is: bool) -> torch.Tensor
     if not tensor.is_floating_point() or (as_it_is and tensor.dtype not in _WIDE):
         return tensor
     return tensor.to(getattr(torch, dtype))
-
-
-def _eager(module: torch.nn.Module) -> torch.nn.Module:
-    """Undo `torch.compile`, whose layers cannot be traced."""
-    for name, child in module.named_children():
-        if type(child).__name__ == "OptimizedModule":
-            setattr(module, name, child._orig_mod)
-    for child in module.children():
-        _eager(child)
-    return module._orig_mod if type(module).__name__ == "OptimizedModule" else module  # type: ignore[return-value]
 
 
 def _graph(output: Any) -> set[int]:
