@@ -19,12 +19,14 @@ from parity_tests.watch.trace import (
     Fingerprint,
     Trace,
     Weights,
+    base_name,
     fingerprint,
     is_index,
     joined,
     nearest,
     numbered,
     reason_of,
+    settings_of,
 )
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
@@ -245,6 +247,9 @@ class TorchTracer:
                 numbers = sum(parameter.numel() for parameter in own)
                 found[holder] = Weights(before.tensors + len(own), before.parameters + numbers)
         return found
+
+    def settings(self, name: str) -> Mapping[str, float]:
+        return settings_of(self._layers.get(base_name(name)))
 
     def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
         found: dict[str, list[Fingerprint]] = {}

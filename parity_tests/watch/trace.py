@@ -143,6 +143,9 @@ class Tracer(Protocol):
         The other model must have a counterpart for each.
         """
 
+    def settings(self, name: str) -> Mapping[str, float]:
+        """The small constants of the layer of a call: its epsilon, the slope of an activation."""
+
     def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
         """The fingerprints of each layer's own weights and statistics, for pairing layers."""
 
@@ -167,6 +170,22 @@ class TF1Model(NamedTuple):
     images: Any
     outputs: Any
     scope: str = ""
+
+
+SETTINGS = {"eps": "epsilon", "epsilon": "epsilon", "negative_slope": "slope"}  # attribute -> its meaning
+
+
+def settings_of(layer: Any) -> dict[str, float]:
+    """The constants of a layer in torch or Keras by their meaning, as far as they are numbers."""
+    found = {
+        meaning: getattr(layer, name, None) for name, meaning in SETTINGS.items() if hasattr(layer, name)
+    }
+    return {meaning: float(value) for meaning, value in found.items() if isinstance(value, (int, float))}
+
+
+def base_name(name: str) -> str:
+    """The layer's name in the name of a call or of one of its tensors."""
+    return name.partition(" ")[0].partition("#")[0]
 
 
 def numbered(name: str, seen: dict[str, int]) -> str:
