@@ -1,4 +1,4 @@
-"""Kinds of ports in float32, each right and with one mistake: who is accused, and nobody else."""
+"""Kinds of ports in float32, right and with one mistake: the harness accuses the wrong layer alone."""
 
 from __future__ import annotations
 
