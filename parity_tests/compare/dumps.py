@@ -79,6 +79,9 @@ class Dump:
     def randomness(self) -> Any:
         return None
 
+    def stir(self) -> None:
+        pass
+
     def restore(self) -> None:
         """A recording has no state."""
 

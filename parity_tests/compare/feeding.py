@@ -1,7 +1,8 @@
 """Pairs layers by shapes and the layers that feed them, and one layer with the several that it stands for.
 
 The layers that feed a layer are measured, in any framework: the output of one layer is changed, and every
-layer whose input changes then depends on it.
+layer whose input changes then depends on it. The weights are random meanwhile, because some have no effect
+as they are: the last scale of a residual branch is often 0 at first.
 """
 
 from __future__ import annotations
@@ -12,34 +13,48 @@ from typing import Any
 
 import numpy as np
 
-from parity_tests.watch.repeat import Watched
-from parity_tests.watch.trace import Tracer
+from parity_tests.judge import tolerances
+from parity_tests.watch.repeat import Watched, run
+from parity_tests.watch.trace import Call, Tracer
 
+_ROUNDING = 1e-6  # relative change of an input that counts
 _MOST = 400  # layers with weights: each takes a run
 Feeders = Mapping[str, frozenset[str]]  # layer -> the layers with weights that reach it
 Shapes = Callable[[str], Sequence[tuple[int, ...]]]
 
 
-def feeders(watched: Watched, tracer: Tracer, inputs: np.ndarray, train: bool) -> Feeders | None:
+def feeders(watched: Watched, tracer: Tracer, inputs: np.ndarray) -> Feeders | None:
     """The layers with weights that reach each layer with weights; None for too many of them."""
     layers = [layer for layer in watched.weighted if layer]
     if len(layers) > _MOST:
         return None
     found: dict[str, set[str]] = {layer: set() for layer in layers}
-    for layer in layers:
-        changed = {
-            name: [_changed(call.output)]
-            for name, call in watched.trace.items()
-            if call.layer == layer and call.output.dtype.kind == "f"
-        }
-        for name, call in tracer.run_corrected(inputs, changed, train=train).items():
-            before = watched.trace.get(name)
-            if call.layer in found and call.layer != layer and before is not None:
-                given = zip((call.input, *call.others), (before.input, *before.others), strict=False)
-                if any(not np.array_equal(now, then, equal_nan=True) for now, then in given):
+    tracer.stir()
+    try:
+        trace = run(tracer, inputs, False)
+        for layer in layers:
+            changed = {
+                name: [_changed(call.output)]
+                for name, call in trace.items()
+                if call.layer == layer and call.output.dtype.kind == "f"
+            }
+            for name, call in tracer.run_corrected(inputs, changed).items():
+                if (
+                    call.layer in found
+                    and call.layer != layer
+                    and name in trace
+                    and _differ(call, trace[name])
+                ):
                     found[call.layer].add(layer)
+    finally:
         tracer.restore()
     return {layer: frozenset(reached) for layer, reached in found.items()}
+
+
+def _differ(one: Call, other: Call) -> bool:
+    """Whether the inputs of two calls differ by more than rounding."""
+    pairs = zip((one.input, *one.others), (other.input, *other.others), strict=False)
+    return any(tolerances.relative_error(now, then) > _ROUNDING for now, then in pairs if then.size)
 
 
 def _changed(array: np.ndarray) -> np.ndarray:

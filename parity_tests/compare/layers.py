@@ -202,7 +202,7 @@ def compare_tracers(
             report.notes += notes
         for who, run in watched.items():
             sides = (first, reference, run, candidates[who])
-            report.pairing[who] = pair_layers(*sides, names, ignored, dtype, inputs, train)
+            report.pairing[who] = pair_layers(*sides, names, ignored, dtype, inputs)
             report.notes += pairing_notes(who, report.pairing[who])
         renamed = {
             who: Renamed(first.trace, run, names | {a: b for a, (b, _) in report.pairing[who].items()})

@@ -56,7 +56,6 @@ def pair_layers(
     ignored: Ignored,
     dtype: str,
     inputs: np.ndarray,
-    train: bool,
 ) -> Pairing:
     """The layers with other names, as far as they can be told.
 
@@ -65,7 +64,7 @@ def pair_layers(
         run, candidate: the candidate's.
         names: pairs that the caller states.
         ignored: layers that need no counterpart.
-        dtype, inputs, train: of the comparison.
+        dtype, inputs: of the comparison.
     """
     stated = {name.partition(" ")[0] for name in (*names, *names.values())}
     missing = _without(first, run, stated, ignored)
@@ -91,7 +90,7 @@ def pair_layers(
     if missing and extra:
         known = {layer: layer for layer in first.weighted if layer in run.weighted and layer not in stated}
         known |= dict(names) | {ours: theirs for ours, (theirs, _) in found.items()}
-        sides = feeders(first, reference, inputs, train), feeders(run, candidate, inputs, train)
+        sides = feeders(first, reference, inputs), feeders(run, candidate, inputs)
         own = [lambda layer, side=side: shapes_of(prints[side], layer) for side in (0, 1)]
         _pair_fed(sides, own, known, missing, extra, found)
         _pair_groups(own, missing, extra, found)

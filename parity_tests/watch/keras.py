@@ -31,6 +31,7 @@ from parity_tests.watch.trace import (
     numbered,
     reason_of,
     settings_of,
+    stirred,
 )
 from weights_convert.errors import SpecError
 
@@ -191,6 +192,11 @@ class KerasTracer:
             name: [fingerprint(to_numpy(w)) for w in own_weights(layer) if "float" in str(w.dtype)]
             for name, layer in self._layers.items()
         }
+
+    def stir(self) -> None:
+        for weight, value in self._before:
+            if value.dtype.kind == "f":
+                weight.assign(stirred(value))
 
     def restore(self) -> None:
         for weight, value in self._before:

@@ -227,6 +227,9 @@ class TF1Tracer:
     def randomness(self) -> Any:
         return None  # the state is inside the session; random numbers show in the outputs only
 
+    def stir(self) -> None:
+        pass
+
     def restore(self) -> None:
         # feeding the existing initialisers adds no operations to the graph
         feed = {variable.initializer.inputs[1]: value for variable, value in self._moving}

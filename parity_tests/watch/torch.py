@@ -27,6 +27,7 @@ from parity_tests.watch.trace import (
     numbered,
     reason_of,
     settings_of,
+    stirred,
 )
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
@@ -270,6 +271,12 @@ class TorchTracer:
             if tensor.is_floating_point():
                 signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
                 tensor.data.mul_(1 + step * signs.to(tensor.dtype))
+
+    def stir(self) -> None:
+        with torch.no_grad():
+            for _, tensor in self._state():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.tensor(stirred(_array(tensor))))
 
     def restore(self) -> None:
         with torch.no_grad():
