@@ -21,6 +21,7 @@ from weights_convert.errors import (
     WriteError,
 )
 from weights_convert.frameworks import load_into, load_model, state_of
+from weights_convert.frameworks.transfer import Certificate, match, transfer
 from weights_convert.limits import LimitError, Limits
 from weights_convert.loading import load
 from weights_convert.plan import Plan
@@ -31,6 +32,7 @@ __version__ = "0.1.0"
 __all__ = [
     "MODELS",
     "AttentionSpec",
+    "Certificate",
     "Checkpoint",
     "DestinationError",
     "LimitError",
@@ -46,8 +48,10 @@ __all__ = [
     "load",
     "load_into",
     "load_model",
+    "match",
     "model_spec",
     "parameters",
     "save",
     "state_of",
+    "transfer",
 ]

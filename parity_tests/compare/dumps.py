@@ -69,11 +69,18 @@ class Dump:
         sizes = self.facts.get("weights", {})  # earlier versions recorded only the names
         return {name: Weights(*sizes.get(name, (0, 0))) for name in self.facts["weighted"]}
 
+    def settings(self, name: str) -> Mapping[str, float]:
+        del name
+        return {}
+
     def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
         return {}  # not recorded
 
     def randomness(self) -> Any:
         return None
+
+    def stir(self) -> None:
+        pass
 
     def restore(self) -> None:
         """A recording has no state."""

@@ -48,14 +48,17 @@ class _Isolation:
         failing = {name for name, point in mine.items() if self.m.who in point.failures()}
         corrected = self._corrected() if failing else Trace()
         errors = {name: self._corrected_error(name, corrected) for name in failing if name in corrected}
-        sites = {name for name in failing if not errors.get(name, math.inf) <= mine[name].limit}
+        sites = self.m.sites = {
+            name for name in failing if not errors.get(name, math.inf) <= mine[name].limit
+        }
         outputs = self.tracer.run_alone(self._inputs(corrected), train=self.train)
         notes = []
         for name, point in mine.items():
             found = outputs.get(self.m.run.own[name], "")
             error = None if isinstance(found, str) else self._error(name, found, point.limit)
             if error is not None and error <= point.limit:
-                pass
+                if name in sites:
+                    self.m.in_front[name] = errors.get(name, math.inf)
             elif not any(site == name or site.startswith(f"{name}.") for site in sites):
                 error = errors.get(name)  # what stands in front differs; nothing arises here
             elif isinstance(found, str):
@@ -107,7 +110,10 @@ class _Isolation:
         if error <= limit:
             return error
         reached = reached_by(found, name, self.m.trace, views, max(limit, LOOSE), self.m.judged)
-        wanted = wanted if reached is None else reached
+        if reached is not None:
+            wanted = reached
+            if error > LOOSE:
+                self.m.folded.add(name)
         return tolerances.relative_error(views.best(found, wanted, limit).seen(found), wanted)
 
     def _own_error(

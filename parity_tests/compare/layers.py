@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 
 from parity_tests.compare.axes import check_layouts, prepared, watch_nearest
-from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage
+from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
-from parity_tests.compare.isolation import isolate
 from parity_tests.compare.noise import limit_at, torch_noise
+from parity_tests.compare.orders import judge_layers
 from parity_tests.compare.pairing import Names, pair_layers, read_names
 from parity_tests.compare.pairing import notes as pairing_notes
-from parity_tests.compare.points import Matched, points_of
+from parity_tests.compare.points import Matched
 from parity_tests.compare.power.of_report import power_of_report
 from parity_tests.compare.remarks import conditions, left_over, rounding_notes
-from parity_tests.compare.report import Histogram, Report
+from parity_tests.compare.report import Histogram, Point, Report
 from parity_tests.compare.rounding import accept_rounding, check_float32_rounding
 from parity_tests.compare.scales import Noise, scale_that_differs
 from parity_tests.compare.statistics import check_biased_variance, statistics
@@ -91,27 +91,51 @@ def compare_models(
     check_dtype(dtype)
     check_float32_rounding(float32_rounding)
     array, beside = split(inputs)
+    check_layouts(layouts or {})
+    keywords = {"names": names, "train": train, "ignore": ignore, "biased_variance": biased_variance}
+    keywords |= {"title": title or f"{type(reference).__name__} and {type(candidate).__name__}"}
+    accept = float32_rounding == "note"
+    try:
+        return _compare(reference, candidate, array, beside, dtype, layouts, accept, keywords)
+    except SpecError as error:
+        if dtype == "float32" or not _lacks_float64(error.__cause__):
+            raise
+        report = _compare(reference, candidate, array, beside, "float32", layouts, accept, keywords)
+        report.notes.insert(0, f"compared in float32: {error}")
+        return report
+
+
+def _lacks_float64(error: BaseException | None) -> bool:
+    """Whether a framework has no float64 kernel for an operation, as TensorFlow for a 3-D average pool."""
+    return "DT_DOUBLE" in str(error) or "'Double'" in str(error)
+
+
+def _compare(
+    reference: Any,
+    candidate: Any,
+    array: np.ndarray,
+    beside: Beside,
+    dtype: str,
+    layouts: Mapping[str, str] | None,
+    accept_float32: bool,
+    keywords: Mapping[str, Any],
+) -> Report:
     first, second = tracer_of(reference, wide(reference, dtype)), tracer_of(candidate, dtype, as_it_is=True)
     first.beside = second.beside = beside
-    check_layouts(layouts or {})
-    array = prepared(first, array, train, layouts or {})
+    array = prepared(first, array, keywords["train"], layouts or {})
+
+    def noise(x: np.ndarray, dtype: str = dtype) -> dict[str, float] | None:
+        return _noise(reference, candidate, x, beside, dtype, keywords["train"])
+
     return compare_tracers(
         first,
         {second.framework: second},
         array,
-        names=names,
-        noise=_noise(reference, candidate, array, beside, dtype, train),
-        train=train,
-        title=title or f"{type(reference).__name__} and {type(candidate).__name__}",
-        ignore=ignore,
-        biased_variance=biased_variance,
+        noise=noise(array),
         layouts=layouts,
-        float32_noise=(
-            (lambda: _noise(reference, candidate, array, beside, "float32", train))
-            if (float32_rounding, dtype) == ("note", "float64")
-            else None
-        ),
-        scan=lambda x: _noise(reference, candidate, x, beside, dtype, train),
+        float32_noise=(lambda: noise(array, "float32")) if accept_float32 and dtype == "float64" else None,
+        scan=noise,
+        **keywords,
     )
 
 
@@ -178,24 +202,21 @@ def compare_tracers(
             report.notes += notes
         for who, run in watched.items():
             sides = (first, reference, run, candidates[who])
-            report.pairing[who] = pair_layers(*sides, names, ignored, dtype)
+            report.pairing[who] = pair_layers(*sides, names, ignored, dtype, inputs)
             report.notes += pairing_notes(who, report.pairing[who])
         renamed = {
             who: Renamed(first.trace, run, names | {a: b for a, (b, _) in report.pairing[who].items()})
             for who, run in watched.items()
         }
         _check_names(first, watched, renamed, names, ignored)
-        matched = {
-            who: Matched(first, run, who, ignored, noise or {}, dtype, layouts or {})
-            for who, run in renamed.items()
-        }
-        report.layers = points_of(first.trace, matched, noise or {}, dtype)
+        moved: list[Point] = []
         if train:
             runs = {who: (run, renamed[who].statistics) for who, run in watched.items()}
-            points, notes = statistics(first, runs, dtype, biased_variance)
-            report.layers += points
+            moved, notes = statistics(first, runs, dtype, biased_variance)
             report.notes += notes
-        report.notes += isolate(report.layers, matched, candidates, inputs, train)
+        compared = (ignored, noise or {}, dtype, layouts or {}, moved)
+        matched, report.layers, notes = judge_layers(first, renamed, candidates, inputs, train, *compared)
+        report.notes += notes
         if float32_noise is not None and not train:
             for who, m in matched.items():
                 accept_rounding(report, who, m, reference, candidates[who], float32_noise)
@@ -241,7 +262,8 @@ def _check_names(
 ) -> None:
     """Raise `MismatchError` for entries of `names` and `ignore` that match nothing."""
     for run in renamed.values():
-        absent = [name for name in names if name not in first.trace or name not in run.trace]
+        traces = (first.trace, run.trace)
+        absent = [n for n in names if any(all(not covers_call(n, call) for call in t) for t in traces)]
         if absent:
             known = f"the reference has {', '.join(first.trace)}; the candidate {', '.join(run.own.values())}"
             raise MismatchError(f"names=: no layers for {', '.join(map(repr, absent))}; {known}")

@@ -1,4 +1,6 @@
-"""Pairs layers that have other names in the candidate: by equal weights, equal outputs, then unique shapes.
+"""Pairs layers that have other names in the candidate.
+
+By equal weights, equal outputs, unique shapes, the layers that feed them (`feeding`), and last by names.
 
 Only layers with weights are paired, and only those without a counterpart of the same name. A pair that is not
 unique on both sides is no pair: it is left to the caller, with `names=`.
@@ -7,17 +9,19 @@ unique on both sides is no pair: it is left to the caller, with `names=`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from parity_tests.compare.coverage import Ignored
+from parity_tests.compare.feeding import Feeders, feeders, last_of_group, numbers, pair_by_feeders
 from parity_tests.compare.noise import limit_at
 from parity_tests.compare.views import Views
 from parity_tests.watch.repeat import Watched
-from parity_tests.watch.trace import Tracer
+from parity_tests.watch.trace import Fingerprint, Tracer
 from weights_convert.errors import SpecError
 
 Names = Mapping[str, str] | str | Path | None
@@ -51,6 +55,7 @@ def pair_layers(
     names: Mapping[str, str],
     ignored: Ignored,
     dtype: str,
+    inputs: np.ndarray,
 ) -> Pairing:
     """The layers with other names, as far as they can be told.
 
@@ -59,11 +64,11 @@ def pair_layers(
         run, candidate: the candidate's.
         names: pairs that the caller states.
         ignored: layers that need no counterpart.
-        dtype: of the comparison.
+        dtype, inputs: of the comparison.
     """
     stated = {name.partition(" ")[0] for name in (*names, *names.values())}
-    missing = _without(first.weighted, run, stated, ignored)
-    extra = _without(run.weighted, first, stated, ignored)
+    missing = _without(first, run, stated, ignored)
+    extra = _without(run, first, stated, ignored)
     found: Pairing = {}
     if not (missing and extra):
         return found
@@ -73,13 +78,70 @@ def pair_layers(
         return [value for value, _ in prints[side].get(layer, ()) if value]
 
     def shapes(side: int, layer: str) -> list[Any]:
-        found = tuple(sorted(shape for _, shape in prints[side].get(layer, ())))
+        found = tuple(shapes_of(prints[side], layer))
         return [found] if found else []
+
+    def by_name(side: int, layer: str) -> list[Any]:
+        return [(*shapes(side, layer), layer.rpartition(".")[2])]
 
     _pair("equal weights", weights, missing, extra, found)
     _pair_outputs(first, run, missing, extra, limit_at(None, dtype), found)
     _pair("equal shapes", shapes, missing, extra, found)
+    if missing and extra:
+        known = {layer: layer for layer in first.weighted if layer in run.weighted and layer not in stated}
+        known |= dict(names) | {ours: theirs for ours, (theirs, _) in found.items()}
+        sides = feeders(first, reference, inputs), feeders(run, candidate, inputs)
+        own = [lambda layer, side=side: shapes_of(prints[side], layer) for side in (0, 1)]
+        _pair_fed(sides, own, known, missing, extra, found)
+        _pair_groups(own, missing, extra, found)
+    _pair("equal shapes and the end of the name", by_name, missing, extra, found)
     return found
+
+
+def _pair_fed(
+    sides: tuple[Feeders | None, Feeders | None],
+    shapes: Sequence[Callable[[str], list[tuple[int, ...]]]],
+    known: Mapping[str, str],
+    missing: list[str],
+    extra: list[str],
+    found: Pairing,
+) -> None:
+    """Pair by equal shapes and the layers that feed a layer, then by the number of weights and these.
+
+    The kernels alone count first (torch's LSTM has two biases), then all weights (Keras's attention has
+    split projections).
+    """
+    ours, theirs = sides
+    if ours is None or theirs is None:
+        return
+    kernels = [lambda layer, shape=shape: numbers(shape(layer)) for shape in shapes]
+    totals = [lambda layer, shape=shape: [(sum(map(math.prod, shape(layer))),)] for shape in shapes]
+    tiers = (("shapes", shapes), ("numbers of weights", kernels), ("numbers of weights", totals))
+    for how, (left, right) in tiers:
+        certain = {**known, **{a: b for a, (b, _) in found.items()}}
+        for a, b in pair_by_feeders((ours, theirs), (left, right), certain, missing, extra).items():
+            _found(a, b, f"equal {how} and the layers that feed it", missing, extra, found)
+
+
+def shapes_of(prints: Mapping[str, Sequence[Fingerprint]], layer: str) -> list[tuple[int, ...]]:
+    """The sizes of a layer's weights, in no order."""
+    return sorted(shape for _, shape in prints.get(layer, ()))
+
+
+def _pair_groups(
+    shapes: Sequence[Callable[[str], list[tuple[int, ...]]]],
+    missing: list[str],
+    extra: list[str],
+    found: Pairing,
+) -> None:
+    """Pair one layer with the last of several layers that have the same kernels together."""
+    how = "the kernels of several layers"
+    for layer in list(extra):
+        if last := last_of_group(missing, shapes[0], shapes[1](layer)):
+            _found(last, layer, how, missing, extra, found)
+    for layer in list(missing):
+        if last := last_of_group(extra, shapes[1], shapes[0](layer)):
+            _found(layer, last, how, missing, extra, found)
 
 
 def _pair(
@@ -102,16 +164,20 @@ def _found(ours: str, theirs: str, how: str, missing: list[str], extra: list[str
     extra.remove(theirs)
 
 
-def _without(layers: Iterable[str], other: Watched, stated: set[str], ignored: Ignored) -> list[str]:
-    """The layers that the other side does not call, not even as a part of a layer that has weights there."""
+def _without(watched: Watched, other: Watched, stated: set[str], ignored: Ignored) -> list[str]:
+    """The layers that the other side does not call.
+
+    A layer inside another that both sides call, and that has weights on the other side, needs no counterpart.
+    """
+    own = {call.layer for call in watched.trace.values()}
     called = {*other.weighted, *(call.layer for call in other.trace.values())}
     return [
         name
-        for name in layers
+        for name in watched.weighted
         if name not in called
         and name not in stated
         and name not in ignored
-        and not any(name.startswith(f"{layer}.") for layer in other.weighted if layer)
+        and not any(name.startswith(f"{layer}.") and layer in own for layer in other.weighted if layer)
     ]
 
 

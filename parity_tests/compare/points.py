@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from parity_tests.compare.report import Point
 from parity_tests.compare.views import Views
 from parity_tests.judge import tolerances
 from parity_tests.watch.repeat import Watched
-from parity_tests.watch.trace import Trace
+from parity_tests.watch.trace import Trace, base_name
 from weights_convert.errors import MismatchError
 
 LOOSE = tolerances.FLOAT32_UNMEASURED  # for finding groups of layers, not for accepting them
@@ -30,6 +30,10 @@ class Matched:
         judged: name -> `Judged`, for every name in both runs.
         grouped: the calls of layers with weights that one side lacks and that are in a group that agrees.
         unmatched: the other ones: differences, because they compute something.
+        fronted: layers that stand for a group in front of them, so that their inputs differ.
+        sites: layers where an error arises in the corrected run, see `isolation`.
+        in_front: layers that are right alone -> the error that arises between them and the layers before.
+        folded: layers whose output alone is that of a later call of the reference.
     """
 
     def __init__(
@@ -41,11 +45,17 @@ class Matched:
         noise: Mapping[str, float],
         dtype: str,
         layouts: Mapping[str, str],
+        orders: Mapping[int, Sequence[np.ndarray]] | None = None,
     ) -> None:
         trace = first.trace
         self.who, self.run, self.trace = who, run, trace
         self.dtype, self.layouts = dtype, layouts
-        self.views = Views(trace, run.trace, layouts)
+        self._weighted = (first.weighted, run.weighted)
+        self.sites: set[str] = set()
+        self.fronted: set[str] = set()
+        self.in_front: dict[str, float] = {}
+        self.folded: set[str] = set()
+        self.views = Views(trace, run.trace, layouts, orders)
         self.limits = {name: limit_at(noise.get(name), dtype) for name in trace}
         both = [name for name in trace if name in run.trace and tolerances.is_comparable(trace[name].output)]
         self._activations_count: set[str] = set()
@@ -98,16 +108,30 @@ class Matched:
         matched = self.trace.keys() & self.run.trace.keys()
         found: set[str] = set()
         for name, judged in self.judged.items():
-            if judged.error <= (LOOSE if judged.group == "reference" else self.limits[name]):
-                around = (self.trace, self.run.trace, self.views, self.limits[name], matched)
-                found.update(members(name, judged, *around))
+            around = (self.trace, self.run.trace, self.views, self.limits[name], matched)
+            group = members(name, judged, *around)
+            right = judged.error <= (LOOSE if judged.group == "reference" else self.limits[name])
+            if right or (group and self._stands_for(name, group)):
+                found.update(group)
+                self.fronted.update([name] if group else [])
         return found
 
+    def _stands_for(self, name: str, group: Collection[str]) -> bool:
+        """Whether a layer that differs has as many parameters as it and the group have on the other side."""
+        layer = self.trace[name].layer
+        ours, theirs = self._weighted
+        if layer not in ours or layer not in theirs:
+            return False
+        inside = {self.trace[n].layer if n in self.trace else base_name(n) for n in group}
+        more = sum(
+            side[other].parameters for other in inside for side in (ours, theirs) if side.keys() & {other}
+        )
+        return abs(ours[layer].parameters - theirs[layer].parameters) == more > 0
+
     def _inside(self, calls: Iterable[str], weighted: Iterable[str]) -> set[str]:
-        """The calls in a layer that agrees and has the weights itself on the other side: an LSTM's cell."""
-        own = {layer for layer in weighted if layer}
-        right = {self.trace[n].layer for n, judged in self.judged.items() if judged.error <= self.limits[n]}
-        return {name for name in calls if any(name.startswith(f"{layer}.") for layer in own & right)}
+        """The calls in a layer that both sides call, and that has the weights itself on one side."""
+        both = {layer for layer in weighted if layer} & {self.trace[name].layer for name in self.judged}
+        return {name for name in calls if any(name.startswith(f"{layer}.") for layer in both)}
 
     def notes(self) -> list[str]:
         """Notes on recognised orders of the numbers and on groups of layers."""
@@ -210,7 +234,9 @@ def _errors(name: str, matched: Mapping[str, Matched]) -> dict[str, float]:
 
 
 def _entered(m: Matched, name: str) -> float | None:
-    """The error of a layer's input; None for another shape, which padding in front of the layer explains."""
+    """The error of a layer's input; None where padding or a layer in front of it belongs to it."""
+    if name in m.fronted:
+        return None
     wanted, found = m.trace[name].input, m.run.trace[name].input
     error = tolerances.relative_error(m.views.best(found, wanted, m.limits[name]).seen(found), wanted)
     return None if error == math.inf and found.shape != wanted.shape else error

@@ -7,6 +7,7 @@ the error down to that of float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -40,8 +41,9 @@ def accept_rounding(
 ) -> None:
     """Widen the limits to those of float32 at the points where rounding in single layers explains the errors.
 
-    Every layer there that is wrong by itself has to err as float32 does: by a rounded constant, by folded
-    weights, or by errors that are new on a changed input. Larger errors are not touched.
+    A layer that is wrong by itself has to err as float32 does: by a rounded constant, by folded weights, or
+    by errors that are new on a changed input. A layer whose epsilon differs never does. Other layers keep
+    their limits; so do larger errors. An error between two layers has to be that of a rounded constant.
 
     Args:
         report: of a comparison in float64.
@@ -50,20 +52,39 @@ def accept_rounding(
         noise: measures the noise of float32, see `torch_noise`.
     """
     failing = [point for point in report.layers if who in point.failures()]
-    if not any(point.errors[who] <= tolerances.FLOAT32_UNMEASURED for point in failing):
+    least = [min(point.errors[who], point.isolated.get(who) or math.inf) for point in failing]
+    if not any(error <= tolerances.FLOAT32_UNMEASURED for error in (*least, *m.in_front.values())):
         return
     limits = {name: tolerances.float32_limit(value) for name, value in (noise() or {}).items()}
-    small = [point for point in failing if point.errors[who] <= limits.get(point.name, 0.0)]
-    wrong = {point.name: point.isolated[who] or 0.0 for point in small if who in point.culprit_of()}
-    for name, error in wrong.items():
-        folded = m.judged[name].group == "reference"
-        if not (error <= _CONSTANT or folded or _is_new(name, m, reference, candidate)):
-            return
-    if wrong:
-        innermost = {name for other, name in report.culprits() if other == who}
-        report.rounding[who] = {name: error for name, error in wrong.items() if name in innermost}
-        for point in small:
-            point.limit = limits[point.name]
+    wrong = {point.name: point.isolated[who] or 0.0 for point in failing if who in point.culprit_of()}
+    rounded = {
+        name: error
+        for name, error in wrong.items()
+        if error <= limits.get(name, 0.0)
+        and same_settings(
+            *(tracer.settings(n) for tracer, n in ((reference, name), (candidate, m.run.own[name])))
+        )
+        and (error <= _CONSTANT or name in m.folded or _is_new(name, m, reference, candidate))
+    }
+    between = {f"in front of {name}": error for name, error in m.in_front.items() if error <= _CONSTANT}
+    if not (rounded or between):
+        return
+    innermost = {name for other, name in report.culprits() if other == who}
+    report.rounding[who] = {n: error for n, error in rounded.items() if n in innermost} | between
+    for point in failing:
+        name = point.name.removeprefix("input of ")
+        small = point.errors[who] <= limits.get(name, 0.0) and name not in wrong
+        if small or name in rounded:
+            point.limit = limits[name]
+
+
+def same_settings(ours: Mapping[str, float], theirs: Mapping[str, float]) -> bool:
+    """Whether two layers have the same epsilon and the like, up to the rounding of float32."""
+    return all(
+        abs(value - theirs[name]) <= 2 * _CONSTANT * abs(value)
+        for name, value in ours.items()
+        if name in theirs
+    )
 
 
 def _is_new(name: str, m: Matched, reference: Tracer, candidate: Tracer) -> bool:

@@ -42,6 +42,7 @@ USUAL = View("", _same, _same)
 SAME_AXES = "the same axes in both models"
 FLATTENED = "flattened in another order"
 PERMUTED = "the channels in another order"
+SQUEEZED = "axes of size 1 on one side only"  # (N, C) and (N, C, 1, 1)
 
 
 class Views:
@@ -50,10 +51,17 @@ class Views:
     Args:
         reference, candidate: the runs; `Trace.moved` says whose last axes were moved.
         layouts: output -> "moved" or "same", as the caller states it.
+        orders: number of channels -> the orders in which the candidate may have them.
     """
 
-    def __init__(self, reference: Trace, candidate: Trace, layouts: Mapping[str, str] | None = None) -> None:
-        self._layouts = layouts or {}
+    def __init__(
+        self,
+        reference: Trace,
+        candidate: Trace,
+        layouts: Mapping[str, str] | None = None,
+        orders: Mapping[int, Sequence[np.ndarray]] | None = None,
+    ) -> None:
+        self._layouts, self._orders = layouts or {}, orders or {}
         self._differ = reference.moved != candidate.moved
         # undoing the move on one side is moving the other side's axes
         pair = (channels_last, channels_first) if candidate.moved else (channels_first, channels_last)
@@ -71,6 +79,12 @@ class Views:
         yield USUAL
         if self._differ and array.ndim > 2:
             yield self._axes
+        if flat and array.ndim == 2:
+            yield from (_squeezed(array.shape, (*array.shape, *[1] * n)) for n in (1, 2, 3))
+        elif flat and array.ndim > 2 and array.size == array.shape[0] * array.shape[1]:
+            yield _squeezed(array.shape, array.shape[:2])
+        for places in self._orders.get(array.shape[1], ()) if flat and array.ndim > 1 else ():
+            yield _permuted(USUAL, places)
         if self._differ and array.ndim == 2 and flat:
             for shape in sorted(self._shapes.get(array.shape[1], ())):
                 yield _flattened(shape, self._first)
@@ -135,7 +149,7 @@ def _is_constant(array: np.ndarray) -> bool:
 
 
 def _fits(view: View, found: np.ndarray, wanted: np.ndarray) -> bool:
-    if found.ndim != wanted.ndim or found.size != wanted.size:
+    if found.size != wanted.size or (found.ndim != wanted.ndim and view.text != SQUEEZED):
         return False
     return view.seen(found).shape == wanted.shape
 
@@ -146,9 +160,24 @@ def _keys(array: np.ndarray) -> np.ndarray:
     return rows @ np.random.default_rng(0).normal(size=rows.shape[1])
 
 
+def _squeezed(wanted: tuple[int, ...], found: tuple[int, ...]) -> View:
+    """Arrays of one value per channel, of which one side has axes of size 1 behind."""
+
+    def seen(array: np.ndarray) -> np.ndarray:
+        return array.reshape(wanted) if array.shape == found else array
+
+    return View(SQUEEZED, seen, lambda array: array.reshape(found))
+
+
 def _permuted(view: View, places: np.ndarray) -> View:
     back = np.argsort(places)
-    return View(PERMUTED, lambda array: view.seen(array)[:, places], lambda array: view.fed(array[:, back]))
+
+    def taken(array: np.ndarray, order: np.ndarray) -> np.ndarray:
+        return array[:, order] if array.ndim > 1 and array.shape[1] == order.size else array
+
+    return View(
+        PERMUTED, lambda array: taken(view.seen(array), places), lambda array: view.fed(taken(array, back))
+    )
 
 
 def _flattened(shape: Sequence[int], first: bool) -> View:

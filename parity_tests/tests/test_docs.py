@@ -88,6 +88,7 @@ ELSEWHERE = {  # page -> beginning of other blocks -> the test that checks them
     "docs/harness.md": {
         "from parity_tests.compare import": "test_the_imports_of_the_harness_page_exist",
         "$ python docs/examples/compare_a_pair.py": "test_closer.py",
+        "$ python docs/examples/transfer_weights.py": "test_transfer.py",
         "- uses: ": "test_action.py",
     },
     "docs/report.md": {"": "test_report_docs.py"},

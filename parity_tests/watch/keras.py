@@ -13,7 +13,7 @@ import numpy as np
 
 from parity_tests.judge import tolerances
 from parity_tests.watch.inputs import Beside
-from parity_tests.watch.keras_layers import call_with, named_layers, own_weights, to_numpy
+from parity_tests.watch.keras_layers import WHOLE, call_with, named_layers, own_weights, to_numpy
 from parity_tests.watch.keras_rebuild import MOVED, check_copies, give_weights, needs_rebuild, rebuilt
 from parity_tests.watch.structure import arrays, replaced, tensors
 from parity_tests.watch.trace import (
@@ -21,6 +21,7 @@ from parity_tests.watch.trace import (
     Fingerprint,
     Trace,
     Weights,
+    base_name,
     channels_first,
     channels_last,
     fingerprint,
@@ -29,6 +30,8 @@ from parity_tests.watch.trace import (
     nearest,
     numbered,
     reason_of,
+    settings_of,
+    stirred,
 )
 from weights_convert.errors import SpecError
 
@@ -125,7 +128,9 @@ class KerasTracer:
             check_copies(self._live, lambda model, x: self._outcome(model, x, train), self._copies, images)
             self._copies = {}
         names = [name for name, _ in named_layers(self._live)]  # a copy may number its layers differently
-        seen: set[int] = set()
+        seen = {
+            id(p) for _, w in named_layers(self.model) if isinstance(w, WHOLE) for _, p in named_layers(w)
+        }
         for name, (_, layer) in zip(names, named_layers(self.model), strict=True):
             if (
                 not isinstance(layer, (keras.layers.Identity, keras.layers.InputLayer))
@@ -179,11 +184,19 @@ class KerasTracer:
             if weights
         }
 
+    def settings(self, name: str) -> Mapping[str, float]:
+        return settings_of(self._layers.get(base_name(name)))
+
     def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
         return {
             name: [fingerprint(to_numpy(w)) for w in own_weights(layer) if "float" in str(w.dtype)]
             for name, layer in self._layers.items()
         }
+
+    def stir(self) -> None:
+        for weight, value in self._before:
+            if value.dtype.kind == "f":
+                weight.assign(stirred(value))
 
     def restore(self) -> None:
         for weight, value in self._before:

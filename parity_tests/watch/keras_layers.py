@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +15,8 @@ def call_with(
 ) -> Any:
     """Call a model with inputs and their names ("" for inputs in order).
 
-    A functional model takes several inputs as one argument; others take them as their `call` names them.
+    A functional model takes several inputs as one argument; others take them as their `call` names them, or
+    as one mapping or list.
     """
     names, arrays = zip(*inputs, strict=True)
     if len(arrays) == 1 and not names[0]:
@@ -23,7 +25,10 @@ def call_with(
         by_name = {*names} == {tensor.name for tensor in model.inputs}
         given = dict(inputs) if by_name else list(arrays)
         return model(given if len(arrays) > 1 else arrays[0], **keywords)
-    return model(**dict(inputs), **keywords) if names[0] else model(*arrays, **keywords)
+    taken = {*inspect.signature(model.call).parameters} - {"training", "mask"}
+    if names[0]:
+        return model(**dict(inputs), **keywords) if {*names} <= taken else model(dict(inputs), **keywords)
+    return model(*arrays, **keywords) if len(taken) >= len(arrays) else model(list(arrays), **keywords)
 
 
 def named_layers(layer: keras.Layer, prefix: str = "") -> Iterator[tuple[str, keras.Layer]]:
@@ -60,7 +65,17 @@ def to_numpy(value: Any) -> np.ndarray:
     return np.array(keras.ops.convert_to_numpy(value))
 
 
+WHOLE = (  # Keras's layers that are one layer in torch: the cells and projections inside are parts of them
+    keras.layers.RNN,
+    keras.layers.Bidirectional,
+    keras.layers.MultiHeadAttention,
+    keras.layers.GroupQueryAttention,
+)
+
+
 def own_weights(layer: keras.Layer) -> list[keras.Variable]:
-    """The weights of a layer without those of the layers inside it."""
+    """The weights of a layer without those of the layers inside it, which parts of a layer are not."""
+    if isinstance(layer, WHOLE):
+        return list(layer.weights)
     inside = {id(w) for child in layer._flatten_layers(include_self=False) for w in child.weights}
     return [weight for weight in layer.weights if id(weight) not in inside]

@@ -199,6 +199,10 @@ class TF1Tracer:
                 found[layer] = Weights(known.tensors + 1, known.parameters + size)
         return found
 
+    def settings(self, name: str) -> Mapping[str, float]:
+        del name
+        return {}
+
     def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
         found: dict[str, list[Fingerprint]] = {}
         for variable in self.model.session.graph.get_collection(tf.GraphKeys.GLOBAL_VARIABLES):
@@ -222,6 +226,9 @@ class TF1Tracer:
 
     def randomness(self) -> Any:
         return None  # the state is inside the session; random numbers show in the outputs only
+
+    def stir(self) -> None:
+        pass
 
     def restore(self) -> None:
         # feeding the existing initialisers adds no operations to the graph

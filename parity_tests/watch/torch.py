@@ -19,12 +19,15 @@ from parity_tests.watch.trace import (
     Fingerprint,
     Trace,
     Weights,
+    base_name,
     fingerprint,
     is_index,
     joined,
     nearest,
     numbered,
     reason_of,
+    settings_of,
+    stirred,
 )
 
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict, torch.nn.Identity)
@@ -246,6 +249,9 @@ class TorchTracer:
                 found[holder] = Weights(before.tensors + len(own), before.parameters + numbers)
         return found
 
+    def settings(self, name: str) -> Mapping[str, float]:
+        return settings_of(self._layers.get(base_name(name)))
+
     def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
         found: dict[str, list[Fingerprint]] = {}
         for name, layer in self._layers.items():
@@ -265,6 +271,12 @@ class TorchTracer:
             if tensor.is_floating_point():
                 signs = torch.randint(0, 2, tensor.shape, generator=generator) * 2 - 1
                 tensor.data.mul_(1 + step * signs.to(tensor.dtype))
+
+    def stir(self) -> None:
+        with torch.no_grad():
+            for _, tensor in self._state():
+                if tensor.is_floating_point():
+                    tensor.copy_(torch.tensor(stirred(_array(tensor))))
 
     def restore(self) -> None:
         with torch.no_grad():

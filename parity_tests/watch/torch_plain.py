@@ -59,3 +59,10 @@ def unwrapped(module: torch.nn.Module) -> torch.nn.Module:
         if (inner := unwrapped(child)) is not child:
             setattr(module, name, inner)
     return module
+
+
+def live_layers(module: torch.nn.Module) -> dict[str, torch.nn.Module]:
+    """The layers of a live module under the names that they have in a copy without wrappers."""
+    names = [name for name, _ in copied(module).named_modules()]
+    layers = [layer for layer in module.modules() if type(layer).__name__ not in _WRAPPERS]
+    return dict(zip(names, layers, strict=True))

@@ -143,11 +143,17 @@ class Tracer(Protocol):
         The other model must have a counterpart for each.
         """
 
+    def settings(self, name: str) -> Mapping[str, float]:
+        """The small constants of the layer of a call: its epsilon, the slope of an activation."""
+
     def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
         """The fingerprints of each layer's own weights and statistics, for pairing layers."""
 
     def randomness(self) -> Any:
         """The state of the model's random generators, which changes when it draws numbers."""
+
+    def stir(self) -> None:
+        """Make the weights random until `restore`, so that no layer is without effect."""
 
     def restore(self) -> None:
         """Undo changes that training made in the user's model."""
@@ -167,6 +173,30 @@ class TF1Model(NamedTuple):
     images: Any
     outputs: Any
     scope: str = ""
+
+
+SETTINGS = {"eps": "epsilon", "epsilon": "epsilon", "negative_slope": "slope"}  # attribute -> its meaning
+
+
+def settings_of(layer: Any) -> dict[str, float]:
+    """The constants of a layer in torch or Keras by their meaning, as far as they are numbers."""
+    found = {
+        meaning: getattr(layer, name, None) for name, meaning in SETTINGS.items() if hasattr(layer, name)
+    }
+    return {meaning: float(value) for meaning, value in found.items() if isinstance(value, (int, float))}
+
+
+def stirred(weight: np.ndarray) -> np.ndarray:
+    """A random weight of the same shape and dtype, positive like a variance, and neither large nor small."""
+    found = np.random.default_rng(weight.size).uniform(0.5, 1.5, weight.shape)
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], weight.shape) if weight.ndim > 1 else 1.0
+    fan = max(1, weight.size // max(weight.shape, default=1)) if weight.ndim > 1 else 1
+    return (found * signs / np.sqrt(fan)).astype(weight.dtype)
+
+
+def base_name(name: str) -> str:
+    """The layer's name in the name of a call or of one of its tensors."""
+    return name.partition(" ")[0].partition("#")[0]
 
 
 def numbered(name: str, seen: dict[str, int]) -> str:
