@@ -374,6 +374,7 @@ def test_every_family_is_tested():
     tested = {foreign.family for foreign in FOREIGN.values()}
     tested |= {family for _, families, _, _ in READ for family in families.split()}
     tested |= {family.name for family in mobilenets.FAMILIES}  # test_mobilenet_families
+    tested |= {"cadene_inception", "pytorchcv_inception"}  # test_families_written, test_families_live
     assert tested | {"keras", "tf1", "eca"} == set(FAMILIES)  # keras and tf1: test_layouts; eca: below
 
 
