@@ -12,9 +12,9 @@ from typing import Any
 import keras
 
 from .attention import CBAM, ECA, SqueezeExcitation, keep_frozen
-from .block import Block
 from .keywords import stage_steps
 from .layers import anti_aliasing_pool, average_pool, build_chain, dilated_average_pool, pooled_shape
+from .parts import Block
 from .selective import SelectiveKernel, make_selective
 
 
@@ -95,8 +95,7 @@ class ResidualBlock(Block):
 
     def build(self, input_shape: tuple) -> None:
         shape = build_chain(input_shape, *self.branch_layers())
-        if self.attention is not None:
-            build_chain(shape, getattr(self, self.attention))
+        self.build_attention(shape)
         if self.downsample is not None:
             build_chain(input_shape, *self.downsample)
         keep_frozen(self)

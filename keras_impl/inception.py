@@ -31,11 +31,12 @@ from .inception_table import (
     width_of,
 )
 from .keywords import WITH_BIAS
-from .layers import Conv2D, build_chain, make_head, make_norm, max_pool, with_attention
-from .live import Network, live_keywords, settings
+from .layers import Conv2D, build_chain, make_head, make_norm, max_pool
+from .live import Network
+from .parts import Part
 
 
-class Described(keras.layers.Layer):
+class Described(Part):
     """Base class of the parts of an Inception network: a place in the table, and the network's keywords.
 
     Args:
@@ -47,25 +48,8 @@ class Described(keras.layers.Layer):
         super().__init__(**keywords)
         self.place, self.c = place, dict(c)
 
-    def complete(self) -> None:
-        """Note the settings. A constructor ends with it."""
-        self._made = self._settings()
-
-    def _settings(self) -> dict[str, Any]:
-        """The settings of its layers; the attention has its own config."""
-        inner, found = f"{self.name}.{self.c['attention']}.", settings(self, self.name)
-        return {name: value for name, value in found.items() if not name.startswith(inner)}
-
     def get_config(self) -> dict[str, Any]:
-        c = live_keywords(self._made, self._settings(), self.c)
-        return super().get_config() | {"place": self.place, "c": c}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        trainable = config.get("trainable", True)
-        layer = super().from_config({k: v for k, v in config.items() if k != "trainable"})
-        layer.trainable = trainable
-        return layer
+        return super().get_config() | {"place": self.place, "c": self.as_they_are(self.c)}
 
 
 class Unit(keras.layers.Layer):
@@ -108,7 +92,7 @@ class Chain(Described):
         for conv, _ in convolutions(self.steps):
             name = f"unit{conv.number}"
             setattr(self, name, Unit(conv, c, name=name, dtype=self.dtype_policy))
-        self.complete()
+        self.note_settings()
 
     def build(self, input_shape: tuple) -> None:
         shape = input_shape
@@ -150,31 +134,18 @@ class InceptionModule(Described):
         self.branch_names = tuple(f"branch{i}" for i in range(1, len(self.row.branches) + 1))
         for name in self.branch_names:
             setattr(self, name, Chain(f"{place}.{name}", c, name=name, dtype=dtype))
-        self.attention: str | None = None
-        if attention is not None:
-            self.attention, layer = attention
-            setattr(self, self.attention, layer)
-        self.complete()
-
-    def get_config(self) -> dict[str, Any]:
-        attention = None if self.attention is None else (self.attention, getattr(self, self.attention))
-        return super().get_config() | {"attention": attention}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        return super().from_config(with_attention(config))
+        self.add_attention(attention)
+        self.note_settings()
 
     def build(self, input_shape: tuple) -> None:
         for name in self.branch_names:
             build_chain(input_shape, getattr(self, name))
-        if self.attention is not None:
-            build_chain(self.compute_output_shape(input_shape), getattr(self, self.attention))
+        self.build_attention(self.compute_output_shape(input_shape))
         keep_frozen(self)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        x = ops.concatenate([getattr(self, name)(x, training=training) for name in self.branch_names], -1)
-        # CBAM takes `training` from Keras's call context
-        return x if self.attention is None else getattr(self, self.attention)(x)
+        outputs = [getattr(self, name)(x, training=training) for name in self.branch_names]
+        return self.attend(ops.concatenate(outputs, -1))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return output_shape(input_shape, self.row.branches, self.c)

@@ -337,8 +337,3 @@ def build_chain(shape: tuple, *layers: keras.layers.Layer) -> tuple:
             layer.build(shape)
         shape = layer.compute_output_shape(shape)
     return shape
-
-
-def with_attention(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a saved config with the name and layer of its attention instead of their config."""
-    return {**config, "attention": keras.saving.deserialize_keras_object(config.get("attention"))}

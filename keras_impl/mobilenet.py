@@ -16,7 +16,6 @@ from typing import Any
 import keras
 
 from .attention import keep_frozen
-from .block import Block
 from .blocks import make_attention
 from .keywords import WITH_BIAS
 from .layers import (
@@ -29,6 +28,7 @@ from .layers import (
     pool_globally,
 )
 from .live import Network
+from .parts import Block
 
 PADDINGS = {  # value of `stride_padding` -> padding of the stem's and of the units' strided convolutions
     "pad1": ("pad1", "pad1"),
@@ -89,8 +89,7 @@ class Separable(Block):
 
     def build(self, input_shape: tuple) -> None:
         shape = build_chain(input_shape, self.conv1, self.bn1, self.conv2, self.bn2)
-        if self.attention is not None:
-            build_chain(shape, getattr(self, self.attention))
+        self.build_attention(shape)
         keep_frozen(self)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:

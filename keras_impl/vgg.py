@@ -20,41 +20,29 @@ from keras import ops
 
 from .attention import dense, keep_frozen
 from .blocks import make_attention
-from .layers import Conv2D, adaptive_average_pool, build_chain, make_head, make_norm, with_attention
+from .layers import Conv2D, adaptive_average_pool, make_head, make_norm
 from .live import Network
+from .parts import Part
 
 
 @keras.saving.register_keras_serializable("samenet")
-class Rectified(keras.layers.Layer):
+class Rectified(Part):
     """A ReLU and the attention after it, under its name: `features[2].se`."""
 
     def __init__(self, attention: tuple[str, keras.layers.Layer] | None = None, **keywords: Any):
         super().__init__(**keywords)
-        self.attention: str | None = None
-        if attention is not None:
-            self.attention, layer = attention
-            setattr(self, self.attention, layer)
+        self.add_attention(attention)
 
     def build(self, input_shape: tuple) -> None:
-        if self.attention is not None:
-            build_chain(input_shape, getattr(self, self.attention))
+        self.build_attention(input_shape)
         super().build(input_shape)
         keep_frozen(self)
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
-        x = ops.relu(x)
-        return x if self.attention is None else getattr(self, self.attention)(x, training=training)
+    def call(self, x: Any) -> Any:
+        return self.attend(ops.relu(x))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape
-
-    def get_config(self) -> dict[str, Any]:
-        attention = None if self.attention is None else (self.attention, getattr(self, self.attention))
-        return super().get_config() | {"attention": attention}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        return super().from_config(with_attention(config))
 
 
 @keras.saving.register_keras_serializable("samenet")
