@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,7 @@ def _compare(
         array,
         noise=noise(array),
         layouts=layouts,
-        float32_noise=(lambda: noise(array, "float32")) if accept_float32 and dtype == "float64" else None,
+        float32_noise=partial(noise, dtype="float32") if accept_float32 and dtype == "float64" else None,
         scan=noise,
         **keywords,
     )
@@ -175,18 +176,19 @@ def compare_tracers(
     biased_variance: str = "note",
     bit_for_bit: Collection[str] = (),
     layouts: Mapping[str, str] | None = None,
-    float32_noise: Callable[[], Mapping[str, float] | None] | None = None,
+    float32_noise: Noise | None = None,
     scan: Noise | None = None,
 ) -> Report:
     """`compare_models` for tracers, with several candidates at once.
 
     Args:
         bit_for_bit: weights of the torch module that are known to be identical in every other model.
-        float32_noise: measures the noise of float32, to accept float32 arithmetic in layers of a float64
-            model; None for a difference like any other.
-        scan: measures the noise for other inputs, to compare larger and negative ones too.
+        float32_noise: inputs -> noise of float32, to accept float32 arithmetic in layers of a float64 model;
+            None for a difference like any other.
+        scan: inputs -> noise, to compare larger and negative inputs too.
     """
     check_biased_variance(biased_variance)
+    ignore = list(ignore)  # it is read again for inputs of another scale
     ignored, names = Ignored(ignore), read_names(names)
     dtype = next(iter(candidates.values())).dtype
     pairs = [f"{b}-{a}" for a, b in itertools.combinations(candidates, 2)]  # pairs of candidates
@@ -219,7 +221,7 @@ def compare_tracers(
         report.notes += notes
         if float32_noise is not None and not train:
             for who, m in matched.items():
-                accept_rounding(report, who, m, reference, candidates[who], float32_noise)
+                accept_rounding(report, who, m, reference, candidates[who], partial(float32_noise, inputs))
     finally:
         for tracer in (*candidates.values(), reference):  # last the reference, which ran first
             tracer.restore()
@@ -231,10 +233,10 @@ def compare_tracers(
     report.notes += [note for tracer in (reference, *candidates.values()) for note in tracer.notes]
     report.notes += conditions(renamed, noise, dtype, train)
     report.notes += rounding_notes(report)
-    if report.holds:  # power only matters without a difference
-        for who, m in matched.items() if scan is not None and not train else ():
-            assert scan is not None  # for the type checker
-            scale = scale_that_differs(first.trace, m, reference, candidates[who], inputs, scan)
+    if report.holds and scan is not None and not train:
+        limits = {point.name: point.limit for point in report.layers}
+        for who, m in matched.items():
+            scale = scale_that_differs(first.trace, m, limits, reference, candidates[who], inputs, scan)
             if scale is not None:
                 other = compare_tracers(
                     reference,
@@ -245,9 +247,11 @@ def compare_tracers(
                     title=title,
                     ignore=ignore,
                     layouts=layouts,
+                    float32_noise=float32_noise,
                 )
                 other.notes.insert(0, f"{who} agrees on the inputs as given; these are {scale:g} times them")
                 return other
+    if report.holds:  # power only matters without a difference
         own = {who: (tracer, renamed[who]) for who, tracer in candidates.items()}
         report.power = power_of_report(report, reference, first.trace, own, inputs, ignored, bit_for_bit)
     return report

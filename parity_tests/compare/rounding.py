@@ -20,10 +20,10 @@ from weights_convert.errors import SpecError
 
 CHOICES = ("note", "fail")
 _CONSTANT = 2.0**-24  # largest relative error of a constant that is rounded to float32
-_STEP = (
-    2.0**-6
-)  # relative change of an input: rounding errors are new then, a wrong formula's are nearly the same
-_NEW = 0.5  # change of the error, relative to the error, from which it is new
+# An input changes by _STEP; an error that then changes by _NEW of itself or more is rounding. The error of a
+# wrong formula stays nearly the same.
+_STEP = 2.0**-6
+_NEW = 0.5
 
 
 def check_float32_rounding(choice: str) -> None:

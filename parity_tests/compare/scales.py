@@ -19,7 +19,13 @@ Noise = Callable[[np.ndarray], Mapping[str, float] | None]
 
 
 def scale_that_differs(
-    trace: Trace, m: Matched, reference: Tracer, candidate: Tracer, inputs: np.ndarray, noise: Noise
+    trace: Trace,
+    m: Matched,
+    limits: Mapping[str, float],
+    reference: Tracer,
+    candidate: Tracer,
+    inputs: np.ndarray,
+    noise: Noise,
 ) -> float | None:
     """The first factor of the inputs with which some layer differs, for models that agree on the inputs.
 
@@ -28,6 +34,7 @@ def scale_that_differs(
     Args:
         trace: the reference's run.
         m: the candidate's matched run.
+        limits: of the points that agree on the inputs as they are.
         reference, candidate: the tracers.
         inputs: as they are.
         noise: inputs -> the rounding noise at each layer.
@@ -41,18 +48,20 @@ def scale_that_differs(
             continue
         if not all(np.isfinite(first[name].output).all() for name in first.outputs if name in first):
             continue
-        if _differs(m, first, other, {}) and _differs(m, first, other, noise(inputs * scale) or {}):
+        runs = (m, limits, first, other)
+        if _differs(*runs, {}) and _differs(*runs, noise(inputs * scale) or {}):
             return scale
     return None
 
 
-def _differs(m: Matched, first: Trace, other: Trace, noise: Mapping[str, float]) -> bool:
+def _differs(
+    m: Matched, limits: Mapping[str, float], first: Trace, other: Trace, noise: Mapping[str, float]
+) -> bool:
     names = {ours: theirs for ours, theirs in m.run.own.items() if ours != theirs}
     renamed = Renamed(first, Watched(other, {}, {}, {}, {}), names)
     found = Matched(Watched(first, {}, {}, {}, {}), renamed, m.who, Ignored(()), noise, m.dtype, m.layouts)
-    limits = {name: max(limit, m.limits.get(name, 0.0)) for name, limit in found.limits.items()}
     return any(
-        not judged.error <= limits[name]
+        not judged.error <= max(limits[name], found.limits[name])
         for name, judged in found.judged.items()
-        if name in m.judged and m.judged[name].error <= m.limits[name]
+        if name in limits
     )

@@ -140,6 +140,25 @@ def test_a_bend_that_only_larger_inputs_reach(layer):
     assert report.holds or report.notes[0] == "keras agrees on the inputs as given; these are 10 times them"
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_bend_beside_a_rounded_layer(first):
+    """The rounding is a note at every scale, and nobody else is accused."""
+    layers = {"u": nn.Upsample(scale_factor=2, mode="bilinear"), "a": nn.ReLU6()}
+    ports = {"u": L.UpSampling2D(2, interpolation="bilinear", name="u"), "a": L.ReLU(name="a")}
+    order = "ua" if first else "au"
+    net = reference(c=nn.Conv2d(3, 4, 3), **{name: layers[name] for name in order})
+    for tensor in net.c.parameters():
+        tensor.data *= 0.1
+    x = L.Conv2D(4, 3, name="c")(I)
+    for name in order:
+        x = ports[name](x)
+    port = keras.Model(I, x)
+    port.get_layer("c").set_weights(kernel(net.c))
+    report = compare_models(net, port, X)
+    assert report.culprits() == [("keras", "a")]
+    assert [*report.rounding["keras"]] == ["u"]
+
+
 class Two(nn.Module):
     def __init__(self) -> None:
         super().__init__()

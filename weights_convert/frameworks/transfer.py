@@ -94,8 +94,10 @@ def transfer(
     pairs = match(source, target, inputs, names=names)
     layers = harness.live_layers(source), harness.live_layers(target)
     given = {pair.source: _of(pair, lambda pair=pair: read(layers[0][pair.source])) for pair in pairs}
-    before, done = _write(pairs, layers[1], given), set[str]()
+    before = _values(pairs, layers[1], given)
+    done: set[str] = set()
     try:
+        _write(pairs, layers[1], given, before)
         for _ in pairs:  # each round can show one more flattened input, behind the one before
             rows = harness.flattened_inputs(source, target, inputs, pairs)
             wrong = {name: rows[name] for name in rows if name not in done and "kernel" in given[name]}
@@ -121,26 +123,35 @@ def transfer(
 Before = dict[tuple[str, str], tuple[str, Any, np.ndarray]]  # (layer, role) -> sha256, live tensor, old array
 
 
-def _write(
-    pairs: list[Pair],
-    layers: Mapping[str, Any],
-    given: Mapping[str, Mapping[str, np.ndarray]],
-    before: Before | None = None,
-) -> Before:
-    """Write all tensors or none, and note their sha256; return the values before the first write."""
-    plan = [
+Given = Mapping[str, Mapping[str, np.ndarray]]  # layer of the source -> role -> array
+
+
+def _plan(
+    pairs: list[Pair], layers: Mapping[str, Any], given: Given
+) -> list[tuple[Pair, str, Any, np.ndarray]]:
+    """Pair, role, live tensor and new array of every tensor of the target; nothing is written."""
+    return [
         (pair, *line)
         for pair in pairs
         for line in _of(pair, lambda pair=pair: planned(layers[pair.target], given[pair.source]))
     ]
-    if before is None:
-        before = {(p.target, role): (_sha(array_of(t)), t, array_of(t)) for p, role, t, _ in plan}
-    for pair, role, tensor, array in plan:
+
+
+def _values(pairs: list[Pair], layers: Mapping[str, Any], given: Given) -> Before:
+    """The values of the target before anything is written."""
+    return {
+        (pair.target, role): (_sha(array_of(tensor)), tensor, array_of(tensor))
+        for pair, role, tensor, _ in _plan(pairs, layers, given)
+    }
+
+
+def _write(pairs: list[Pair], layers: Mapping[str, Any], given: Given, before: Before) -> None:
+    """Write all tensors, and note their sha256."""
+    for pair, role, tensor, array in _plan(pairs, layers, given):
         write(tensor, array)
         hashes = {"before": before[pair.target, role][0], "after": _sha(array)}
         source = given[pair.source].get(role)
         pair.tensors[role] = hashes | ({"source": _sha(source)} if source is not None else {})
-    return before
 
 
 def _of(pair: Pair, work: Any) -> Any:
