@@ -16,13 +16,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from weights_convert.memory import transposed
-from weights_convert.spec import KINDS, Parameter, Spec, model_spec, parameters  # noqa: F401  (in the example)
+from weights_convert.spec import KINDS, Parameter, Spec, model_spec, numbered, parameters  # noqa: F401  (example)
 from weights_convert.spec.resnet import BLOCK_CLASSES
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -209,22 +209,13 @@ def _tf1_rename(parameter: Parameter, spec: Spec) -> str | None:  # noqa: ARG001
     return f"{module.replace('.', '/')}/{leaf}"
 
 
-@cache
-def _numbered() -> re.Pattern[str]:
-    """Pattern of lists with a member's number: `layer1_0`, `features_3`."""
-    names = (p.name for kind in KINDS.values() for spec in kind.widest() for p in parameters(spec))
-    lists = {name for of in names for name in re.findall(r"(\w+)\.\d+\.", of)}
-    patterns = {re.sub(r"\d+", r"\\d+", name) for name in lists}
-    return re.compile(rf"\b({'|'.join(sorted(patterns))})_(\d+)\b")
-
-
 def tf1_module(scope: str) -> str:
     """The canonical path of a TF1 variable scope.
 
     >>> tf1_module("layer1_0/downsample_1"), tf1_module("conv2d_7")
     ('layer1.0.downsample.1', 'conv2d_7')
     """
-    return _numbered().sub(r"\1.\2", scope).replace("/", ".")
+    return numbered().sub(r"\1.\2", scope).replace("/", ".")
 
 
 def _tf1_parse(name: str) -> str | None:

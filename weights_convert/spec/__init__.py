@@ -8,7 +8,9 @@ PyTorch naming and layout, the canonical form through which every conversion goe
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from weights_convert.spec.attention import AttentionSpec, eca_kernel_size, hidden_channels
@@ -43,6 +45,15 @@ def network_spec(keywords: Mapping[str, Any]) -> Any:
     return None
 
 
+@cache
+def numbered() -> re.Pattern[str]:
+    """Pattern of a member of a list of modules, its list and its number: `layer1_0`, `features_3`."""
+    names = (p.name for kind in KINDS.values() for spec in kind.widest() for p in parameters(spec))
+    lists = {name for of in names for name in re.findall(r"(\w+)\.\d+\.", of)}
+    patterns = {re.sub(r"\d+", r"\\d{1,9}", name) for name in lists}
+    return re.compile(rf"\b({'|'.join(sorted(patterns))})_(\d{{1,9}})\b")
+
+
 __all__ = [
     "COUNTS",
     "KINDS",
@@ -65,6 +76,7 @@ __all__ = [
     "model_name",
     "model_spec",
     "network_spec",
+    "numbered",
     "parameters",
     "spec_values",
     "stem_widths",

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 
-_IN_A_LIST = re.compile(r"(layer\d{1,9}|features|classifier)_(\d{1,9})")  # a network's layer and its number
+from weights_convert.spec import numbered
 
 
 def layer_names(paths: Iterable[str], layers: Mapping[str, str]) -> dict[str, str]:
@@ -36,7 +36,7 @@ def layer_names(paths: Iterable[str], layers: Mapping[str, str]) -> dict[str, st
 
 def _in_lists(layers: Mapping[str, str]) -> dict[str, str]:
     """A network's layers by their places in its own file, where lists number their members by class."""
-    found = {path: match for path, name in layers.items() if (match := _IN_A_LIST.fullmatch(name))}
+    found = {path: match for path, name in layers.items() if (match := numbered().fullmatch(name))}
     counts: Counter[tuple[str, ...]] = Counter()
     names = dict(layers)
     for path in sorted(found, key=lambda path: int(found[path][2])):
