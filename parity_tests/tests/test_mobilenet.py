@@ -97,6 +97,17 @@ def test_a_file_without_metadata_is_identified(tmp_path, suffix):
         assert (checkpoint.spec, checkpoint.model) == (spec, "se_mobilenet_v1")
 
 
+def test_more_units_than_the_named_network_are_read_by_its_keywords(tmp_path):
+    spec = MobileNetSpec(depths=(3, 12), widths=(8, 8), stem_width=6, num_classes=5, attention="se")
+    weights = synthetic.weights(spec)
+    arrays = {f"net.{name}": torch.tensor(weights[name]) for name in weights}
+    torch.save(arrays, tmp_path / "a.pth")
+    settings = {name: getattr(spec, name) for name in ("depths", "widths", "stem_width", "num_classes")}
+    with load(tmp_path / "a.pth", model="se_mobilenet_v1", settings=settings, assume=True) as found:
+        assert found.spec == spec
+        assert all(np.array_equal(found[name], weights[name]) for name in weights)
+
+
 @pytest.mark.parametrize("framework", ["torch", "keras", "tf1"])
 def test_every_framework_loads_every_container(tmp_path, framework):
     module = torch_impl.MobileNet(**SMALL, attention="se", stride_padding="keras", activation="relu6")

@@ -82,6 +82,10 @@ class MobileNetSpec(Spec):
     def widest(cls) -> list[Self]:
         return [cls(norm="bias_bn", attention=kind, cbam_spatial_bias=True) for kind in ("cbam", "se", "eca")]
 
+    @classmethod
+    def like(cls, name: str) -> Parameter | None:
+        return super().like(_UNIT.sub("stage1.0.", name, count=1))
+
     def part(self, names: Collection[str]) -> Self:
         units = [tuple(map(int, found.groups())) for name in names if (found := _UNIT.match(name))]
         depths: list[int] = []
