@@ -17,7 +17,7 @@ from parity_tests import harness
 from parity_tests.compare.investigate import investigate
 from parity_tests.judge import numpy_reference, synthetic
 from parity_tests.tests.test_vgg import outputs
-from weights_convert import SpecError, convert, load, load_model, save, state_of
+from weights_convert import MismatchError, SpecError, convert, load, load_model, save, state_of
 from weights_convert.layouts import LAYOUTS
 from weights_convert.spec import MobileNetSpec, model_spec, parameters
 
@@ -102,6 +102,8 @@ def test_more_units_than_the_named_network_are_read_by_its_keywords(tmp_path):
     weights = synthetic.weights(spec)
     arrays = {f"net.{name}": torch.tensor(weights[name]) for name in weights}
     torch.save(arrays, tmp_path / "a.pth")
+    with pytest.raises(MismatchError, match="have the names of a mobilenet, but no named model has"):
+        load(tmp_path / "a.pth")
     settings = {name: getattr(spec, name) for name in ("depths", "widths", "stem_width", "num_classes")}
     with load(tmp_path / "a.pth", model="se_mobilenet_v1", settings=settings, assume=True) as found:
         assert found.spec == spec

@@ -142,7 +142,7 @@ def test_a_bend_that_only_larger_inputs_reach(layer):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_bend_beside_a_rounded_layer(first):
-    """The rounding is a note at every scale, and nobody else is accused."""
+    """The rounding is a note at every scale, and only the activation is accused."""
     layers = {"u": nn.Upsample(scale_factor=2, mode="bilinear"), "a": nn.ReLU6()}
     ports = {"u": L.UpSampling2D(2, interpolation="bilinear", name="u"), "a": L.ReLU(name="a")}
     order = "ua" if first else "au"

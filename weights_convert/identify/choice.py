@@ -22,7 +22,7 @@ from weights_convert.identify.inside import candidates_inside, nearest_network, 
 from weights_convert.identify.misfits import describe, propose
 from weights_convert.identify.others import spoils, what_is
 from weights_convert.identify.reading import Listing, Reading
-from weights_convert.spec import Spec, changed, is_count
+from weights_convert.spec import KINDS, Spec, changed, is_count
 
 _MOST_SHOWN = 8  # tensors of an example
 
@@ -228,6 +228,11 @@ def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> Mis
     best = max(readings, key=lambda r: sum(map(r.layout.knows, _inside(r))), default=None)
     unknown = [name for name in reader.tensors if not is_count(name)]
     hint = ""
+    if best is not None and best.family.own and (kind := _kind_of(best)):
+        return MismatchError(
+            f"{reader.path}: its {count} tensors have the names of a {kind}, but no named model has these "
+            "shapes; set its keywords with --model NAME --set KEY=VALUE"
+        )
     if best is not None:
         known = {best.prefix + name for name in _inside(best) if best.layout.knows(name)}
         unknown = [name for name in unknown if name not in known] or unknown
@@ -237,6 +242,13 @@ def _unknown(reader: Reader, readings: list[Reading], family: str | None) -> Mis
     return MismatchError(
         f"{reader.path}: the names of its {count} tensors {whose}{hint}; for example:", shown
     )
+
+
+def _kind_of(reading: Reading) -> str | None:
+    """The kind of network that has all names; None if there are others."""
+    if reading.extra or not reading.names:
+        return None
+    return next((kind for kind, spec in KINDS.items() if all(map(spec.like, reading.names))), None)
 
 
 def _inside(reading: Reading) -> list[str]:
