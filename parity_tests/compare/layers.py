@@ -188,7 +188,6 @@ def compare_tracers(
         scan: inputs -> noise, to compare larger and negative inputs too.
     """
     check_biased_variance(biased_variance)
-    ignore = list(ignore)  # it is read again for inputs of another scale
     ignored, names = Ignored(ignore), read_names(names)
     dtype = next(iter(candidates.values())).dtype
     pairs = [f"{b}-{a}" for a, b in itertools.combinations(candidates, 2)]  # pairs of candidates
@@ -245,7 +244,7 @@ def compare_tracers(
                     names=names,
                     noise=scan(inputs * scale),
                     title=title,
-                    ignore=ignore,
+                    ignore=ignored.entries,
                     layouts=layouts,
                     float32_noise=float32_noise,
                 )
