@@ -21,6 +21,7 @@ ROOMS = [  # a room imports only rooms of earlier lines; rooms of one line do no
     ("parity_tests.compare",),
     ("parity_tests.page",),
     ("parity_tests",),
+    ("recipes",),
     ("benchmarks", "fuzz"),
 ]
 FREE = "parity_tests.quiet_start"  # imported by command lines before everything else
@@ -37,6 +38,7 @@ def modules() -> dict[str, Path]:
         "tf1_compat",
         "weights_convert",
         "parity_tests",
+        "recipes",
         "benchmarks",
         "fuzz",
     ):

@@ -1,0 +1,97 @@
+"""The command line: `python -m recipes train | evaluate | predict | explain ...`.
+
+Exit 0: done. 1: a training that cannot go on. 2: bad usage or bad input. 3: a file could not be written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from parity_tests.quiet_start import python_stderr_apart, start
+from recipes.recipe import Recipe, read_recipe
+from weights_convert import __version__
+from weights_convert.commandline import Parser, exit_code
+
+FRAMEWORKS = ("torch", "keras", "tf1")
+
+
+def parser() -> Parser:
+    root = Parser(prog="recipes", description=__doc__.splitlines()[0])
+    root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    jobs = root.add_subparsers(dest="job", required=True, metavar="JOB", parser_class=Parser)
+    _add_train(jobs.add_parser("train", help="train a network on pictures"))
+    return root
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_train)
+    command.add_argument("--framework", choices=FRAMEWORKS, default="torch")
+    command.add_argument(
+        "--data", default="digits", metavar="digits | cifar10 | FOLDER",
+        help="a folder has one directory per class, perhaps inside train and val (default: digits)",
+    )  # fmt: skip
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="default: runs/FRAMEWORK-MODEL-DATA")
+    command.add_argument("--resume", action="store_true", help="go on from the last state in --out")
+    command.add_argument(
+        "--weights", metavar="FILE", help="a checkpoint to begin with; other classes get a new head"
+    )
+    command.add_argument("--save-every", type=int, metavar="STEPS", help="between two states (an epoch)")
+    command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    command.add_argument("--recipe", metavar="FILE.toml", help="settings; the options below go before it")
+    for setting in dataclasses.fields(Recipe):
+        option = f"--{setting.name.replace('_', '-')}"
+        text = f"{setting.metadata['help']} ({setting.default})"
+        if setting.type == "bool":
+            command.add_argument(option, action=argparse.BooleanOptionalAction, default=None, help=text)
+            continue
+        kind = {"int": int, "int | None": int, "float": float, "str": str}[str(setting.type)]
+        command.add_argument(
+            option,
+            type=kind,
+            metavar=setting.name.upper(),
+            choices=setting.metadata.get("choices"),
+            help=text,
+        )
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from recipes.data import open_data
+    from recipes.run import check_installed, train
+    from recipes.screen import Screen
+
+    check_installed(arguments.framework)
+    # TensorBoard, which Lightning logs to, imports TensorFlow
+    start(["torch", "tf1"] if arguments.framework == "torch" else [arguments.framework])
+    given = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(Recipe)}
+    recipe = read_recipe(
+        arguments.recipe, {name: value for name, value in given.items() if value is not None}
+    )
+    data = open_data(arguments.data, size=recipe.size, seed=recipe.seed, skip_bad=arguments.skip_bad)
+    out = arguments.out or Path("runs") / f"{arguments.framework}-{recipe.model}-{data.name}"
+    with Screen(arguments.framework, recipe, data, out) as screen:
+        train(
+            arguments.framework, recipe, data, out,
+            weights=arguments.weights, resume=arguments.resume, save_every=arguments.save_every,
+            on_step=screen.step, on_epoch=screen.epoch,
+        )  # fmt: skip
+        screen.end()
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+
+    def job() -> int:
+        arguments = parser().parse_args(argv)
+        return arguments.run(arguments)
+
+    with python_stderr_apart():
+        return exit_code(job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
