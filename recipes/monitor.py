@@ -34,9 +34,10 @@ class TrainingError(WeightsConvertError):
 
 @dataclass
 class Progress:
-    """Where a training is: `step` steps are done, and the sums of the current epoch."""
+    """Where a training is: `step` steps are done, the loss of the last one, the sums of the current epoch."""
 
     step: int = 0
+    last_loss: float = 0.0
     loss: float = 0.0
     correct: int = 0
     count: int = 0
@@ -88,6 +89,7 @@ class Monitor:
                 f"step {self.progress.step + 1}: the loss is {loss}{where}; try a lower --learning-rate"
             )
         p = self.progress
+        p.last_loss = loss
         p.step, p.loss, p.correct, p.count = (
             p.step + 1,
             p.loss + loss * count,

@@ -7,6 +7,7 @@ import json
 import pickle
 import struct
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -95,7 +96,7 @@ def npm_folder(folder: Path) -> tuple[np.ndarray, np.ndarray]:
 class Python2(pickle._Pickler):
     """Writes bytes as Python 2 wrote `str`, which the archive has."""
 
-    dispatch = dict(pickle._Pickler.dispatch)
+    dispatch: ClassVar = dict(pickle._Pickler.dispatch)
 
     def save_bytes(self, value: bytes) -> None:
         self.write(pickle.BINSTRING + struct.pack("<i", len(value)) + value)
