@@ -1,4 +1,4 @@
-"""Training with `recipes`: the same in three frameworks, resumed after a kill, and honest when it cannot go on."""
+"""Training with `recipes`: the same in three frameworks, resumed after a kill, refused in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from recipes.run import train
 from weights_convert import load
 from weights_convert.errors import DestinationError, SourceError, SpecError, WriteError
 
-# Lightning's TensorBoard imports TensorFlow, with warnings of its own; torch's jit is deprecated inside Lightning
+# of Lightning's and TensorBoard's own code, with every new version of Python and PyTorch
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 FRAMEWORKS = ("torch", "keras", "tf1")
@@ -94,14 +94,13 @@ def states(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_the_figures_are_those_of_every_epoch(framework, whole, few):
+def test_the_figures_are_those_of_every_epoch(framework, whole):
     rows = list(csv.DictReader((whole[framework] / "history.csv").read_text().splitlines()))
     assert [float(row["learning_rate"]) for row in rows] == [2**-4, 2**-5, 2**-6]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert all(float(row["test_error"]) == 1 - float(row["test_accuracy"]) for row in rows)
-    assert {path.name for path in whole[framework].iterdir()} == {
-        "best.safetensors", "last.safetensors", "history.csv", "losses.json", "run.json", "state", "tensorboard"
-    }  # fmt: skip
+    names = ["best.safetensors", "history.csv", "last.safetensors", "run.json", "state", "tensorboard"]
+    assert sorted(p.name for p in whole[framework].iterdir() if p.name != "losses.json") == names
     assert states(whole[framework]) == ["12"]
     assert any((whole[framework] / "tensorboard").rglob("events*"))
     facts = json.loads((whole[framework] / "run.json").read_bytes())
