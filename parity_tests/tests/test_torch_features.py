@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import torch_impl
 from parity_tests.judge.synthetic import tiny
-from weights_convert.spec import MobileNetSpec, VGGSpec
+from weights_convert.spec import MobileNetSpec, ShuffleNetSpec, VGGSpec
 
 VGG = {
     "depths": (1, 2),
@@ -32,6 +32,7 @@ SPECS = {
     ),
     "blur": tiny(stem_pool="pad1", anti_aliasing="blur"),
     "dilated": tiny(strides=(1, 1), dilations=(1, 2), num_classes=0),
+    "shufflenet": ShuffleNetSpec(depths=(1, 2), widths=(12, 24), stem_width=6, num_classes=5, attention="se"),
     "mobilenet": MobileNetSpec(
         depths=(1, 2), widths=(8, 12), stem_width=8, num_classes=5, attention="se", stride_padding="keras"
     ),
