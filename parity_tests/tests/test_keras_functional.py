@@ -184,8 +184,8 @@ def test_features_of_vgg(tmp_path):
     [
         (SE, "conv1", "ends before its first block"),
         (VGG, "features_2", "ends before classifier_3"),
-        (MOBILENET, "conv1", "a MobileNet that ends before its first unit"),
-        (SHUFFLENET, "conv1", "a ShuffleNet that ends before its first unit"),
+        (MOBILENET, "conv1", "ends before its first unit, expected stage1_0"),
+        (SHUFFLENET, "conv1", "ends before its first unit, expected stage2_0"),
     ],
     ids=["resnet", "vgg", "mobilenet", "shufflenet"],
 )
