@@ -14,9 +14,9 @@ from weights_convert.formats.tf1.proto import dump_header
 from weights_convert.formats.tf1.table import read_table, write_table
 from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, parameters
 
-# Factor of the last batch norm of every residual branch, ShuffleNet's too (without batch norms: of the last kernel). Undamped
-# random weights make activations grow with depth, and the errors of a deep network then show only its
-# conditioning (8.5e-10 in float64 for torch alone).
+# Factor of the last batch norm of every residual branch, ShuffleNet's too (without batch norms: of the last
+# kernel). Undamped random weights make activations grow with depth, and the errors of a deep network then
+# show only its conditioning (8.5e-10 in float64 for torch alone).
 DAMPING = 0.25
 
 
