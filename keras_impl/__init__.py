@@ -11,6 +11,7 @@ from .named import create_model, list_models
 from .preprocessing import Preprocessing
 from .resnet import ResNet
 from .selective import SelectiveKernel
+from .shufflenet import ShuffleNet
 from .vgg import VGG
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Preprocessing",
     "ResNet",
     "SelectiveKernel",
+    "ShuffleNet",
     "SpatialAttention",
     "SqueezeExcitation",
     "create_model",

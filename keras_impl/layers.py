@@ -208,6 +208,27 @@ class GroupNormalization(keras.layers.GroupNormalization):
         return ops.cast(y, self.compute_dtype)
 
 
+def shuffle_channels(x: Any, groups: int, view: str) -> Any:
+    """Transpose the channels of (N, H, W, C), seen as (groups, C / groups) or, "groups_last", the reverse.
+
+    ShuffleNet: https://arxiv.org/abs/1707.01083, section 3.1.
+    """
+    rows, columns, channels = ops.shape(x)[1:3] + x.shape[3:]
+    first = groups if view == "groups_first" else channels // groups
+    y = ops.reshape(x, (-1, rows, columns, first, channels // first))
+    return ops.reshape(ops.transpose(y, (0, 1, 2, 4, 3)), (-1, rows, columns, channels))
+
+
+def average_pool_3x3(x: Any, count_padding: bool) -> Any:
+    """Means of 3x3 squares, stride 2, padded by 1 on each side; at the edge the zeros count, or not."""
+    pad = ((0, 0), (1, 1), (1, 1), (0, 0))
+    y = ops.average_pool(ops.pad(x, pad), 3, 2, "valid", "channels_last")
+    if count_padding:
+        return y
+    ones = ops.pad(ops.ones_like(x[:1, :, :, :1]), pad)
+    return y / ops.average_pool(ones, 3, 2, "valid", "channels_last")
+
+
 def max_pool(x: Any, rule: str) -> Any:
     """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
     if rule == "none":

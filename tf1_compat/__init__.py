@@ -10,6 +10,7 @@ from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .resnet import resnet
 from .selective import selective_kernel
+from .shufflenet import shufflenet
 from .vgg import vgg
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "optimize_for_inference",
     "resnet",
     "selective_kernel",
+    "shufflenet",
     "spatial_attention",
     "squeeze_excitation",
     "vgg",

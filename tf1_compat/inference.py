@@ -16,6 +16,8 @@ from .mobilenet import CONFIG_COLLECTION as MOBILENETS
 from .mobilenet import mobilenet
 from .resnet import CONFIG_COLLECTION as RESNETS
 from .resnet import resnet
+from .shufflenet import CONFIG_COLLECTION as SHUFFLENETS
+from .shufflenet import shufflenet
 from .vgg import CONFIG_COLLECTION as VGGS
 from .vgg import vgg
 
@@ -79,6 +81,7 @@ def _network(graph: tf.Graph, scope: str | None) -> tuple[str, Callable, dict]:
             (VGGS, vgg),
             (INCEPTIONS, inception),
             (MOBILENETS, mobilenet),
+            (SHUFFLENETS, shufflenet),
         )
         for note in map(json.loads, graph.get_collection(collection))
     }

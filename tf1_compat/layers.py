@@ -149,6 +149,27 @@ def group_norm(x: tf.Tensor, groups: int, epsilon: float, *, scope: str) -> tf.T
         return tf.ensure_shape(gamma * y + beta, x.shape)
 
 
+def shuffle_channels(x: tf.Tensor, groups: int, view: str) -> tf.Tensor:
+    """Transpose the channels of (N, H, W, C), seen as (groups, C / groups) or, "groups_last", the reverse.
+
+    ShuffleNet: https://arxiv.org/abs/1707.01083, section 3.1.
+    """
+    n, rows, columns = tf.unstack(tf.shape(x)[:3])
+    channels = int(x.shape[-1])
+    first = groups if view == "groups_first" else channels // groups
+    y = tf.transpose(tf.reshape(x, (n, rows, columns, first, channels // first)), (0, 1, 2, 4, 3))
+    return tf.ensure_shape(tf.reshape(y, (n, rows, columns, channels)), x.shape)
+
+
+def average_pool_3x3(x: tf.Tensor, count_padding: bool) -> tf.Tensor:
+    """Means of 3x3 squares, stride 2, padded by 1 on each side; at the edge the zeros count, or not."""
+    pad = [[0, 0], [1, 1], [1, 1], [0, 0]]
+    y = tf.nn.avg_pool2d(tf.pad(x, pad), 3, 2, "VALID")
+    if count_padding:
+        return y
+    return y / tf.nn.avg_pool2d(tf.pad(tf.ones_like(x[:1, :, :, :1]), pad), 3, 2, "VALID")
+
+
 def max_pool(x: tf.Tensor, rule: str) -> tf.Tensor:
     """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
     if rule == "none":

@@ -10,6 +10,7 @@ from .models import *  # noqa: F403  (each name is a model)
 from .named import create_model, list_models
 from .resnet import ResNet
 from .selective import SelectiveKernel
+from .shufflenet import ShuffleNet
 from .vgg import VGG
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MobileNet",
     "ResNet",
     "SelectiveKernel",
+    "ShuffleNet",
     "SpatialAttention",
     "SqueezeExcitation",
     "create_model",

@@ -137,6 +137,21 @@ class DilatedAveragePool(nn.Module):
         return F.avg_pool2d(F.pad(x, (0, 1, 0, 1)), 2, 1)
 
 
+def shuffle_channels(x: Tensor, groups: int, view: str) -> Tensor:
+    """Transpose the channels of (N, C, H, W), seen as (groups, C / groups) or, "groups_last", the reverse.
+
+    ShuffleNet: https://arxiv.org/abs/1707.01083, section 3.1.
+
+    Example:
+        >>> x = torch.arange(6).view(1, 6, 1, 1)
+        >>> [shuffle_channels(x, 3, view).flatten().tolist() for view in ("groups_first", "groups_last")]
+        [[0, 2, 4, 1, 3, 5], [0, 3, 1, 4, 2, 5]]
+    """
+    n, channels, rows, columns = x.shape
+    first = groups if view == "groups_first" else channels // groups
+    return x.view(n, first, -1, rows, columns).transpose(1, 2).reshape(n, channels, rows, columns)
+
+
 def pool_globally(x: Tensor, rule: str) -> Tensor:
     """(N, C, H, W) -> (N, C): mean ("avg"), maximum ("max") or half their sum ("avgmax").
 

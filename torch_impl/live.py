@@ -135,7 +135,7 @@ class Network(nn.Module):
 
         This needs less memory and more time, and gives the same gradients. The blocks are the residual
         blocks of a ResNet, the stages of a VGG, the modules of an Inception network and the units of a
-        MobileNet. Batch norms count each batch once.
+        MobileNet or ShuffleNet. Batch norms count each batch once.
         """
         self.grad_checkpointing = enable
 

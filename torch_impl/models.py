@@ -7,6 +7,7 @@ from .inception import network as _inception
 from .mobilenet import network as _mobilenet
 from .named import with_defaults as _with_defaults
 from .resnet import network as _network
+from .shufflenet import network as _shufflenet
 from .vgg import network as _vgg
 
 _R18 = {"block": "basic", "depths": (2, 2, 2, 2)}
@@ -77,3 +78,5 @@ bn_inception = _with_defaults(_inception, "bn_inception")
 se_bn_inception = _with_defaults(_inception, "se_bn_inception", attention="se")
 mobilenet_v1 = _with_defaults(_mobilenet, "mobilenet_v1")
 se_mobilenet_v1 = _with_defaults(_mobilenet, "se_mobilenet_v1", attention="se")
+shufflenet_v1_g3 = _with_defaults(_shufflenet, "shufflenet_v1_g3")
+se_shufflenet_v1_g3 = _with_defaults(_shufflenet, "se_shufflenet_v1_g3", attention="se")

@@ -190,7 +190,8 @@ def _load(
     reading = found.reading
     averages = (take_averages if ema else mention_averages)(reader, reading)
     liberties = _liberties(found)
-    if unsaid and not reading.head and not getattr(found.spec, "head_bias", True):
+    without_bias = not getattr(found.spec, "head_bias", True)
+    if unsaid and not reading.head and without_bias and "head_bias" not in {**found.implied, **settings}:
         liberties.append("its classifier has no bias, head_bias=False is assumed")
     if strict and liberties:
         raise MismatchError(f"{reader.path}: {liberties[0]} (--strict)", _listed(reading.outside))

@@ -14,9 +14,9 @@ from weights_convert.formats.tf1.proto import dump_header
 from weights_convert.formats.tf1.table import read_table, write_table
 from weights_convert.spec import AttentionSpec, ResNetSpec, Spec, parameters
 
-# Factor of the last batch norm of every residual branch (without batch norms: of the last kernel). Undamped
-# random weights make activations grow with depth, and the errors of a deep network then show only its
-# conditioning (8.5e-10 in float64 for torch alone).
+# Factor of the last batch norm of every residual branch, ShuffleNet's too (without batch norms: of the last
+# kernel). Undamped random weights make activations grow with depth, and the errors of a deep network then
+# show only its conditioning (8.5e-10 in float64 for torch alone).
 DAMPING = 0.25
 
 
@@ -35,7 +35,7 @@ def weights(spec: Spec, seed: int = 0) -> Checkpoint:
             array = np.array(random.integers(1, 1000), np.int64)
         else:
             array = random.normal(0, 0.1, shape)
-        if re.fullmatch(rf"layer\d+\.\d+\.{last}\.weight", name):
+        if re.fullmatch(rf"(layer|stage)\d+\.\d+\.{last}\.weight", name):
             array *= DAMPING
         arrays[name] = array if role == "count" else array.astype(np.float32)
     return checkpoint(arrays, spec)

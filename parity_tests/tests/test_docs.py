@@ -24,6 +24,7 @@ from weights_convert.spec import (
     InceptionSpec,
     MobileNetSpec,
     ResNetSpec,
+    ShuffleNetSpec,
     VGGSpec,
     count_parameters,
     model_spec,
@@ -262,7 +263,13 @@ def test_requirements_are_those_of_the_package():
 def test_the_tables_of_keywords_are_the_specs():
     text = (ROOT / "docs" / "keywords.md").read_text(encoding="utf-8")
     row = re.compile(r"^\| (\w+) \| (.+?) \| .*\|$", re.MULTILINE)
-    kinds = {"": ResNetSpec, "## VGG": VGGSpec, "## Inception": InceptionSpec, "## MobileNet": MobileNetSpec}
+    kinds = {
+        "": ResNetSpec,
+        "## VGG": VGGSpec,
+        "## Inception": InceptionSpec,
+        "## MobileNet": MobileNetSpec,
+        "## ShuffleNet": ShuffleNetSpec,
+    }
     tables = [dict(row.findall(part)) for part in re.split("|".join(filter(None, kinds)), text)]
     for own, kind in zip(tables, kinds.values(), strict=True):
         rows = tables[0] | own

@@ -17,7 +17,7 @@ import pytest
 
 from parity_tests.judge.synthetic import position_coded, tiny
 from weights_convert import MismatchError, load, loading
-from weights_convert.families import FAMILIES, mobilenets
+from weights_convert.families import FAMILIES, mobilenets, shufflenets
 from weights_convert.formats import FORMATS
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import ROLES, like
@@ -64,6 +64,7 @@ READ = [  # listing, families with the same result, the named model, and its dif
     ("keras_applications_resnet50", "keras_applications", "resnet50",
      {"norm": "bias_bn", "stride_in": "conv1", "bn_epsilon": 1.001e-5, "bn_momentum": 0.01}),
     ("keras_hub_resnet18", "keras_hub", "resnet18", {}),
+    ("pytorchcv_shufflenet_g3_w1", "pytorchcv_shufflenet", "shufflenet_v1_g3", {}),
     ("timm_mobilenetv1_100", "timm_mobilenet", "mobilenet_v1", {"activation": "relu6"}),
 ]  # fmt: skip
 UNNAMED = {  # keywords of the networks without a name
@@ -374,6 +375,7 @@ def test_every_family_is_tested():
     tested = {foreign.family for foreign in FOREIGN.values()}
     tested |= {family for _, families, _, _ in READ for family in families.split()}
     tested |= {family.name for family in mobilenets.FAMILIES}  # test_mobilenet_families
+    tested |= {family.name for family in shufflenets.FAMILIES}  # test_shufflenet_families
     tested |= {"cadene_inception", "pytorchcv_inception"}  # test_families_written, test_families_live
     assert tested | {"keras", "tf1", "eca"} == set(FAMILIES)  # keras and tf1: test_layouts; eca: below
 

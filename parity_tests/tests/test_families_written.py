@@ -15,7 +15,7 @@ from parity_tests.tests.test_families import FOREIGN, foreign_arrays, shapes_in
 from weights_convert import convert, load, load_model, save, state_of
 from weights_convert.families import FAMILIES
 from weights_convert.formats import open_reader
-from weights_convert.spec import InceptionSpec, MobileNetSpec
+from weights_convert.spec import InceptionSpec, MobileNetSpec, ShuffleNetSpec
 
 # --------------------------------------------------------------------------------------------------
 # There and back
@@ -47,6 +47,14 @@ WRITTEN = {
     "eca": tiny(attention="eca"),
     "pytorchcv_mobilenet": MobileNetSpec(num_classes=5),
     "timm_mobilenet": MobileNetSpec(num_classes=5, activation="relu6"),
+    "pytorchcv_shufflenet": ShuffleNetSpec(num_classes=5),
+    "megvii_shufflenet": ShuffleNetSpec(
+        num_classes=5,
+        head_bias=False,
+        shuffle_after="conv2",
+        shuffle_view="groups_last",
+        concat_order="shortcut_branch",
+    ),
 }
 
 

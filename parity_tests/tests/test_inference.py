@@ -21,7 +21,7 @@ from parity_tests.judge.synthetic import tiny
 from parity_tests.watch.build import RUNNERS, same_bits
 from weights_convert import Checkpoint, load_into, state_of
 from weights_convert.changes import fold_bn
-from weights_convert.spec import MobileNetSpec, Spec, VGGSpec
+from weights_convert.spec import MobileNetSpec, ShuffleNetSpec, Spec, VGGSpec
 
 SPECS = {
     "grouped_se": tiny(depths=(1, 1), groups=8, width_per_group=16, attention="se", bn_epsilon=1e-3),
@@ -33,6 +33,14 @@ SPECS = {
     "gn": tiny(depths=(1,), width=32, stem_width=32, norm="gn", attention="cbam"),
     "bias_bn": tiny(depths=(1, 1), norm="bias_bn", stem="deep_tiered", dropout=0.5),
     "bias": tiny(norm="bias", attention="cbam"),
+    "shufflenet": ShuffleNetSpec(
+        depths=(1, 1),
+        widths=(12, 24),
+        stem_width=6,
+        num_classes=5,
+        attention="se",
+        concat_order="shortcut_branch",
+    ),
     "mobilenet": MobileNetSpec(
         depths=(1, 1), widths=(8, 12), stem_width=8, num_classes=5, attention="cbam", stride_padding="same"
     ),
@@ -41,7 +49,7 @@ SPECS = {
     ),
     "vgg_bias": VGGSpec(depths=(1,), widths=(8,), head_width=16, num_classes=0, norm="bias"),
 }
-ORDINARY = ("grouped_se", "cbam_bias", "bias_bn", "mobilenet", "vgg")
+ORDINARY = ("grouped_se", "cbam_bias", "bias_bn", "mobilenet", "shufflenet", "vgg")
 Optimized = tuple[np.ndarray, Checkpoint | None, Checkpoint]  # logits, its weights, the plain ones
 
 

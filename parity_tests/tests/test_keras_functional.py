@@ -19,7 +19,7 @@ import keras_impl
 from parity_tests.judge import synthetic, tolerances
 from parity_tests.judge.synthetic import tiny
 from weights_convert import MismatchError, SourceError, convert, load, load_into, load_model, save, state_of
-from weights_convert.spec import MobileNetSpec, Spec, VGGSpec, changed
+from weights_convert.spec import MobileNetSpec, ShuffleNetSpec, Spec, VGGSpec, changed
 
 SE = tiny(attention="se", block="basic", stem="3x3", depths=(1, 2))
 SPECS: dict[str, Spec] = {
@@ -36,6 +36,9 @@ SPECS: dict[str, Spec] = {
     ),
 }
 MOBILENET = MobileNetSpec(depths=(1, 1), widths=(8, 8), stem_width=4, num_classes=5, stride_padding="keras")
+SHUFFLENET = ShuffleNetSpec(
+    depths=(1, 1), widths=(12, 24), stem_width=6, num_classes=5, count_padding=False, attention="se"
+)
 VGG = VGGSpec(depths=(2, 1), widths=(8, 8), head_width=16, num_classes=5, attention="cbam", reduction=4)
 ORDINARY = ("se", "eca")
 each = pytest.mark.parametrize(
@@ -154,6 +157,17 @@ def test_features_of_mobilenet(tmp_path):
     assert_part(found.arrays, state_of(model))
 
 
+def test_features_of_shufflenet(tmp_path):
+    """With shuffles and means of maps of any size."""
+    model, x = network(SHUFFLENET), images((63, 64))
+    features = keras.Model(model.input, model.get_layer("stage3_0").output)
+    again = reloaded(features, tmp_path / "a.keras")
+    np.testing.assert_array_equal(run(again, x), run(features, x))
+    found = part(again)
+    assert found.spec == changed(SHUFFLENET, {"num_classes": 0})
+    assert_part(found.arrays, state_of(model))
+
+
 def test_features_of_vgg(tmp_path):
     model, x = network(VGG), images()
     features = keras.Model(model.input, model.layers[-2].output)
@@ -170,9 +184,10 @@ def test_features_of_vgg(tmp_path):
     [
         (SE, "conv1", "ends before its first block"),
         (VGG, "features_2", "ends before classifier_3"),
-        (MOBILENET, "conv1", "ends before its first unit"),
+        (MOBILENET, "conv1", "ends before its first unit, expected stage1_0"),
+        (SHUFFLENET, "conv1", "ends before its first unit, expected stage2_0"),
     ],
-    ids=["resnet", "vgg", "mobilenet"],
+    ids=["resnet", "vgg", "mobilenet", "shufflenet"],
 )
 def test_a_part_that_is_no_network_is_refused_in_one_line(tmp_path, spec, layer, missing):
     model = network(spec)

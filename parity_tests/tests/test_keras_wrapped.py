@@ -17,7 +17,7 @@ from parity_tests.judge import synthetic
 from parity_tests.judge.synthetic import tiny
 from parity_tests.tests.test_keras_functional import run as run_model
 from weights_convert import MismatchError, SourceError, convert, load, load_into, load_model, state_of
-from weights_convert.spec import KINDS, InceptionSpec, MobileNetSpec, Spec, VGGSpec
+from weights_convert.spec import KINDS, InceptionSpec, MobileNetSpec, ShuffleNetSpec, Spec, VGGSpec
 
 SE = tiny(attention="se", block="basic", stem="3x3", depths=(1, 2), stem_pool="ceil", bn_epsilon=1e-3)
 VGG = VGGSpec(depths=(1, 1), widths=(8, 8), head_width=16, num_classes=5, attention="eca", bn_momentum=0.2)
@@ -133,6 +133,7 @@ OF_KIND: dict[str, Spec] = {
     "vgg": VGG,
     "inception": InceptionSpec(width_multiplier=1 / 32, attention="se", num_classes=5),
     "mobilenet": MobileNetSpec(depths=(2, 3), widths=(8, 8), stem_width=4, attention="se", num_classes=5),
+    "shufflenet": ShuffleNetSpec(depths=(2, 3), widths=(12, 24), stem_width=6, attention="se", num_classes=5),
 }
 
 

@@ -18,7 +18,15 @@ import tf1_compat
 import torch_impl
 from parity_tests.judge.synthetic import tiny
 from weights_convert.errors import SpecError
-from weights_convert.spec import AttentionSpec, InceptionSpec, MobileNetSpec, ResNetSpec, Spec, VGGSpec
+from weights_convert.spec import (
+    AttentionSpec,
+    InceptionSpec,
+    MobileNetSpec,
+    ResNetSpec,
+    ShuffleNetSpec,
+    Spec,
+    VGGSpec,
+)
 
 ROOT = Path(__file__).parents[2]
 ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
@@ -26,7 +34,12 @@ ROOMS = ("torch_impl", "keras_impl", "tf1_compat")
 
 def kind_of(keywords: Mapping[str, Any]) -> type[Spec]:
     """The kind of network with these keywords."""
-    own = {"head_width": VGGSpec, "last_pool": InceptionSpec, "stride_padding": MobileNetSpec}
+    own = {
+        "head_width": VGGSpec,
+        "last_pool": InceptionSpec,
+        "stride_padding": MobileNetSpec,
+        "concat_order": ShuffleNetSpec,
+    }
     return next((kind for name, kind in own.items() if name in keywords), ResNetSpec)
 
 
@@ -76,6 +89,9 @@ INCEPTION = InceptionSpec(width_multiplier=1 / 64, attention="cbam").model_kwarg
 OF_INCEPTION = [name for name in INCEPTION if name not in {*BASE, *VGG}] + ["eca_kernel_sizes"]
 MOBILENET = MobileNetSpec(depths=(1,), widths=(8,), stem_width=4, attention="cbam").model_kwargs()
 OF_MOBILENET = ["stride_padding", "depths", "widths", "activation"]
+SHUFFLENET = ShuffleNetSpec(depths=(1,), widths=(8,), stem_width=4, groups=2, attention="cbam").model_kwargs()
+OF_SHUFFLENET = ["groups", "shuffle_after", "shuffle_view", "concat_order", "attention_on", "widths"]
+OF_SHUFFLENET += ["stem_width", "count_padding"]
 POOL = [
     *(None, True, False, 0, 1, 2, 3, 4, 5, -1, 2**31 - 1, 2**31, 10**400, 0.0, 0.5, 1.0, 1.5, -0.5),
     *(
@@ -90,6 +106,10 @@ POOL = [
         "same",
         "relu6",
         "absolute",
+        "conv2",
+        "groups_last",
+        "shortcut_branch",
+        "output",
         "1",
     ),
     *((), (1,), (1, 1), [3], [3, 5], (2,), (0,), ("1",), (1.0,), (True,), (1,) * 9, (700,), "34", b"34"),
@@ -108,7 +128,8 @@ TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
     [(BASE, name) for name in NAMES]
     + [(VGG, name) for name in OF_VGG]
     + [(INCEPTION, name) for name in OF_INCEPTION]
-    + [(MOBILENET, name) for name in OF_MOBILENET],
+    + [(MOBILENET, name) for name in OF_MOBILENET]
+    + [(SHUFFLENET, name) for name in OF_SHUFFLENET],
 )
 def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
     """`built` networks of Keras and TF1 are built; for other valid values only their checks run."""

@@ -27,7 +27,7 @@ from weights_convert.__main__ import main
 from weights_convert.families import FAMILIES
 from weights_convert.formats.base import TensorInfo
 from weights_convert.plan import make_plan
-from weights_convert.spec import MODELS, InceptionSpec, MobileNetSpec, is_count
+from weights_convert.spec import MODELS, InceptionSpec, MobileNetSpec, ShuffleNetSpec, is_count
 
 RECORDED = Path(__file__).with_name("snapshots.json")
 
@@ -89,9 +89,14 @@ _FOR = {  # keywords of a family's networks
     "eca": {"attention": "eca"},
     "torchvision": {"attention": "none"},
 }
+_MEGVII = {"shuffle_after": "conv2", "shuffle_view": "groups_last", "concat_order": "shortcut_branch"}
 _OTHERS: dict[str, Any] = {  # families of other networks than ResNets
     "pytorchcv_mobilenet": MobileNetSpec(depths=(1, 2), widths=(8, 8), num_classes=5),
     "timm_mobilenet": MobileNetSpec(depths=(1, 2), widths=(8, 8), num_classes=5, activation="relu6"),
+    "pytorchcv_shufflenet": ShuffleNetSpec(depths=(1, 2), widths=(24, 48), stem_width=12),
+    "megvii_shufflenet": ShuffleNetSpec(
+        depths=(4, 1), widths=(24, 48), stem_width=12, head_bias=False, **_MEGVII
+    ),
     "cadene_inception": InceptionSpec(width_multiplier=1 / 16, norm="bias_bn"),
     "pytorchcv_inception": InceptionSpec(width_multiplier=1 / 16, norm="bias_bn"),
 }

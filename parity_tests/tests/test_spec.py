@@ -70,6 +70,8 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "se_bn_inception": 11_931_622,
     "mobilenet_v1": 4_231_976,
     "se_mobilenet_v1": 4_718_044,
+    "shufflenet_v1_g3": 1_865_728,
+    "se_shufflenet_v1_g3": 2_484_533,
 }
 VARIANT_COUNTS = [
     ("se_resnet50", {"se_bias": False}, 28_071_976),
@@ -91,6 +93,11 @@ VARIANT_COUNTS = [
     ("se_vgg16_bn", {"norm": "bn", "se_bias": False}, 138_588_072),
     ("se_mobilenet_v1", {"se_bias": False}, 4_711_720),
     ("mobilenet_v1", {"num_classes": 10}, 4_231_976 - 990 * 1025),
+    ("se_shufflenet_v1_g3", {"se_bias": False}, 2_476_144),
+    ("se_shufflenet_v1_g3", {"attention_on": "output"}, 2_594_908),
+    ("se_shufflenet_v1_g3", {"attention_on": "output", "se_bias": False}, 2_585_728),
+    ("shufflenet_v1_g3", {"head_bias": False}, 1_864_728),
+    ("shufflenet_v1_g3", {"num_classes": 10}, 1_865_728 - 990 * 961),
     ("vgg16_bn", {"num_classes": 10}, 138_365_992 - 990 * 4097),
     ("bn_inception", {"norm": "bias_bn"}, 11_295_240),
     ("se_bn_inception", {"se_bias": False}, 11_924_584),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import torch_impl
 from parity_tests.judge.synthetic import tiny
-from weights_convert.spec import MobileNetSpec, VGGSpec
+from weights_convert.spec import MobileNetSpec, ShuffleNetSpec, VGGSpec
 
 VGG = {
     "depths": (1, 2),
@@ -32,6 +32,7 @@ SPECS = {
     ),
     "blur": tiny(stem_pool="pad1", anti_aliasing="blur"),
     "dilated": tiny(strides=(1, 1), dilations=(1, 2), num_classes=0),
+    "shufflenet": ShuffleNetSpec(depths=(1, 2), widths=(12, 24), stem_width=6, num_classes=5, attention="se"),
     "mobilenet": MobileNetSpec(
         depths=(1, 2), widths=(8, 12), stem_width=8, num_classes=5, attention="se", stride_padding="keras"
     ),
@@ -78,7 +79,8 @@ def test_feature_info_names_modules_and_describes_their_outputs(model, images):
         assert height in (33 // stage["reduction"], -(-33 // stage["reduction"]))
     assert all(before["reduction"] <= after["reduction"] for before, after in pairwise(info))
     stages = [name for name in model.forward_features(images) if name not in ("pooled", "logits")]
-    assert len(info) == len(stages) + isinstance(model, torch_impl.VGG)  # before each pool and after the last
+    pools = isinstance(model, (torch_impl.VGG, torch_impl.ShuffleNet))  # the map before the first pool too
+    assert len(info) == len(stages) + pools
 
 
 TIMM = {  # `feature_info` of timm 1.0's model of the same name

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 import torch_impl
 from parity_tests.judge.synthetic import tiny
 from weights_convert import MismatchError, load, load_into, load_model, save, state_of
-from weights_convert.spec import MobileNetSpec, VGGSpec, changed
+from weights_convert.spec import MobileNetSpec, ShuffleNetSpec, VGGSpec, changed
 
 pytestmark = pytest.mark.quick
 
 SPECS = {
     "resnet": tiny(attention="se"),
     "two pools": tiny(global_pool="catavgmax", head_bias=False),
+    "shufflenet": ShuffleNetSpec(depths=(1,), widths=(12,), stem_width=6, num_classes=5, head_bias=False),
     "mobilenet": MobileNetSpec(depths=(1, 1), widths=(8, 8), num_classes=5, stride_padding="same"),
     "vgg": VGGSpec(depths=(1, 1), widths=(8, 8), head_width=16, pool_size=2, num_classes=5, reduction=4),
 }

@@ -16,12 +16,15 @@ import torch_impl
 from parity_tests.judge.synthetic import tiny
 from parity_tests.watch.build import same_bits
 from weights_convert import load_into, load_model, save, state_of
-from weights_convert.spec import MobileNetSpec, Spec, VGGSpec
+from weights_convert.spec import MobileNetSpec, ShuffleNetSpec, Spec, VGGSpec
 
 SPECS = {
     "se": tiny(attention="se", groups=4, width_per_group=32),
     "cbam": tiny(attention="cbam", block="basic", dropout=0.3),
     "mobilenet": MobileNetSpec(depths=(1, 2), widths=(8, 8), stem_width=8, num_classes=5, attention="cbam"),
+    "shufflenet": ShuffleNetSpec(
+        depths=(1, 2), widths=(12, 24), stem_width=6, num_classes=5, attention="cbam"
+    ),
     "vgg": VGGSpec(depths=(1, 2), widths=(8, 8), head_width=16, pool_size=2, num_classes=5, dropout=0.3),
 }
 LABELS = torch.tensor([0, 1, 2, 3])
@@ -64,7 +67,7 @@ def assert_same_step(model: nn.Module, other: nn.Module) -> None:
 def test_gradient_checkpointing_changes_no_number(model, images, dtype):
     model = model.to(dtype)
     other, calls = checkpointing(model), []
-    stage = "stage1" if isinstance(model, torch_impl.MobileNet) else "layer1"
+    stage = {"mobilenet": "stage1", "shufflenet": "stage2"}.get(model.kind, "layer1")
     first = model.entrance.replace("conv1", f"{stage}.0.conv1")
     other.get_submodule(first).register_forward_hook(lambda *_: calls.append(1))
     for network in (model, other):

@@ -19,6 +19,7 @@ from weights_convert.families import (
     pytorchcv,
     pytorchcv_inception,
     qubvel,
+    shufflenets,
     tensorflowcv,
     timm,
     torchvision,
@@ -51,5 +52,6 @@ FAMILIES: dict[str, Family] = {
         cadene_inception.FAMILY,
         pytorchcv_inception.FAMILY,
         *mobilenets.FAMILIES,
+        *shufflenets.FAMILIES,
     )
 }

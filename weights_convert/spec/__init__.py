@@ -31,9 +31,17 @@ from weights_convert.spec.inception import InceptionSpec
 from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.models import MODELS, model_name, model_spec, variant_of
 from weights_convert.spec.resnet import ResNetSpec, stem_widths
+from weights_convert.spec.shufflenet import ShuffleNetSpec
 from weights_convert.spec.vgg import VGGSpec
 
-_KINDS: tuple[type[Spec], ...] = (ResNetSpec, VGGSpec, InceptionSpec, MobileNetSpec, AttentionSpec)
+_KINDS: tuple[type[Spec], ...] = (
+    ResNetSpec,
+    VGGSpec,
+    InceptionSpec,
+    MobileNetSpec,
+    ShuffleNetSpec,
+    AttentionSpec,
+)
 KINDS: dict[str, type[Spec]] = {kind.kind: kind for kind in _KINDS}
 
 
@@ -65,6 +73,7 @@ __all__ = [
     "MobileNetSpec",
     "Parameter",
     "ResNetSpec",
+    "ShuffleNetSpec",
     "Spec",
     "VGGSpec",
     "changed",

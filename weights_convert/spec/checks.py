@@ -76,6 +76,10 @@ CHOICES = {
     "eca_padding": ("zeros", "circular"),
     "reduction_pool": ("ceil", "pad1", "same"),
     "last_pool": ("max", "avg"),
+    "shuffle_after": ("conv1", "conv2"),
+    "shuffle_view": ("groups_first", "groups_last"),
+    "concat_order": ("branch_shortcut", "shortcut_branch"),
+    "attention_on": ("branch", "output"),
 }
 WITH_BIAS = ("bias_bn", "bias")  # values of `norm` with which the convolutions have biases
 NORM_GROUPS = 32  # of norm="gn"
@@ -214,6 +218,25 @@ def check_inception(c: Mapping[str, Any]) -> None:
         )
 
 
+def inner_width(width: int) -> int:
+    """The channels inside a ShuffleNet's unit of this width, arXiv 1707.01083 table 1."""
+    return width // 4
+
+
+def check_shufflenet(c: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for keywords of a ShuffleNet that are valid alone but invalid together."""
+    check_plain(c, "ShuffleNet")
+    groups, inputs = c["groups"], c["stem_width"]
+    for stage, width in enumerate(c["widths"], 2):
+        for channels in (width, inner_width(width), width - inputs):
+            if channels < 1 or channels % groups:
+                raise ValueError(
+                    f"widths={c['widths']}, stem_width={c['stem_width']}, groups={groups}: stage{stage} has "
+                    f"convolutions of {channels} channels, expected a multiple of {groups} above 0"
+                )
+        inputs = width
+
+
 def stage_steps(stage: int, c: Mapping[str, Any]) -> tuple[int, int, int]:
     """The stride of a stage (from 0), and the dilations of its first 3x3 convolution and of the others."""
     strides = c["strides"] or (1, *[2] * (len(c["depths"]) - 1))
@@ -291,6 +314,7 @@ TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "vgg": partial(check_plain, network="VGG"),
     "inception": check_inception,
     "mobilenet": partial(check_plain, network="MobileNet"),
+    "shufflenet": check_shufflenet,
 }
 
 

@@ -19,6 +19,7 @@ from weights_convert.spec.base import Spec, make_spec
 from weights_convert.spec.inception import InceptionSpec
 from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.resnet import ResNetSpec
+from weights_convert.spec.shufflenet import ShuffleNetSpec
 from weights_convert.spec.vgg import VGGSpec
 
 _BASIC, _BOTTLENECK = {"block": "basic"}, {"block": "bottleneck"}
@@ -80,6 +81,7 @@ _ROWS: dict[type[Spec], dict[str, dict[str, Any]]] = {
     VGGSpec: {"vgg16_bn": {}, "se_vgg16_bn": {"attention": "se"}},
     InceptionSpec: {"bn_inception": {}, "se_bn_inception": {"attention": "se"}},
     MobileNetSpec: {"mobilenet_v1": {}, "se_mobilenet_v1": {"attention": "se"}},
+    ShuffleNetSpec: {"shufflenet_v1_g3": {}, "se_shufflenet_v1_g3": {"attention": "se"}},
 }
 
 

@@ -14,6 +14,7 @@ from parity_tests.judge.numpy_reference.inception import inception
 from parity_tests.judge.numpy_reference.layers import Weights
 from parity_tests.judge.numpy_reference.mobilenet import mobilenet
 from parity_tests.judge.numpy_reference.resnet import resnet
+from parity_tests.judge.numpy_reference.shufflenet import shufflenet
 from parity_tests.judge.numpy_reference.vgg import vgg
 
 _NETWORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
@@ -21,6 +22,7 @@ _NETWORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     "vgg": vgg,
     "inception": inception,
     "mobilenet": mobilenet,
+    "shufflenet": shufflenet,
 }
 
 
