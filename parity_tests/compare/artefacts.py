@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from parity_tests.compare.accuracy import accuracy_of
+from parity_tests.compare.coverage import Renamed
 from parity_tests.compare.points import Matched
 from parity_tests.compare.report import Report
 from parity_tests.watch.exported.base import LOW, Exported
@@ -29,6 +30,15 @@ def sees_outputs_only(reference: Tracer, candidates: Mapping[str, Tracer]) -> bo
     return any(
         isinstance(model, Exported) and (model.outputs_only or model.precision in LOW)
         for model in (reference, *candidates.values())
+    )
+
+
+def shows_no_common_layer(first: Trace, renamed: Mapping[str, Renamed]) -> bool:
+    """Whether an exported graph and the other model share no layer, so that only outputs are left."""
+    return any(
+        (first.exported or run.trace.exported)
+        and not {*first} & {*run.trace} - {*first.outputs, *run.trace.outputs}
+        for run in renamed.values()
     )
 
 

@@ -17,7 +17,13 @@ from typing import Any
 import numpy as np
 
 from parity_tests.compare.accuracy import check_top1
-from parity_tests.compare.artefacts import judged_by_accuracy, outputs_of, own_dtype, sees_outputs_only
+from parity_tests.compare.artefacts import (
+    judged_by_accuracy,
+    outputs_of,
+    own_dtype,
+    sees_outputs_only,
+    shows_no_common_layer,
+)
 from parity_tests.compare.axes import check_layouts, prepared, watch_nearest
 from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
@@ -227,6 +233,10 @@ def compare_tracers(
             who: Renamed(first.trace, run, names | {a: b for a, (b, _) in report.pairing[who].items()})
             for who, run in watched.items()
         }
+        if not report.outputs_only and shows_no_common_layer(first.trace, renamed):
+            report.outputs_only = list(candidates)
+            first = outputs_of(first)
+            renamed = {who: Renamed(first.trace, outputs_of(run), {}) for who, run in watched.items()}
         _check_names(first, watched, renamed, names, ignored)
         moved: list[Point] = []
         if train:
