@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from parity_tests.artefacts import against_artifact
 from parity_tests.commands import DTYPES, JOBS, prove
 from parity_tests.quiet_start import python_stderr_apart
 from weights_convert import Checkpoint, __version__, load, model_spec
@@ -74,6 +75,18 @@ def parser() -> Parser:
     root.add_argument("--sweep", action="store_true", help="accuracy with oneDNN, XLA, threads ... switched")
     root.add_argument("--dump", metavar="FILE", type=Path, help="record a run for later comparison")
     root.add_argument("--against", metavar="FILE", type=Path, help="compare with a recorded run")
+    root.add_argument(
+        "--artifact",
+        metavar="FILE",
+        type=Path,
+        help="compare torch with an exported file: ONNX, SavedModel, LiteRT, TorchScript, .pt2, OpenVINO",
+    )
+    root.add_argument(
+        "--top1",
+        metavar="SHARE",
+        type=_share,
+        help="of a quantised --artifact: the smallest accepted share of images with the same class",
+    )
     add_reading_options(root)
     add_quiet(root)
     return root
@@ -85,6 +98,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a share above 0 and at most 1, such as 0.99")
+    return share
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the main job and return its exit code."""
     with python_stderr_apart():
@@ -93,16 +116,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     _check_options(arguments)
-    if (arguments.dump or arguments.against) and len(arguments.what) > 1:
-        raise SpecError("--dump and --against take one model or checkpoint")
+    if (arguments.dump or arguments.against or arguments.artifact) and len(arguments.what) > 1:
+        raise SpecError("--dump, --against and --artifact take one model or checkpoint")
     sources = [_source(what, reading(arguments)) for what in arguments.what]
-    _check_installed(arguments.frameworks, torch=arguments.against is None)
+    _check_installed(() if arguments.artifact else arguments.frameworks, torch=arguments.against is None)
 
     from rich.console import Console
 
     to_stderr = arguments.json == "-"
     console = Console(stderr=to_stderr, quiet=arguments.quiet, highlight=False, soft_wrap=True)
-    job = next((jobs for option, jobs in JOBS.items() if getattr(arguments, option)), prove)
+    jobs = {"artifact": against_artifact, **JOBS}
+    job = next((job for option, job in jobs.items() if getattr(arguments, option)), prove)
     holds, facts = job(arguments, console, dict(zip(arguments.what, sources, strict=True)))
     write_json(arguments.json, facts)
     return 0 if holds else 1
@@ -113,6 +137,7 @@ _TAKES = {  # the other options that an option uses; the rest are refused
     "sweep": ("images", "size"),
     "dump": ("images", "size"),
     "against": ("dtype", "report", "allow_no_power"),
+    "artifact": ("images", "size", "report", "allow_no_power"),
 }
 _OPTIONS = ("images", "size", "dtype", "layers", "train_steps", "report", "allow_no_power")
 
@@ -125,7 +150,9 @@ def _check_options(arguments: argparse.Namespace) -> None:
             given = [o for o in others if getattr(arguments, o) and o != option and o not in takes]
             if given:
                 raise SpecError(f"--{option} does not go with --{given[0].replace('_', '-')}")
-    files = [*arguments.what, *filter(None, [arguments.against])]
+    if arguments.top1 and not arguments.artifact:
+        raise SpecError("--top1 goes with --artifact")
+    files = [*arguments.what, *filter(None, [arguments.against, arguments.artifact])]
     for name, begins in _TARGETS.items():
         if (target := getattr(arguments, name)) is not None:
             check_target(target, *files, begins=begins)

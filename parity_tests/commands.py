@@ -40,8 +40,8 @@ def prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
     results = []
     for what, source in sources.items():
         checkpoint = source()
-        images = _images(arguments, checkpoint)
-        with _progress(what, arguments.quiet) as say:
+        images = images_of(arguments, checkpoint)
+        with progress(what, arguments.quiet) as say:
             result = harness.prove(
                 what,
                 checkpoint,
@@ -54,7 +54,7 @@ def prove(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
         results.append(result)
         if (failing := result.failing()) is not None:
             framework, dtype = failing
-            with _progress(what, arguments.quiet) as say:
+            with progress(what, arguments.quiet) as say:
                 report = investigate(
                     f"{what}, {dtype}, layer by layer",
                     checkpoint,
@@ -84,12 +84,12 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
     reports = []
     for what, source in sources.items():
         checkpoint = source()
-        images = _images(arguments, checkpoint, CLOSER)
+        images = images_of(arguments, checkpoint, CLOSER)
         powers: list[Power] = []
         for dtype in _dtypes(arguments):
             if dtype == "float64" and list(arguments.frameworks) == ["torch"]:
                 continue  # the reference itself
-            with _progress(what, arguments.quiet) as say:
+            with progress(what, arguments.quiet) as say:
                 report = investigate(
                     f"{what}, {dtype}",
                     checkpoint,
@@ -126,8 +126,8 @@ def _sweep(arguments: argparse.Namespace, console: Console, sources: Sources) ->
     facts = []
     for what, source in sources.items():
         checkpoint = source()
-        images = _images(arguments, checkpoint)
-        with _progress(what, arguments.quiet) as say:
+        images = images_of(arguments, checkpoint)
+        with progress(what, arguments.quiet) as say:
             costs = sweep(checkpoint, images, arguments.frameworks, say)
         table = Table(
             "framework", "switch", "float32", "float64", "", box=None, header_style="bold", title=what
@@ -150,8 +150,8 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
 
     what, source = next(iter(sources.items()))
     checkpoint = source()
-    images = _images(arguments, checkpoint, CLOSER)
-    with _progress(what, arguments.quiet) as say:
+    images = images_of(arguments, checkpoint, CLOSER)
+    with progress(what, arguments.quiet) as say:
         say("torch in float64, layer by layer")
         model = torch_module(checkpoint.spec, checkpoint, "float64")
         tracer = tracer_of(model, "float64")
@@ -177,7 +177,7 @@ def _against(arguments: argparse.Namespace, console: Console, sources: Sources) 
     checkpoint, dump, reports = source(), read_dump(arguments.against), []
     powers: list[Power] = []
     for dtype in _dtypes(arguments):
-        with ExitStack() as stack, _progress(what, arguments.quiet) as say:
+        with ExitStack() as stack, progress(what, arguments.quiet) as say:
             say(f"against {arguments.against}, {dtype}")
             tracers = {
                 framework: stack.enter_context(live(framework, checkpoint.spec, checkpoint, dtype)).tracer
@@ -207,7 +207,7 @@ JOBS = {  # the first option in use decides
 }
 
 
-def _images(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int | None = None) -> np.ndarray:
+def images_of(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int | None = None) -> np.ndarray:
     """Photographs of the requested size, else of `size`, else of the network's default size."""
     from parity_tests.judge.photographs import OWN, photographs
 
@@ -223,7 +223,7 @@ def _dtypes(arguments: argparse.Namespace) -> tuple[str, ...]:
 
 
 @contextmanager
-def _progress(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
+def progress(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
     """Show the current step and the elapsed time on a terminal, unless `quiet`."""
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn

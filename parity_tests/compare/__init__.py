@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from parity_tests.compare.layers import assert_parity, compare_models
     from parity_tests.compare.report import Report
+    from parity_tests.watch.exported.functions import Callable
     from parity_tests.watch.trace import TF1Model
 
-__all__ = ["Report", "TF1Model", "assert_parity", "compare_models"]
+__all__ = ["Callable", "Report", "TF1Model", "assert_parity", "compare_models"]
 
 _WHERE = {
     "compare_models": "compare.layers",
     "assert_parity": "compare.layers",
     "Report": "compare.report",
+    "Callable": "watch.exported.functions",
     "TF1Model": "watch.trace",
 }
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from parity_tests.compare.views import SAME_AXES, Views
 from parity_tests.judge import tolerances
+from parity_tests.watch.exported.base import Exported
 from parity_tests.watch.repeat import Watched, run, watch
 from parity_tests.watch.structure import paired
 from parity_tests.watch.trace import Trace, Tracer, is_index
@@ -24,10 +25,10 @@ def check_layouts(layouts: Mapping[str, str]) -> None:
 
 def prepared(tracer: Tracer, inputs: np.ndarray, train: bool, layouts: Mapping[str, str]) -> np.ndarray:
     """Choose the axes of the reference's input; indices that it takes only as numbers become numbers."""
-    _set(tracer, layouts)
+    axes = _choices(tracer, inputs, layouts)
     choices = [inputs, inputs.astype(np.float64)] if is_index(inputs) else [inputs]
     refused: SpecError | None = None
-    for same in dict.fromkeys((tracer.same_axes, *(() if "input" in layouts else (True,)))):
+    for same in axes:
         for given in choices:
             try:
                 tracer.same_axes = same
@@ -44,8 +45,9 @@ def watch_nearest(
     first: Trace, tracer: Tracer, inputs: np.ndarray, train: bool, layouts: Mapping[str, str]
 ) -> tuple[Watched, list[str]]:
     """Run a candidate with the axes of the input that bring its outputs nearest to the reference's."""
-    _set(tracer, layouts)
-    if "input" in layouts or tracer.same_axes or inputs.ndim < 3:
+    first_choice, *others = _choices(tracer, inputs, layouts)
+    tracer.same_axes = first_choice
+    if not others or inputs.ndim < 3:
         return watch(tracer, inputs, train), []
     refused: SpecError | None = None
     try:
@@ -55,22 +57,28 @@ def watch_nearest(
             return usual, []
     except SpecError as reason:
         refused, error = reason, np.inf
-    tracer.same_axes = True
+    tracer.same_axes = others[0]
     try:
         other = watch(tracer, inputs, train)
         if refused or _error(first, other.trace) < error:
-            return other, [f"{tracer.framework}: {SAME_AXES} at the input"]
+            axes = SAME_AXES if tracer.same_axes else "channels last"
+            return other, [f"{tracer.framework}: {axes} at the input"]
     except SpecError:
         pass
-    tracer.same_axes = False
+    tracer.same_axes = first_choice
     if refused:
         raise refused
     return usual, []
 
 
-def _set(tracer: Tracer, layouts: Mapping[str, str]) -> None:
-    if "input" in layouts and tracer.framework in ("keras", "tf1"):
-        tracer.same_axes = layouts["input"] == "same"
+def _choices(tracer: Tracer, inputs: np.ndarray, layouts: Mapping[str, str]) -> list[bool]:
+    """The values of `Tracer.same_axes` to try: the stated one, else the usual one first."""
+    free = tracer.either_axes if isinstance(tracer, Exported) else tracer.framework in ("keras", "tf1")
+    if "input" in layouts and free:
+        return [layouts["input"] == "same"]
+    if isinstance(tracer, Exported):
+        return tracer.layouts(inputs)
+    return list(dict.fromkeys((tracer.same_axes, True)))
 
 
 def _error(first: Trace, trace: Trace) -> float:

@@ -53,6 +53,7 @@ class Renamed:
         self.trace.outputs = [final[name] for name in watched.trace.outputs]
         self.trace.opaque = watched.trace.opaque
         self.trace.moved = watched.trace.moved
+        self.trace.exported, self.trace.fused = watched.trace.exported, watched.trace.fused
         self.own = {new: name for name, new in final.items()}
         self.weighted = {self.name(name, name): weights for name, weights in watched.weighted.items()}
         self.unstable = {final.get(name, name): error for name, error in watched.unstable.items()}

@@ -16,6 +16,14 @@ from typing import Any
 
 import numpy as np
 
+from parity_tests.compare.accuracy import check_top1
+from parity_tests.compare.artefacts import (
+    judged_by_accuracy,
+    outputs_of,
+    own_dtype,
+    sees_outputs_only,
+    shows_no_common_layer,
+)
 from parity_tests.compare.axes import check_layouts, prepared, watch_nearest
 from parity_tests.compare.coverage import OWN, Ignored, Renamed, coverage, covers_call
 from parity_tests.compare.environment import environment
@@ -31,8 +39,10 @@ from parity_tests.compare.rounding import accept_rounding, check_float32_roundin
 from parity_tests.compare.scales import Noise, scale_that_differs
 from parity_tests.compare.statistics import check_biased_variance, statistics
 from parity_tests.judge import tolerances
+from parity_tests.watch.exported.base import Exported
+from parity_tests.watch.exported.kinds import opened, title_of
 from parity_tests.watch.inputs import Beside, Inputs, split
-from parity_tests.watch.open import is_torch, tracer_of
+from parity_tests.watch.open import is_keras, is_torch, tracer_of
 from parity_tests.watch.repeat import Watched, refuse_random, watch
 from parity_tests.watch.trace import Tracer
 from weights_convert.errors import MismatchError, SpecError
@@ -53,11 +63,13 @@ def compare_models(
     biased_variance: str = "note",
     float32_rounding: str = "note",
     layouts: Mapping[str, str] | None = None,
+    top1: float | None = None,
 ) -> Report:
-    """Compare two live models layer by layer; their weights are assumed to be loaded.
+    """Compare two models layer by layer; their weights are assumed to be loaded.
 
     Args:
-        reference, candidate: a torch module, a Keras model (channels last) or a `TF1Model`.
+        reference, candidate: a torch module, a Keras model (channels last) or a `TF1Model`; or an exported
+            artefact, as a path or an object, or a `Callable`. An artefact computes in its own dtype.
         inputs: (N, C, H, W), or any other array: sequences, tokens, indices (int32 or int64). Several
             inputs are a list of arrays in order, or a dict by keyword. Small models that agree are also
             compared on 10, 100 and -1 times the inputs.
@@ -76,10 +88,12 @@ def compare_models(
         layouts: "input" or the name of an output -> "moved" (channels second in torch, last in Keras and
             TF1) or "same" (the same axes in both). Without it the layout is the one with which the outputs
             agree, and the report has a note.
+        top1: of a quantised artefact, the smallest accepted share of inputs with the same class. Without it
+            there are figures of accuracy (`Report.accuracy`) and no verdict of equality.
 
     Raises:
-        SpecError: a model is none of these or does not run in `dtype`, or the reference gives two outputs for
-            one input.
+        SpecError: a model is none of these, cannot be read or does not run in `dtype`, or the reference gives
+            two outputs for one input.
         MismatchError: no layers can be matched.
 
     Example:
@@ -93,9 +107,13 @@ def compare_models(
     check_float32_rounding(float32_rounding)
     array, beside = split(inputs)
     check_layouts(layouts or {})
-    keywords = {"names": names, "train": train, "ignore": ignore, "biased_variance": biased_variance}
-    keywords |= {"title": title or f"{type(reference).__name__} and {type(candidate).__name__}"}
+    check_top1(top1)
+    keywords: dict[str, Any] = {"names": names, "train": train, "ignore": ignore}
+    keywords |= {"biased_variance": biased_variance}
+    keywords |= {"title": title or f"{title_of(reference)} and {title_of(candidate)}", "top1": top1}
     accept = float32_rounding == "note"
+    reference, candidate = opened(reference), opened(candidate)
+    dtype = own_dtype(reference, candidate, dtype)
     try:
         return _compare(reference, candidate, array, beside, dtype, layouts, accept, keywords)
     except SpecError as error:
@@ -178,6 +196,7 @@ def compare_tracers(
     layouts: Mapping[str, str] | None = None,
     float32_noise: Noise | None = None,
     scan: Noise | None = None,
+    top1: float | None = None,
 ) -> Report:
     """`compare_models` for tracers, with several candidates at once.
 
@@ -186,6 +205,7 @@ def compare_tracers(
         float32_noise: inputs -> noise of float32, to accept float32 arithmetic in layers of a float64 model;
             None for a difference like any other.
         scan: inputs -> noise, to compare larger and negative inputs too.
+        top1: of a quantised artefact, see `compare_models`.
     """
     check_biased_variance(biased_variance)
     ignored, names = Ignored(ignore), read_names(names)
@@ -201,6 +221,10 @@ def compare_tracers(
         for who, tracer in candidates.items():
             watched[who], notes = watch_nearest(first.trace, tracer, inputs, train, layouts or {})
             report.notes += notes
+        if sees_outputs_only(reference, candidates):
+            report.outputs_only = list(candidates)
+            first = outputs_of(first)
+            watched = {who: outputs_of(run) for who, run in watched.items()}
         for who, run in watched.items():
             sides = (first, reference, run, candidates[who])
             report.pairing[who] = pair_layers(*sides, names, ignored, dtype, inputs)
@@ -209,6 +233,10 @@ def compare_tracers(
             who: Renamed(first.trace, run, names | {a: b for a, (b, _) in report.pairing[who].items()})
             for who, run in watched.items()
         }
+        if not report.outputs_only and shows_no_common_layer(first.trace, renamed):
+            report.outputs_only = list(candidates)
+            first = outputs_of(first)
+            renamed = {who: Renamed(first.trace, outputs_of(run), {}) for who, run in watched.items()}
         _check_names(first, watched, renamed, names, ignored)
         moved: list[Point] = []
         if train:
@@ -232,6 +260,8 @@ def compare_tracers(
     report.notes += [note for tracer in (reference, *candidates.values()) for note in tracer.notes]
     report.notes += conditions(renamed, noise, dtype, train)
     report.notes += rounding_notes(report)
+    if judged_by_accuracy(report, reference, candidates, matched, top1):
+        return report
     if report.holds and scan is not None and not train:
         limits = {point.name: point.limit for point in report.layers}
         for who, m in matched.items():
@@ -319,6 +349,21 @@ def _histogram(report: Report, matched: Mapping[str, Matched]) -> Histogram | No
 def _noise(
     reference: Any, candidate: Any, inputs: np.ndarray, beside: Beside, dtype: str, train: bool
 ) -> dict[str, float] | None:
-    """The rounding noise at each layer of the model that is a torch module; None if neither is."""
+    """The rounding noise at each layer of the model that is a torch module; None if neither is.
+
+    Of a Keras model beside an artefact too: its float32 against its float64.
+    """
     model = next((m for m in (reference, candidate) if is_torch(m)), None)
-    return None if model is None else torch_noise(model, inputs, dtype, train, beside)
+    if model is not None:
+        return torch_noise(model, inputs, dtype, train, beside)
+    keras = next((m for m in (reference, candidate) if is_keras(m)), None)
+    if (
+        keras is None
+        or dtype != "float32"
+        or not any(isinstance(m, Exported) for m in (reference, candidate))
+    ):
+        return None
+    try:
+        return torch_noise(keras, inputs, dtype, train, beside)
+    except SpecError:  # it does not run in float64
+        return None

@@ -14,6 +14,7 @@ from parity_tests.compare.noise import limit_at
 from parity_tests.compare.pairing import Names, pair_layers, read_names
 from parity_tests.compare.report import Report
 from parity_tests.compare.views import FLATTENED, Views
+from parity_tests.watch.exported.kinds import is_artefact, title_of
 from parity_tests.watch.inputs import Inputs, split
 from parity_tests.watch.open import is_torch, tracer_of
 from parity_tests.watch.repeat import Watched, watch
@@ -64,6 +65,8 @@ def _watched(
     for model in (source, target):
         if isinstance(model, TF1Model):
             raise SpecError("a TF1Model has a session, expected a torch module or a Keras model")
+        if is_artefact(model):
+            raise SpecError(f"{title_of(model)} is exported, expected a torch module or a Keras model")
     array, beside = split(inputs)
     first, second = tracer_of(source, "float32"), tracer_of(target, "float32")
     first.beside = second.beside = beside

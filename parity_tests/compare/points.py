@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import numpy as np
 
 from parity_tests.compare.coverage import Ignored, Renamed, covers_call
+from parity_tests.compare.hidden import hidden
 from parity_tests.compare.neighbours import KINDS, Judged, judge, members
 from parity_tests.compare.noise import limit_at
 from parity_tests.compare.report import Point
@@ -69,6 +70,10 @@ class Matched:
         extra = _only_in(run.trace, run.weighted, trace, ignored)
         self.grouped = self._groups() if missing or extra else set()
         self.grouped |= self._inside(missing, run.weighted) | self._inside(extra, first.weighted)
+        fused = {*run.trace.fused.values()}
+        self.fronted |= {name for name in both if fused and run.trace[name].layer in fused}
+        self.grouped |= hidden(missing, trace, run.trace, self.judged, self.limits)
+        self.grouped |= hidden(extra, run.trace, trace, self.judged, self.limits)
         self.unmatched = _refuse_pairs(trace, run.trace, who, *(
             [name for name in names if name not in self.grouped] for names in (missing, extra)
         ))  # fmt: skip

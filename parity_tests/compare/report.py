@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from parity_tests.compare.accuracy import Accuracy
 from parity_tests.compare.power.result import Power
 from parity_tests.judge.tolerances import CEILING
 
@@ -181,6 +182,8 @@ class Report:
         pairing: candidate -> layer of the reference -> its counterpart of another name, and how it was found.
         rounding: candidate -> layer -> its error, where float32 arithmetic in the layer explains every
             difference in float64; the limits are those of float32 then.
+        outputs_only: the candidates of which only outputs were compared: no layers and no weights.
+        accuracy: quantised candidates -> figures; they have no limits and no verdict of equality.
     """
 
     title: str
@@ -200,6 +203,8 @@ class Report:
     power: Power | None = None
     pairing: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
     rounding: dict[str, dict[str, float]] = field(default_factory=dict)
+    outputs_only: list[str] = field(default_factory=list)
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
 
     @property
     def pairs(self) -> list[str]:
@@ -216,6 +221,12 @@ class Report:
         divergence = self.first_divergence()
         if divergence is not None:
             return str(divergence)
+        for who, found in self.accuracy.items():
+            if not found.enough:
+                lack = f"wanted {found.wanted:.1%}" if found.wanted else "state top1= for a verdict"
+                return f"no verdict of equality for {who} in {found}; {lack}"
+        if self.accuracy:
+            return None
         if not self.judged():
             left = self._left_out()
             return f"nothing was compared{': ' + left if left else ''}"
@@ -230,6 +241,13 @@ class Report:
     def caveat(self) -> str:
         """ "without power for: ..." if some change of 1 % would stay unnoticed, else ""."""
         return self.power.caveat() if self.power and self.holds else ""
+
+    @property
+    def extent(self) -> str:
+        """ "only outputs were compared" or the accuracy, for the verdict; "" for layers and weights."""
+        if self.accuracy:
+            return "; ".join(f"{who}, {found}" for who, found in self.accuracy.items())
+        return "only outputs were compared, no layers and no weights" if self.outputs_only else ""
 
     def judged(self) -> bool:
         """Whether anything was compared with a limit."""
@@ -262,6 +280,8 @@ class Report:
         for kind, points in (("layer", self.layers), ("gradient of", self.gradients)):
             for point in points:
                 for candidate in point.failures():
+                    if candidate in self.accuracy:
+                        continue
                     culprits = [name for who, name in self.culprits() if who == candidate]
                     return Divergence(
                         candidate, point.name, point.errors[candidate], point.limit, kind, culprits
@@ -283,6 +303,7 @@ class Report:
             "culprits": self.culprits(),
             **asdict(self),
             "power": self.power.to_json() if self.power else None,
+            "accuracy": {who: found.to_json() for who, found in self.accuracy.items()},
         }
         return {key: _plain(value) for key, value in facts.items()}
 

@@ -19,14 +19,19 @@ def show(console: Console, report: Report, *, rows: int = 20) -> None:
         console.print(_plain(text, style), soft_wrap=True)
 
     divergence = report.first_divergence()
+    extent = f" ({report.extent})" if report.extent else ""
     if divergence:
-        line(f"NO PARITY: {report.title}: {divergence}", "bold red")
+        line(f"NO PARITY: {report.title}: {divergence}{extent}", "bold red")
+    elif report.accuracy and not report.holds:
+        line(f"no verdict: {report.title}: {report.why_not()}", "bold yellow")
     elif not report.holds:
         line(f"NO PARITY: {report.title}: {report.why_not()}", "bold red")
     elif report.caveat:
-        line(f"parity holds: {report.title}, but {report.caveat}", "bold yellow")
+        line(f"parity holds: {report.title}{extent}, but {report.caveat}", "bold yellow")
+    elif report.accuracy:
+        line(f"accuracy reached: {report.title}{extent}", "green")
     else:
-        line(f"parity holds: {report.title}", "green")
+        line(f"parity holds: {report.title}{extent}", "green")
     others = [(who, name) for who, name in report.culprits() if not divergence or who != divergence.candidate]
     if others:
         listed = ", ".join(f"{who} {name}" for who, name in others[:5])

@@ -117,10 +117,14 @@ def _verdict(report: Report, anchor: str) -> str:
     state, word = ("differs", "✗ no parity") if why_not else ("holds", "✓ parity holds")
     if report.caveat:
         state, word = "weak", f"✓ parity holds, but {escape(report.caveat)}"
+    if report.accuracy:
+        state, word = ("weak", "no verdict of equality") if why_not else ("holds", "✓ accuracy reached")
     if not (report.layers or report.gradients or report.training):
         word = "nothing compared"
     text = f'<a href="#{anchor}">{escape(report.title)}</a>'
     text += f": {escape(why_not or _amount(report))}"
+    if report.extent and not (report.accuracy and why_not):
+        text += f" ({escape(report.extent)})"
     others = [(who, name) for who, name in report.culprits() if not divergence or who != divergence.candidate]
     if others:
         text += f"; wrong by itself: {_names(f'{who} {shorten(name, 60)}' for who, name in others)}"

@@ -52,6 +52,8 @@ class Trace(dict[str, Call]):
         outputs: the names of the model's outputs.
         opaque: outputs that are neither tensors nor numbers and cannot be compared.
         moved: whether the last axis of every array with more than two was moved to the second place.
+        exported: whether it is of an exported graph, which need not show every layer.
+        fused: layer whose weights another layer of an exported graph has -> that layer.
     """
 
     def __init__(self, calls: Mapping[str, Call] | None = None) -> None:
@@ -59,6 +61,8 @@ class Trace(dict[str, Call]):
         self.outputs: list[str] = []
         self.opaque: list[str] = []
         self.moved = False
+        self.exported = False
+        self.fused: dict[str, str] = {}
 
     def finish(
         self, images: np.ndarray, found: Iterable[tuple[str, np.ndarray]], opaque: Iterable[str] = ()

@@ -1,0 +1,1 @@
+"""Exported artefacts as models: ONNX, SavedModel, LiteRT, TorchScript and others, one file for each kind."""

@@ -1,0 +1,75 @@
+"""The layers of a graph whose nodes carry the path of their module: the values that enter and leave each.
+
+A module's nodes stand in a row; a second row is the module's second call. A layer with more than one output
+is left out, and its error shows at the next layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+from parity_tests.watch.trace import numbered
+
+
+class Step(NamedTuple):
+    """One node: the path of its module, and the values that it takes and gives (constants left out)."""
+
+    scope: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Boundary(NamedTuple):
+    """A call of a layer: its name, the values that enter and leave it, its nodes."""
+
+    layer: str
+    inputs: tuple[str, ...]
+    output: str
+    steps: tuple[int, ...]
+
+
+def boundaries(steps: Sequence[Step], ends: Collection[str]) -> dict[str, Boundary]:
+    """Name of a call -> its boundary, in order of execution, inner layers before outer ones.
+
+    Example:
+        >>> steps = [Step("a.conv", ("x",), ("y",)), Step("a.act", ("y",), ("z",))]
+        >>> {name: (b.inputs, b.output) for name, b in boundaries(steps, ["z"]).items()}
+        {'a.conv': (('x',), 'y'), 'a.act': (('y',), 'z'), 'a': (('x',), 'z')}
+    """
+    users: dict[str, list[int]] = {}
+    for place, step in enumerate(steps):
+        for value in step.inputs:
+            users.setdefault(value, []).append(place)
+    found = []
+    for layer, rows in _rows(steps).items():
+        for row in rows:
+            inside = {*row}
+            made = [value for place in row for value in steps[place].outputs]
+            left = [v for v in made if v in ends or any(u not in inside for u in users.get(v, ()))]
+            given = [v for place in row for v in steps[place].inputs if v not in {*made}]
+            if len(left) == 1 and given:
+                found.append(
+                    (row[-1], -layer.count("."), Boundary(layer, (*dict.fromkeys(given),), left[0], row))
+                )
+    seen: dict[str, int] = {}
+    return {numbered(b.layer, seen): b for *_, b in sorted(found, key=lambda each: each[:2])}
+
+
+def _rows(steps: Sequence[Step]) -> dict[str, list[tuple[int, ...]]]:
+    """Layer -> the nodes of each of its calls."""
+    rows: dict[str, list[list[int]]] = {}
+    for place, step in enumerate(steps):
+        for layer in _around(step.scope):
+            known = rows.setdefault(layer, [])
+            if known and known[-1][-1] == place - 1:
+                known[-1].append(place)
+            else:
+                known.append([place])
+    return {layer: [tuple(row) for row in calls] for layer, calls in rows.items()}
+
+
+def _around(scope: str) -> Iterator[str]:
+    parts = scope.split(".") if scope else []
+    for depth in range(1, len(parts) + 1):
+        yield ".".join(parts[:depth])
