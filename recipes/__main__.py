@@ -24,6 +24,8 @@ def parser() -> Parser:
     root.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     jobs = root.add_subparsers(dest="job", required=True, metavar="JOB", parser_class=Parser)
     _add_train(jobs.add_parser("train", help="train a network on pictures"))
+    _add_predict(jobs.add_parser("predict", help="the most probable classes of pictures"))
+    _add_evaluate(jobs.add_parser("evaluate", help="the share of a data set that is classified correctly"))
     return root
 
 
@@ -79,6 +81,61 @@ def _train(arguments: argparse.Namespace) -> int:
             on_step=screen.step, on_epoch=screen.epoch,
         )  # fmt: skip
         screen.end()
+    return 0
+
+
+def _add_predict(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_predict)
+    command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
+    command.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (5)")
+    _add_network(command)
+
+
+def _add_evaluate(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_evaluate)
+    command.add_argument("data", metavar="digits | cifar10 | FOLDER", help="its test pictures")
+    command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    _add_network(command)
+
+
+def _add_network(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint of any container")
+    command.add_argument("--framework", choices=FRAMEWORKS, default="torch")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from recipes.predict import classifier, input_of, predict
+
+    start([arguments.framework])
+    console = Console(highlight=False, soft_wrap=True)
+    given = input_of(arguments.weights)
+    for path, shares in predict(arguments.images, given, classifier(arguments.weights, arguments.framework)):
+        console.print(f"{path}", markup=False)
+        for label in shares.argsort()[::-1][: arguments.top]:
+            bar = "\u2588" * round(30 * shares[label])
+            console.print(f"  {shares[label]:7.2%} {given.classes[label]:<12} {bar}", markup=False)
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from recipes.data import open_data
+    from recipes.predict import classifier, input_of, logits_of
+
+    given = input_of(arguments.weights)
+    data = open_data(arguments.data, size=given.size, seed=given.seed, skip_bad=arguments.skip_bad)
+    start([arguments.framework])
+    logits = logits_of(data.test, given, classifier(arguments.weights, arguments.framework))
+    hits = int((logits.argmax(1) == data.test.labels).sum())
+    skipped = f"; {len(data.skipped)} skipped" if data.skipped else ""
+    Console(highlight=False, soft_wrap=True).print(
+        f"{arguments.weights} in {arguments.framework}: {hits:,} of {len(logits):,} test pictures "
+        f"of {data.name} are classified correctly ({hits / len(logits):.2%}){skipped}",
+        markup=False,
+    )
     return 0
 
 

@@ -1,0 +1,113 @@
+"""`predict` and `evaluate` of `recipes`: the same in three frameworks, from any container."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from parity_tests.tests.test_recipes_data import write_pictures
+from recipes.__main__ import main
+from recipes.data import open_data
+from recipes.initial import initial_weights
+from recipes.predict import classifier, input_of, logits_of, predict
+from recipes.recipe import Recipe
+from recipes.run import describe, network
+from weights_convert import model_spec, save
+from weights_convert.errors import MismatchError, SourceError
+from weights_convert.spec import AttentionSpec
+
+
+@pytest.fixture
+def kept(tmp_path) -> Path:
+    """A network of three classes with the record of its training."""
+    write_pictures(tmp_path / "animals", size=(12, 12))
+    recipe, data = Recipe(model="se_resnet20", seed=3), open_data(str(tmp_path / "animals"), seed=3)
+    path = tmp_path / "net.safetensors"
+    save(initial_weights(network(recipe, data)[0], seed=0), path)
+    path.with_suffix(".json").write_text(json.dumps(describe("torch", recipe, data)))
+    return path
+
+
+def test_three_frameworks_predict_the_same_from_three_containers(kept, tmp_path):
+    from weights_convert import convert
+
+    data, given = open_data(str(tmp_path / "animals"), seed=3), input_of(kept)
+    assert given.classes == ("cat", "dog", "emu")
+    assert (given.size, given.seed) == (12, 3)
+    reference = logits_of(data.test, given, classifier(kept, "torch"))
+    assert reference.shape == (3, 3)
+    for suffix, framework in ((".weights.h5", "keras"), (".ckpt", "tf1"), (".npz", "keras")):
+        path = tmp_path / f"net{suffix}"
+        convert(kept, path)
+        assert np.abs(logits_of(data.test, given, classifier(path, framework)) - reference).max() < 1e-5
+
+
+def test_the_commands_show_classes_and_accuracy(kept, tmp_path, capsys):
+    picture = str(tmp_path / "animals" / "cat" / "0.png")
+    assert main(["predict", picture, "--weights", str(kept), "--top", "2"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0] == picture
+    assert len(shown) == 3
+    shares = [float(line.split()[0].rstrip("%")) for line in shown[1:]]
+    assert shares == sorted(shares, reverse=True)
+    ((_, found),) = predict([Path(picture)], input_of(kept), classifier(kept, "torch"))
+    assert found.sum() == pytest.approx(1)
+    assert shares[0] == pytest.approx(100 * found.max(), abs=0.01)
+    assert main(["evaluate", str(tmp_path / "animals"), "--weights", str(kept)]) == 0
+    assert "of 3 test pictures of animals are classified correctly" in capsys.readouterr().out
+
+
+def test_pictures_are_prepared_as_in_training(kept, tmp_path):
+    from recipes.batches import evaluation_batches
+
+    data = open_data(str(tmp_path / "animals"), seed=3)
+    (batch,) = evaluation_batches(data.test, Recipe())
+    assert np.abs(input_of(kept).prepared(data.test.images) - batch.images).max() < 1e-6
+
+
+def test_a_file_without_a_record_takes_its_familys_input_or_says_what_is_assumed(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save(initial_weights(model_spec("se_resnet20"), seed=0), path)
+    with pytest.warns(UserWarning, match=r"nothing says how its pictures are prepared; RGB from 0 to 1"):
+        given = input_of(path)
+    assert (given.size, given.classes[3]) == (32, "class 3")
+
+
+def test_wrong_inputs_are_refused_in_one_line(kept, tmp_path):
+    with pytest.raises(SourceError, match="cannot be decoded"):
+        list(predict([kept], input_of(kept), classifier(kept, "torch")))
+    with pytest.raises(MismatchError, match=r"classes are cat, dog, emu .*of the pictures 0, 1"):
+        logits_of(open_data("digits").test, input_of(kept), classifier(kept, "torch"))
+    record = kept.with_suffix(".json")
+    facts = json.loads(record.read_bytes())
+    for changed, message in (
+        (facts | {"classes": ["a"]}, "has 3 classes, but its record names 1"),
+        ({"classes": []}, "its record lacks 'input'"),
+    ):
+        record.write_text(json.dumps(changed))
+        with pytest.raises((MismatchError, SourceError), match=message):
+            input_of(kept)
+    block = tmp_path / "block.safetensors"
+    save(initial_weights(AttentionSpec(attention="se", channels=32), seed=0), block)
+    with pytest.raises(MismatchError, match="has no classifier"):
+        input_of(block)
+
+
+def test_a_picture_is_turned_and_its_middle_is_taken(kept, tmp_path):
+    pixels = np.zeros((40, 20, 3), np.uint8)
+    pixels[10:30] = 255  # the middle square
+    path = tmp_path / "tall.png"
+    Image.fromarray(pixels).save(path)
+    seen = []
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        seen.append(images)
+        return np.zeros((1, 3), np.float32)
+
+    list(predict([path], input_of(kept)._replace(size=10), classify))
+    assert seen[0].shape == (1, 10, 10, 3)
+    assert seen[0].min() > 1.5  # all white

@@ -1,0 +1,149 @@
+"""Classify pictures with a checkpoint, in any framework: `predict` and `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from recipes.pictures import Pictures, decode, fitted
+from weights_convert import load, load_model
+from weights_convert.cautions import caution
+from weights_convert.errors import MismatchError, SourceError
+from weights_convert.families.base import IMAGENET
+
+_BATCH = 100
+Classify = Callable[[np.ndarray], np.ndarray]  # prepared images (N, H, W, C) -> logits (N, K)
+
+
+class Input(NamedTuple):
+    """How a network's pictures are prepared, (pixel from 0 to `top` - mean) / std, and its classes."""
+
+    size: int
+    channels: str
+    top: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: tuple[str, ...]
+    seed: int = 0  # of the split of a folder into training and test pictures
+
+    def prepared(self, pixels: np.ndarray) -> np.ndarray:
+        """(N, H, W, C), unsigned bytes, to what the network takes."""
+        if self.channels == "BGR":
+            pixels = pixels[..., ::-1]
+        images = pixels.astype(np.float32) * np.float32(self.top / 255)
+        return (images - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+
+
+def input_of(path: str | Path) -> Input:
+    """What the record of its training says of a checkpoint, else what its family does.
+
+    The record is `run.json` in the same folder, or a file beside the checkpoint that ends in .json instead.
+
+    Raises:
+        SourceError: the checkpoint or its record cannot be read.
+    """
+    with load(path) as checkpoint:
+        spec, feeds = checkpoint.spec, checkpoint.feeds
+    count = getattr(spec, "num_classes", 0)
+    if not count:
+        raise MismatchError(f"{path}: has no classifier, expected a network that classifies")
+    if (facts := _record(Path(path))) is not None:
+        try:
+            given, classes = facts["input"], tuple(facts["classes"])
+            scale = tuple(given["mean"]), tuple(given["std"])
+            found = Input(given["size"][0], "RGB", 1, *scale, classes, facts["recipe"]["seed"])
+        except (KeyError, TypeError, IndexError) as error:
+            raise SourceError(f"{path}: its record lacks {error}, expected that of a training") from None
+        if len(found.classes) != count:
+            raise MismatchError(f"{path}: has {count} classes, but its record names {len(found.classes)}")
+        return found
+    if feeds is None:
+        caution(f"{path}: nothing says how its pictures are prepared; {IMAGENET} is assumed")
+        feeds = IMAGENET
+    classes = tuple(f"class {number}" for number in range(count))
+    return Input(feeds.size or spec.image_size, feeds.channels, feeds.top, feeds.mean, feeds.std, classes)
+
+
+def _record(path: Path) -> dict[str, Any] | None:
+    for record in (path.with_suffix(".json"), path.with_name("run.json")):
+        if record.is_file():
+            try:
+                return json.loads(record.read_bytes())
+            except ValueError as error:
+                raise SourceError(f"{record}: is no JSON ({error})") from None
+    return None
+
+
+def classifier(path: str | Path, framework: str) -> Classify:
+    """The network of a checkpoint as a function."""
+    return {"torch": _torch, "keras": _keras, "tf1": _tf1}[framework](path)
+
+
+def _torch(path: str | Path) -> Classify:
+    import torch
+
+    model = load_model(path, "torch", assume=True)
+
+    def classify(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
+
+    return classify
+
+
+def _keras(path: str | Path) -> Classify:
+    model = load_model(path, "keras", assume=True)
+    return model.predict_on_batch
+
+
+def _tf1(path: str | Path) -> Classify:
+    import tensorflow.compat.v1 as tf
+
+    network = load_model(path, "tf1", assume=True)
+    with load(path, assume=True) as checkpoint:
+        channels = checkpoint.spec.input_channels
+    with tf.Graph().as_default() as graph:
+        images = tf.placeholder("float32", (None, None, None, channels))
+        logits, _ = network(images)
+        initialize = tf.global_variables_initializer()
+    session = tf.Session(graph=graph)
+    session.run(initialize)
+    return lambda batch: session.run(logits, {images: batch})
+
+
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """The softmax of each row."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+def predict(paths: Iterable[Path], given: Input, classify: Classify) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each picture with the probabilities of its classes.
+
+    Raises:
+        SourceError: a picture cannot be decoded.
+    """
+    for path in paths:
+        pixels = fitted(decode(path), given.size)
+        if len(given.mean) == 1:  # a network of grey pictures
+            pixels = np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+        yield path, probabilities(classify(given.prepared(pixels[None])))[0]
+
+
+def logits_of(pictures: Pictures, given: Input, classify: Classify) -> np.ndarray:
+    """The logits of every picture, in order.
+
+    Raises:
+        MismatchError: other classes than the network's.
+    """
+    if pictures.classes != given.classes:
+        ours, theirs = (", ".join(names[:5]) for names in (given.classes, pictures.classes))
+        raise MismatchError(f"the network's classes are {ours} ..., those of the pictures {theirs} ...")
+    found = []
+    for start in range(0, len(pictures), _BATCH):
+        found.append(classify(given.prepared(pictures.images[start : start + _BATCH])))
+    return np.concatenate(found)
