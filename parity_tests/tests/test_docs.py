@@ -93,6 +93,7 @@ ELSEWHERE = {  # page -> beginning of other blocks -> the test that checks them
         "- uses: ": "test_action.py",
     },
     "docs/report.md": {"": "test_report_docs.py"},
+    "docs/training.md": {"": "test_recipes_docs.py"},
     "docs/extending.md": {"    names=TORCHVISION": "test_the_names_of_the_example_are_those_of_the_family"},
 }
 
