@@ -22,8 +22,6 @@ from parity_tests.watch.trace import covers
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.quick
-
 EXPORTERS = {"legacy": {}, "fused": {"dynamo": True}, "plain": {"dynamo": True, "optimize": False}}
 
 
@@ -80,6 +78,7 @@ def exported(name: str, exporter: str) -> Any:
     return onnx.load_from_string(content(name, exporter))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_unbroken_export_holds(name, exporter):
