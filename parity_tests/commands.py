@@ -229,9 +229,11 @@ def progress(what: str, quiet: bool) -> Iterator[Callable[[str], None]]:
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
-    console = Console(stderr=True)  # rich leaves an empty line if this is no terminal
-    hidden = quiet or not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:  # rich ends even a disabled progress with an empty line
+        yield lambda _: None
+        return
+    with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(what, total=None)
         yield lambda step: progress.update(task, description=f"{what}: {step}")
 

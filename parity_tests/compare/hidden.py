@@ -45,14 +45,14 @@ def hidden(
         before = [
             other_name
             for other_name in judged
-            if other_name in right and not judged[other_name].group and _feeds(trace, other_name, name)
+            if other_name in right and not judged[other_name].group and _leads_to(trace, other_name, name)
         ]
         return following in right or not before
 
     return {name for name in calls if explained(name)}
 
 
-def _feeds(trace: Trace, one: str, name: str) -> bool:
+def _leads_to(trace: Trace, one: str, name: str) -> bool:
     """Whether a layer takes the output of another one directly."""
     output, entered = trace[one].output, trace[name].input
     return one not in trace.outputs and output.shape == entered.shape and np.array_equal(output, entered)

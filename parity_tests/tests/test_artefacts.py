@@ -16,8 +16,6 @@ from parity_tests.compare import Callable, assert_parity, compare_models
 from parity_tests.tests import exports
 from parity_tests.tests.exports import IMAGES
 
-pytestmark = pytest.mark.quick
-
 ONLY_OUTPUTS = "only outputs were compared, no layers and no weights"
 
 
@@ -84,6 +82,7 @@ def judged(report: Any, right: bool) -> None:
         assert [point.name for point in report.layers] in (["output"], ["input of output", "output"])
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("kind", OF_TORCH)
 def test_an_export_of_a_torch_module(kind, tmp_path):
     model = exports.residual()
@@ -95,7 +94,11 @@ def test_an_export_of_a_torch_module(kind, tmp_path):
     judged(compare_models(other, artefact, IMAGES), False)
 
 
-@pytest.mark.parametrize("kind", OF_KERAS)
+SLOW = ("loaded SavedModel", "TFSMLayer", "LiteRT bytes")  # these reach the same code as the others
+MARKED = [pytest.param(kind, marks=[pytest.mark.exhaustive] * (kind in SLOW)) for kind in OF_KERAS]
+
+
+@pytest.mark.parametrize("kind", MARKED)
 def test_an_export_of_a_keras_model(kind, tmp_path):
     model = exports.keras_net()
     artefact = OF_KERAS[kind](model, tmp_path)

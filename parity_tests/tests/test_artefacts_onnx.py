@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import runpy
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +22,6 @@ from parity_tests.watch.trace import covers
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
-pytestmark = pytest.mark.quick
-
 EXPORTERS = {"legacy": {}, "fused": {"dynamo": True}, "plain": {"dynamo": True, "optimize": False}}
 
 
@@ -77,6 +78,7 @@ def exported(name: str, exporter: str) -> Any:
     return onnx.load_from_string(content(name, exporter))
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("exporter", EXPORTERS)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_an_unbroken_export_holds(name, exporter):
@@ -230,3 +232,80 @@ def test_a_fault_of_an_export_is_named(fault):
     named = {found.point.removeprefix("input of "), *found.culprits}
     assert wanted in named, report.why_not()
     assert all(covers(culprit, wanted) for culprit in found.culprits), report.why_not()  # no innocent one
+
+
+def test_the_example_prints_what_the_page_shows(capsys):
+    docs = Path(__file__).parents[2] / "docs"
+    runpy.run_path(str(docs / "examples" / "compare_an_export.py"), run_name="__main__")
+    shown = re.search(
+        r"\$ python docs/examples/compare_an_export.py\n(.*?)```",
+        (docs / "harness.md").read_text("utf-8"),
+        re.S,
+    )
+    assert capsys.readouterr().out == shown[1]
+
+
+def test_a_graph_without_paths_is_paired_by_weights():
+    model = exported("residual", "plain")
+    for found in model.graph.node:
+        del found.metadata_props[:]
+        found.name = ""
+    for place, tensor in enumerate(model.graph.initializer):  # names that tell nothing
+        renamed = f"w{place}"
+        for found in model.graph.node:
+            found.input[:] = [renamed if value == tensor.name else value for value in found.input]
+        tensor.name = renamed
+    report = compare_models(network("residual"), model, IMAGES)
+    assert report.holds, report.why_not()
+    assert not report.outputs_only
+    assert {how for _, how in report.pairing["onnx"].values()} <= {"equal weights", "equal outputs"}
+
+
+def test_control_flow_leaves_outputs_only():
+    model = exported("residual", "plain")
+    last = model.graph.output[0]
+    inner = onnx.helper.make_node("Identity", [last.name], ["same"])
+    branch = onnx.helper.make_graph([inner], "b", [], [onnx.ValueInfoProto(name="same")])
+    yes = onnx.helper.make_tensor("yes", onnx.TensorProto.BOOL, [], [True])
+    model.graph.initializer.append(yes)
+    model.graph.node.append(
+        onnx.helper.make_node("If", ["yes"], ["end"], then_branch=branch, else_branch=branch)
+    )
+    end = onnx.helper.make_tensor_value_info("end", onnx.TensorProto.FLOAT, [None, 5])
+    del model.graph.output[:]
+    model.graph.output.append(end)
+    report = compare_models(network("residual"), model, IMAGES)
+    assert report.holds, report.why_not()
+    assert report.outputs_only == ["onnx"]
+    assert report.coverage["onnx"]["reference"].tensors == (0, 0)
+
+
+def test_a_quantised_graph_has_figures():
+    model = exported("residual", "legacy")
+    end = model.graph.output[0].name
+    model.graph.node[-1].output[0] = "before"
+    scale = onnx.numpy_helper.from_array(np.float32(0.05), "scale")
+    zero = onnx.numpy_helper.from_array(np.int8(0), "zero")
+    model.graph.initializer.extend([scale, zero])
+    model.graph.node.append(onnx.helper.make_node("QuantizeLinear", ["before", "scale", "zero"], ["q"]))
+    model.graph.node.append(onnx.helper.make_node("DequantizeLinear", ["q", "scale", "zero"], [end]))
+    report = compare_models(network("residual"), model, IMAGES)
+    found = report.accuracy["onnx"]
+    assert not report.holds
+    assert found.precision == "int8"
+    assert found.step == pytest.approx(0.05)
+    assert found.error <= 0.026
+
+
+def test_channels_last_inputs():
+    model = exported("residual", "plain")
+    first = model.graph.input[0]
+    first.type.tensor_type.shape.CopyFrom(
+        onnx.helper.make_tensor_value_info("x", 1, [4, 12, 12, 3]).type.tensor_type.shape
+    )
+    for found in model.graph.node:
+        found.input[:] = ["moved" if value == first.name else value for value in found.input]
+    move = onnx.helper.make_node("Transpose", [first.name], ["moved"], perm=[0, 3, 1, 2])
+    model.graph.node.insert(0, move)
+    report = compare_models(network("residual"), model, IMAGES)
+    assert report.holds, report.why_not()

@@ -89,6 +89,8 @@ ELSEWHERE = {  # page -> beginning of other blocks -> the test that checks them
     "docs/harness.md": {
         "from parity_tests.compare import": "test_the_imports_of_the_harness_page_exist",
         "$ python docs/examples/compare_a_pair.py": "test_closer.py",
+        "$ python docs/examples/compare_an_export.py": "test_artefacts_onnx.py",
+        "$ python -m parity_tests weights.pth --artifact": "test_artefacts_refused.py",
         "$ python docs/examples/transfer_weights.py": "test_transfer.py",
         "- uses: ": "test_action.py",
     },
