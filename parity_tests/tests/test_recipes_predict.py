@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from recipes.initial import initial_weights
 from recipes.predict import classifier, input_of, logits_of, predict
 from recipes.recipe import Recipe
 from recipes.run import describe, network
-from weights_convert import model_spec, save
+from weights_convert import load, model_spec, save
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.spec import AttentionSpec
 
@@ -111,3 +112,23 @@ def test_a_picture_is_turned_and_its_middle_is_taken(kept, tmp_path):
     list(predict([path], input_of(kept)._replace(size=10), classify))
     assert seen[0].shape == (1, 10, 10, 3)
     assert seen[0].min() > 1.5  # all white
+
+
+KEPT = sorted((Path(__file__).parents[2] / "recipes" / "weights").glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_a_kept_network_is_that_of_its_card(path):
+    card = json.loads(path.with_suffix(".json").read_bytes())
+    assert hashlib.sha256(path.read_bytes()).hexdigest() == card["sha256"]
+    with load(path) as checkpoint:
+        assert checkpoint.model == card["recipe"]["model"]
+    assert input_of(path).classes == tuple(card["classes"])
+    assert f"`{path.name}`" in path.with_name("README.md").read_text()
+    assert (
+        f"{card['result']['test_accuracy']:.2%}".replace("%", " %") in path.with_name("README.md").read_text()
+    )
+
+
+def test_there_is_a_kept_network():
+    assert KEPT
