@@ -146,11 +146,11 @@ FAULTS: dict[str, Fault] = {  # network, exporter, the name to find, the fault
         "block.bn1",
         lambda m: attribute(node(m, "BatchNormalization"), epsilon=1e-3),
     ),
-    "statistics swapped": (
+    "scale and shift swapped": (
         "residual",
         "plain",
         "block.bn1",
-        lambda m: swap(node(m, "BatchNormalization"), 3, 4),
+        lambda m: swap(node(m, "BatchNormalization"), 1, 2),
     ),
     "scale lost": ("residual", "plain", "block.bn2", lambda m: weight(m, "block.bn2.weight", np.ones_like)),
     "wrong weights": ("residual", "plain", "stem", lambda m: weight(m, "stem.weight", lambda w: w * 1.001)),
@@ -232,6 +232,8 @@ def test_a_fault_of_an_export_is_named(fault):
     named = {found.point.removeprefix("input of "), *found.culprits}
     assert wanted in named, report.why_not()
     assert all(covers(culprit, wanted) for culprit in found.culprits), report.why_not()  # no innocent one
+    absent = {point.name for point in report.layers if np.inf in point.errors.values()}
+    assert absent <= {wanted}  # nothing else counts as missing
 
 
 def test_the_example_prints_what_the_page_shows(capsys):
