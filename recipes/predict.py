@@ -39,7 +39,7 @@ class Input(NamedTuple):
 
 
 def input_of(path: str | Path) -> Input:
-    """What the record of its training says of a checkpoint, else what its family does.
+    """A checkpoint's input, as recorded by its training or known of its family.
 
     The record is `run.json` in the same folder, or a file beside the checkpoint that ends in .json instead.
 

@@ -30,7 +30,7 @@ _NEEDS = {  # framework -> modules, and what pip calls them
 
 @dataclass
 class Run:
-    """What a trainer needs.
+    """Everything that a trainer needs.
 
     Attributes:
         weights: the network's first weights, the same in every framework.

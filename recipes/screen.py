@@ -1,4 +1,4 @@
-"""What `train` shows: the network, a progress bar on a terminal, a line for each epoch."""
+"""The lines and the progress bar of `train`: the network, every step on a terminal, every epoch."""
 
 from __future__ import annotations
 
