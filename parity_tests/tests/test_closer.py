@@ -94,7 +94,7 @@ def test_a_tensorflow_graph_is_compared():
 
 
 def test_what_cannot_be_compared_is_said():
-    with pytest.raises(SpecError, match=r"builtins\.dict is neither a torch module, a Keras model nor"):
+    with pytest.raises(SpecError, match=r"builtins\.dict is neither a torch module, a Keras model, .* nor an exported artefact"):
         compare_models({}, {}, np.ones((1, 3, 4, 4)))
     with pytest.raises(SpecError, match="dtype='float16': expected 'float64' or 'float32'"):
         compare_models(torch.nn.ReLU(), torch.nn.ReLU(), np.ones((1, 3, 4, 4)), dtype="float16")
@@ -345,7 +345,7 @@ BAD = [
     ("se_resnet20 --set reductoin=4", "there is no keyword 'reductoin'; did you mean 'reduction'?"),
     ("net.pth --against none", "none: there is no such file"),
     ("net.pth --against net.pth", "net.pth: not a dump, expected"),
-    ("net.pth net.pth --dump x", "--dump and --against take one model or checkpoint"),
+    ("net.pth net.pth --dump x", "--dump, --against and --artifact take one model or checkpoint"),
     ("net.pth --report none/x.html", "the folder 'none' does not exist"),
     ("net.pth --dump none/x", "the folder 'none' does not exist"),
     ("net.pth --dump net.pth", "net.pth: would replace an input or another output"),

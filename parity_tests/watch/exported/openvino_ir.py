@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 
 from parity_tests.watch.exported.base import Exported, Slot, Values, lowest, paths
 from weights_convert.errors import SpecError
@@ -28,6 +27,8 @@ class OpenVino(Exported):
     framework = "openvino"
 
     def __init__(self, source: Path | Any) -> None:
+        import openvino  # not at the top: the doctests import every module, and no test needs this package
+
         super().__init__(source.name if isinstance(source, Path) else "the OpenVINO model")
         core = openvino.Core()
         if isinstance(source, Path) and not source.with_suffix(".bin").is_file():
