@@ -36,7 +36,7 @@ def open_data(what: str, *, size: int | None = None, seed: int = 0, skip_bad: bo
     Example:
         >>> data = open_data("digits")
         >>> data.train.images.shape, len(data.test)
-        ((1437, 8, 8, 1), 360)
+        ((1442, 8, 8, 1), 355)
     """
     if what == "digits":
         return _digits()

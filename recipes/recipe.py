@@ -36,8 +36,8 @@ class Recipe:
     shuffled pictures is left out.
 
     Example:
-        >>> Recipe(learning_rate=0.1, epochs=30, drop_every=10).rate(step=150, steps_per_epoch=10)
-        0.01
+        >>> Recipe(learning_rate=0.5, drop_every=10, drop_factor=0.25).rate(step=150, steps_per_epoch=10)
+        0.125
     """
 
     model: str = _setting("se_resnet20", "the architecture (weights-convert list models)")

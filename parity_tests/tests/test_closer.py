@@ -94,7 +94,9 @@ def test_a_tensorflow_graph_is_compared():
 
 
 def test_what_cannot_be_compared_is_said():
-    with pytest.raises(SpecError, match=r"builtins\.dict is neither a torch module, a Keras model, .* nor an exported artefact"):
+    with pytest.raises(
+        SpecError, match=r"builtins\.dict is neither a torch module, .* nor an exported artefact"
+    ):
         compare_models({}, {}, np.ones((1, 3, 4, 4)))
     with pytest.raises(SpecError, match="dtype='float16': expected 'float64' or 'float32'"):
         compare_models(torch.nn.ReLU(), torch.nn.ReLU(), np.ones((1, 3, 4, 4)), dtype="float16")
