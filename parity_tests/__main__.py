@@ -27,6 +27,7 @@ from weights_convert.commandline import (
     check_target,
     checkpoint_file,
     exit_code,
+    positive,
     reading,
     write_json,
 )
@@ -53,7 +54,7 @@ def parser() -> Parser:
     root.add_argument("--images", metavar="DIR", type=Path, help="photographs; default: the project's own")
     root.add_argument(
         "--size",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="size of the images; default: 224, with layers 64, CIFAR 32",
     )
@@ -62,7 +63,7 @@ def parser() -> Parser:
     root.add_argument(
         "--train-steps",
         metavar="N",
-        type=_positive,
+        type=positive,
         default=0,
         help="compare layers, gradients and N training steps",
     )
@@ -90,12 +91,6 @@ def parser() -> Parser:
     add_reading_options(root)
     add_quiet(root)
     return root
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**6):
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
-    return int(text)
 
 
 def _share(text: str) -> float:

@@ -1,4 +1,4 @@
-"""The command line: `python -m recipes train | evaluate | predict | explain ...`.
+"""The command line: `python -m recipes train | evaluate | predict ...`.
 
 Exit 0: done. 1: a training that cannot go on. 2: bad usage or bad input. 3: a file could not be written.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from parity_tests.quiet_start import python_stderr_apart, start
 from recipes.recipe import Recipe, read_recipe
 from weights_convert import __version__
-from weights_convert.commandline import Parser, exit_code
+from weights_convert.commandline import Parser, exit_code, positive
 
 FRAMEWORKS = ("torch", "keras", "tf1")
 
@@ -41,7 +41,7 @@ def _add_train(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--weights", metavar="FILE", help="a checkpoint to begin with; other classes get a new head"
     )
-    command.add_argument("--save-every", type=int, metavar="STEPS", help="between two states (an epoch)")
+    command.add_argument("--save-every", type=positive, metavar="STEPS", help="between two states (an epoch)")
     command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
     command.add_argument("--recipe", metavar="FILE.toml", help="settings; the options below go before it")
     for setting in dataclasses.fields(Recipe):
@@ -87,7 +87,7 @@ def _train(arguments: argparse.Namespace) -> int:
 def _add_predict(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_predict)
     command.add_argument("images", nargs="+", type=Path, metavar="IMAGE")
-    command.add_argument("--top", type=int, default=5, metavar="N", help="classes to show (5)")
+    command.add_argument("--top", type=positive, default=5, metavar="N", help="classes to show (5)")
     _add_network(command)
 
 

@@ -49,9 +49,15 @@ def read(folder: Path) -> Data:
         SourceError: a file is missing or damaged, or the pictures are not CIFAR-10's.
     """
     form = next(form for marker, form in _FORMS.items() if (folder / marker).is_file())
-    parts = list(form(folder))
-    for (images, labels), wanted in zip(parts, _SHA256, strict=True):
-        if _fingerprint(images, labels) != wanted:
+    try:
+        parts = list(form(folder))
+        found = [_fingerprint(*part) for part in parts]
+    except OSError as error:
+        raise SourceError(f"{error.filename}: cannot be read ({error.strerror}); {_HOW_TO_GET}") from None
+    except (KeyError, ValueError, TypeError, OverflowError) as error:  # another number of pixels or labels
+        raise SourceError(f"{folder}: is damaged ({error}); {_HOW_TO_GET}") from None
+    for (images, labels), own, wanted in zip(parts, found, _SHA256, strict=True):
+        if own != wanted:
             counts = np.bincount(labels, minlength=10).tolist()
             raise SourceError(
                 f"{folder}: has other pictures than CIFAR-10 "
@@ -62,6 +68,8 @@ def read(folder: Path) -> Data:
 
 
 def _fingerprint(images: np.ndarray, labels: np.ndarray) -> str:
+    if not np.isin(labels, range(len(CLASSES))).all():
+        raise ValueError(f"labels from {labels.min()} to {labels.max()}, expected 0 to 9")
     rows = np.concatenate([images.reshape(len(images), -1), labels[:, None].astype(np.uint8)], 1)
     return hashlib.sha256(b"".join(sorted(map(bytes, rows)))).hexdigest()
 
@@ -90,12 +98,11 @@ def _archive(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _unpickled(path: Path) -> dict[bytes, Any]:
+    content = path.read_bytes()
     try:
-        batch = _ArraysOnly(io.BytesIO(path.read_bytes()), encoding="bytes").load()
+        batch = _ArraysOnly(io.BytesIO(content), encoding="bytes").load()
         batch[b"data"].reshape(-1, 3, 32, 32), batch[b"labels"]
         return batch
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}); {_HOW_TO_GET}") from None
     except Exception as error:  # a damaged pickle raises anything
         raise SourceError(f"{path}: is no batch of CIFAR-10 ({error}); {_HOW_TO_GET}") from None
 
@@ -106,11 +113,8 @@ def _npm(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         ([f"data_batch_{number}.png" for number in range(1, 6)], "train_lables.json"),
         (["test_batch.png"], "test_lables.json"),
     ):
-        images = [decode(folder / name, any_size=True).reshape(-1, 32, 32, 3) for name in names]
-        try:
-            yield np.concatenate(images), np.array(json.loads((folder / labels).read_bytes()), np.int64)
-        except (OSError, ValueError) as error:
-            raise SourceError(f"{folder / labels}: cannot be read ({error}); {_HOW_TO_GET}") from None
+        images = [decode(folder / name).reshape(-1, 32, 32, 3) for name in names]
+        yield np.concatenate(images), np.array(json.loads((folder / labels).read_bytes()), np.int64)
 
 
 _FORMS: dict[str, Callable[[Path], Iterator[tuple[np.ndarray, np.ndarray]]]] = {  # by a file that it has

@@ -135,9 +135,9 @@ def _read_classes(
     for path, label in files:
         try:
             images.append(fitted(decode(path), size))
-        except SourceError:
+        except SourceError as error:
             if bad is None:
-                raise
+                raise SourceError(f"{error}; --skip-bad skips it") from None
             bad.append(str(path))
         else:
             labels.append(label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -120,8 +121,27 @@ class Follow(keras.callbacks.Callback):
         self.monitor.epoch_done(logs["val_loss"], logs["val_accuracy"], lambda: state_of(self.model))
         self._save()
 
-    def _save(self) -> None:  # a compiled model's file holds its optimiser
-        self.monitor.save_state(lambda folder: self.model.save_weights(folder / "keras.weights.h5"))
+    def _save(self) -> None:
+        self.monitor.save_state(lambda folder: _write_state(self.model, folder / "keras.npz"))
+
+
+def _state(model: Any) -> list[Any]:
+    """The variables of a compiled network and its optimiser, and of dropout; none of the metrics."""
+    of_metrics = {id(variable) for metric in model.metrics for variable in metric.variables}
+    own = [variable for variable in model.variables if id(variable) not in of_metrics]
+    return own + model.optimizer.variables
+
+
+def _write_state(model: Any, path: Path) -> None:
+    """Write the state with NumPy: HDF5, which `save_weights` uses, ends the process on a full disk."""
+    arrays = {f"{n:05}": ops.convert_to_numpy(variable.value) for n, variable in enumerate(_state(model))}
+    np.savez(path, **arrays)
+
+
+def _read_state(model: Any, path: Path) -> None:
+    with np.load(path, allow_pickle=False) as file:
+        for variable, name in zip(_state(model), file.files, strict=True):
+            variable.assign(file[name])
 
 
 @contextmanager
@@ -144,7 +164,7 @@ def train(run: Run) -> None:
         load_into(model, run.weights)
         _compile(model, run, recipe)
         if run.state is not None:
-            model.load_weights(run.state / "keras.weights.h5")
+            _read_state(model, run.state / "keras.npz")
         _fit(model, run)
 
 

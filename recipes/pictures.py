@@ -55,7 +55,7 @@ class Data:
     skipped: tuple[str, ...] = ()
 
 
-def decode(path: Path, *, any_size: bool = False) -> np.ndarray:
+def decode(path: Path) -> np.ndarray:
     """The pixels of a picture, (H, W, 3) in RGB, unsigned bytes; turned as its camera says.
 
     Raises:
@@ -65,13 +65,13 @@ def decode(path: Path, *, any_size: bool = False) -> np.ndarray:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore" if any_size else "error", Image.DecompressionBombWarning)
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     except Image.DecompressionBombWarning as error:
         raise SourceError(f"{path}: is too large a picture ({error})") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise SourceError(f"{path}: cannot be decoded as a picture ({error}); --skip-bad skips it") from None
+        raise SourceError(f"{path}: cannot be decoded as a picture ({error})") from None
 
 
 def fitted(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -64,8 +64,13 @@ def input_of(path: str | Path) -> Input:
     if feeds is None:
         caution(f"{path}: nothing says how its pictures are prepared; {IMAGENET} is assumed")
         feeds = IMAGENET
-    classes = tuple(f"class {number}" for number in range(count))
-    return Input(feeds.size or spec.image_size, feeds.channels, feeds.top, feeds.mean, feeds.std, classes)
+    size = feeds.size or spec.image_size
+    return Input(size, feeds.channels, feeds.top, feeds.mean, feeds.std, _numbered(count))
+
+
+def _numbered(count: int) -> tuple[str, ...]:
+    """Names of classes that nothing names."""
+    return tuple(f"class {number}" for number in range(count))
 
 
 def _record(path: Path) -> dict[str, Any] | None:
@@ -86,7 +91,7 @@ def classifier(path: str | Path, framework: str) -> Classify:
 def _torch(path: str | Path) -> Classify:
     import torch
 
-    model = load_model(path, "torch", assume=True)
+    model = load_model(path, "torch", dtype="float32", assume=True)
 
     def classify(images: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -96,14 +101,14 @@ def _torch(path: str | Path) -> Classify:
 
 
 def _keras(path: str | Path) -> Classify:
-    model = load_model(path, "keras", assume=True)
+    model = load_model(path, "keras", dtype="float32", assume=True)
     return model.predict_on_batch
 
 
 def _tf1(path: str | Path) -> Classify:
     import tensorflow.compat.v1 as tf
 
-    network = load_model(path, "tf1", assume=True)
+    network = load_model(path, "tf1", dtype="float32", assume=True)
     with load(path, assume=True) as checkpoint:
         channels = checkpoint.spec.input_channels
     with tf.Graph().as_default() as graph:
@@ -140,7 +145,9 @@ def logits_of(pictures: Pictures, given: Input, classify: Classify) -> np.ndarra
     Raises:
         MismatchError: other classes than the network's.
     """
-    if pictures.classes != given.classes:
+    if given.classes == _numbered(len(pictures.classes)):
+        caution("nothing names the network's classes; they are assumed to be those of the pictures, in order")
+    elif pictures.classes != given.classes:
         ours, theirs = (", ".join(names[:5]) for names in (given.classes, pictures.classes))
         raise MismatchError(f"the network's classes are {ours} ..., those of the pictures {theirs} ...")
     found = []

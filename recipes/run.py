@@ -17,8 +17,10 @@ from recipes.monitor import Monitor, Progress
 from recipes.pictures import Data
 from recipes.recipe import Recipe
 from weights_convert import Checkpoint, atomic, load, model_spec
+from weights_convert.cautions import caution_about
+from weights_convert.changes import new_head, rounded
 from weights_convert.errors import DestinationError, MismatchError, SourceError, SpecError
-from weights_convert.spec import Spec, changed
+from weights_convert.spec import Spec, changed, parameters
 
 TRAINERS = {"torch": "torch_trainer", "keras": "keras_trainer", "tf1": "tf1_trainer"}
 _NEEDS = {  # framework -> modules, and what pip calls them
@@ -86,40 +88,32 @@ def train(
         on_step=on_step,
         on_epoch=on_epoch,
     )
-    first = initial_weights(spec, recipe.seed, recipe.dtype)
-    if weights is not None:
-        first = with_weights(first, weights)
+    if weights is None:
+        first = initial_weights(spec, recipe.seed, recipe.dtype)
+    else:
+        first = with_weights(weights, spec, recipe.dtype)
     run = Run(recipe, data, folder, first, keywords, monitor, monitor.resume() if resume else None)
+    _record(folder, facts)
     if monitor.epoch < recipe.epochs:
         importlib.import_module("weights_convert.import_order")
         importlib.import_module(f"recipes.{TRAINERS[framework]}").train(run)
     return monitor.progress.rows
 
 
-def with_weights(first: Checkpoint, path: str | Path) -> Checkpoint:
-    """The weights of a file, with the classifier of `first` if the numbers of classes differ.
+def with_weights(path: str | Path, spec: Spec, dtype: str) -> Checkpoint:
+    """The weights of a file, with a new classifier if the numbers of classes differ.
 
     Raises:
         MismatchError: the file has another network.
     """
-    with load(path) as checkpoint:
-        ours, theirs = first.spec.model_kwargs(), checkpoint.spec.model_kwargs()
-        head = {name for name in first if name.startswith(f"{first.spec.head}.")}
-        kept = head if theirs.get("num_classes") != ours["num_classes"] else set()
-        if wrong := [name for name in first if name not in kept and not _same_shape(first, checkpoint, name)]:
-            raise MismatchError(
-                f"{path}: has {checkpoint.describe()}, expected {first.describe()}; "
-                f"{wrong[0]} and {len(wrong) - 1} more differ"
-            )
-        arrays = {name: (first if name in kept else checkpoint)[name] for name in first}
-        arrays = {name: array.astype(first[name].dtype) for name, array in arrays.items()}
-        return Checkpoint.from_arrays(
-            arrays, checkpoint.spec.model_kwargs() | {"num_classes": ours["num_classes"]}
-        )
-
-
-def _same_shape(one: Checkpoint, other: Checkpoint, name: str) -> bool:
-    return name in other and one.tensors[name].info.shape == other.tensors[name].info.shape
+    classes = spec.model_kwargs()["num_classes"]
+    with load(path) as source:
+        caution_about(source)
+        same = source.spec.model_kwargs().get("num_classes") == classes
+        checkpoint = rounded(source if same else new_head(source, classes), dtype)
+        if parameters(checkpoint.spec) != parameters(spec):
+            raise MismatchError(f"{path}: has {source.describe()}, not the network of the recipe")
+        return Checkpoint.from_arrays(dict(checkpoint), checkpoint.spec.model_kwargs())
 
 
 def network(recipe: Recipe, data: Data) -> tuple[Spec, dict[str, Any]]:
@@ -127,7 +121,9 @@ def network(recipe: Recipe, data: Data) -> tuple[Spec, dict[str, Any]]:
     keywords = {"num_classes": len(data.train.classes)}
     if data.train.images.shape[-1] != 3:
         keywords["in_channels"] = data.train.images.shape[-1]
-    return changed(model_spec(recipe.model), keywords), keywords
+    spec = changed(model_spec(recipe.model), keywords)
+    spec.check_image(*data.train.images.shape[1:3])
+    return spec, keywords
 
 
 def describe(framework: str, recipe: Recipe, data: Data) -> dict[str, Any]:
@@ -154,17 +150,20 @@ def check_installed(framework: str) -> None:
         raise SpecError(f"{framework}: {', '.join(missing)} not installed; pip install {' '.join(missing)}")
 
 
+def _record(folder: Path, facts: dict[str, Any]) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(folder / "run.json") as temporary:
+            temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    except OSError as error:
+        raise DestinationError(f"{folder}: cannot be written ({error.strerror})") from None
+
+
 def _check_folder(folder: Path, facts: dict[str, Any], resume: bool) -> None:
     record = folder / "run.json"
     if not resume:
         if record.exists():
             raise DestinationError(f"{folder}: holds a training; give --resume, or another --out")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise DestinationError(f"{folder}: cannot be made ({error.strerror})") from None
-        with atomic.replacing(record) as temporary:
-            temporary.write_text(json.dumps(facts, indent=2) + "\n")
         return
     try:
         before = json.loads(record.read_bytes())

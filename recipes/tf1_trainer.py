@@ -79,7 +79,10 @@ class Follow(tf.train.SessionRunHook):
         self.writer.close()
 
     def _save(self, folder: Path) -> None:
-        self.saver.save(self.session, str(folder / "tf1.ckpt"), write_meta_graph=False)
+        try:
+            self.saver.save(self.session, str(folder / "tf1.ckpt"), write_meta_graph=False)
+        except tf.errors.OpError as error:  # a full disk
+            raise OSError(error.message.partition("\n")[0]) from error
 
     def _test(self) -> tuple[float, float]:
         loss, correct, total = 0.0, 0, 0

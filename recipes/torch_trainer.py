@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -137,9 +139,23 @@ def train(run: Run) -> None:
             num_sanity_val_steps=0,
             log_every_n_steps=1,
         )
-        trainer.fit(
-            Classifier(run),
-            TrainingBatches(run.data.train, run.recipe, run.monitor),
-            EvaluationBatches(run.data.test, run.recipe),
-            ckpt_path=None if run.state is None else run.state / "lightning.ckpt",
-        )
+        with _interrupted_as_usual():
+            trainer.fit(
+                Classifier(run),
+                TrainingBatches(run.data.train, run.recipe, run.monitor),
+                EvaluationBatches(run.data.test, run.recipe),
+                ckpt_path=None if run.state is None else run.state / "lightning.ckpt",
+            )
+
+
+@contextmanager
+def _interrupted_as_usual() -> Iterator[None]:
+    """Raise the KeyboardInterrupt that Lightning turns into `sys.exit(1)` after ignoring further ones."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as error:
+        if not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, handler)
+        raise error.__context__ from None

@@ -33,6 +33,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def positive(text: str) -> int:
+    """The type of an argument that is a number of things."""
+    if not (text.isascii() and text.isdigit() and 0 < int(text) < 10**6):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number above 0")
+    return int(text)
+
+
 def add_limits(command: argparse.ArgumentParser) -> None:
     """The options of every command that reads untrusted files."""
     group = command.add_argument_group("limits for untrusted files")

@@ -139,6 +139,34 @@ def test_both_forms_of_cifar10_give_the_same_pictures(tmp_path, monkeypatch):
     assert (data.test.images == images[10:]).all()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("train_lables.json", b"[1, 2, 3]", "is damaged"),
+        ("train_lables.json", b"[300, 1, 2, 3, 4, 5, 6, 7, 8, 9]", "labels from 1 to 300, expected 0 to 9"),
+        ("train_lables.json", b"{", "is damaged"),
+        ("train_lables.json", None, "train_lables.json: cannot be read"),
+        ("data_batch_2.png", b"x", "data_batch_2.png: cannot be decoded as a picture"),
+        ("data_batch_2.png", None, "data_batch_2.png: cannot be decoded as a picture"),
+    ],
+)
+def test_damaged_files_of_cifar10_are_one_line(tmp_path, name, content, message):
+    npm_folder(tmp_path / "npm")
+    (tmp_path / "npm" / name).unlink()
+    if content is not None:
+        (tmp_path / "npm" / name).write_bytes(content)
+    with pytest.raises(SourceError, match=message) as refused:
+        open_data(str(tmp_path / "npm"))
+    assert "--skip-bad" not in str(refused.value)
+
+
+def test_pictures_of_another_width_are_not_cifar10(tmp_path):
+    npm_folder(tmp_path / "npm")
+    Image.fromarray(np.zeros((2, 100, 3), np.uint8)).save(tmp_path / "npm" / "test_batch.png")
+    with pytest.raises(SourceError, match="is damaged"):
+        open_data(str(tmp_path / "npm"))
+
+
 class Calls:
     def __reduce__(self):
         return (print, ("run",))

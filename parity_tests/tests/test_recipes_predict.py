@@ -17,7 +17,7 @@ from recipes.initial import initial_weights
 from recipes.predict import classifier, input_of, logits_of, predict
 from recipes.recipe import Recipe
 from recipes.run import describe, network
-from weights_convert import load, model_spec, save
+from weights_convert import convert, load, model_spec, save
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.spec import AttentionSpec
 
@@ -34,8 +34,6 @@ def kept(tmp_path) -> Path:
 
 
 def test_three_frameworks_predict_the_same_from_three_containers(kept, tmp_path):
-    from weights_convert import convert
-
     data, given = open_data(str(tmp_path / "animals"), seed=3), input_of(kept)
     assert given.classes == ("cat", "dog", "emu")
     assert (given.size, given.seed) == (12, 3)
@@ -45,6 +43,26 @@ def test_three_frameworks_predict_the_same_from_three_containers(kept, tmp_path)
         path = tmp_path / f"net{suffix}"
         convert(kept, path)
         assert np.abs(logits_of(data.test, given, classifier(path, framework)) - reference).max() < 1e-5
+
+
+def test_a_float64_file_is_read_as_float32(kept, tmp_path):
+    path = tmp_path / "wide.safetensors"
+    convert(kept, path, dtype="float64")
+    path.with_suffix(".json").write_bytes(kept.with_suffix(".json").read_bytes())
+    test = open_data(str(tmp_path / "animals"), seed=3).test
+    reference = logits_of(test, input_of(kept), classifier(kept, "torch"))
+    for framework in ("torch", "keras", "tf1"):
+        found = logits_of(test, input_of(path), classifier(path, framework))
+        assert np.abs(found - reference).max() < 1e-5
+
+
+def test_classes_that_nothing_names_are_assumed_to_be_those_of_the_folder(kept, tmp_path):
+    kept.with_suffix(".json").unlink()
+    with pytest.warns(UserWarning, match="nothing says how its pictures are prepared"):
+        given = input_of(kept)
+    test = open_data(str(tmp_path / "animals"), size=given.size).test
+    with pytest.warns(UserWarning, match="assumed to be those of the pictures, in order"):
+        assert logits_of(test, given, classifier(kept, "torch")).shape == (3, 3)
 
 
 def test_the_commands_show_classes_and_accuracy(kept, tmp_path, capsys):

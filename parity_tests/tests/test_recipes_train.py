@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import resource
 import shutil
+import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +20,7 @@ from recipes.pictures import Data
 from recipes.recipe import Recipe
 from recipes.run import train
 from weights_convert import load
-from weights_convert.errors import DestinationError, SourceError, SpecError, WriteError
+from weights_convert.errors import DestinationError, MismatchError, SourceError, SpecError, WriteError
 
 # of Lightning's and TensorBoard's own code, with every new version of Python and PyTorch
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -118,6 +121,35 @@ def test_a_loss_that_is_no_number_ends_the_training_and_keeps_the_state(framewor
     assert len(states(tmp_path)) == 1
 
 
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_a_file_that_the_system_refuses_is_one_error_and_keeps_the_state(framework, few, tmp_path):
+    """A limit on the size of files stands for a full disk: no write beyond it succeeds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(progress: Progress) -> None:
+        if progress.step == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+
+    try:
+        with pytest.raises(WriteError, match=r"state/2: could not be written .*after step 1 is kept"):
+            train(framework, RECIPE, few, tmp_path, save_every=1, on_step=fill)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert states(tmp_path) == ["1"]
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_ctrl_c_ends_a_training_as_it_ends_other_commands(framework, few, tmp_path):
+    handler = signal.getsignal(signal.SIGINT)
+
+    def interrupt(_: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):  # Lightning exits with 1
+        train(framework, RECIPE, few, tmp_path, on_step=interrupt)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_a_full_disk_keeps_the_state_before(tmp_path):
     monitor = Monitor(tmp_path, 10, rate=lambda _: 0.1)
 
@@ -140,6 +172,14 @@ def test_a_state_that_a_kill_left_half_written_is_not_resumed(tmp_path):
     monitor.save_state(lambda folder: (folder / "weights").write_bytes(b"whole"))
     shutil.copytree(tmp_path / "state" / "1", tmp_path / "state" / "2.partial")
     assert monitor.resume() == tmp_path / "state" / "1"
+
+
+def test_a_finished_training_goes_on_for_more_epochs(few, whole, tmp_path):
+    folder = tmp_path / "run"
+    train("torch", Recipe(**{**vars(RECIPE), "epochs": 2}), few, folder)
+    train("torch", RECIPE, few, folder, resume=True)
+    assert weights_in(folder) == weights_in(whole["torch"])
+    assert (folder / "run.json").read_bytes() == (whole["torch"] / "run.json").read_bytes()
 
 
 def test_resuming_another_training_is_refused(few, whole, tmp_path):
@@ -179,9 +219,46 @@ def test_the_command_trains_on_a_folder_of_pictures(framework, tmp_path, capsys,
     assert main(["train", *options]) == 2
     assert main(["train", "--data", "nowhere"]) == 2
     assert main(["train", "--model", "resnet21"]) == 2
+    assert main(["train", "--model", "vgg16_bn"]) == 2
+    assert main(["train", "--model", "bn_inception"]) == 2
+    assert main(["train", "--weights", "recipe.toml", "--out", "other"]) == 2
+    assert not Path("other").exists()
     errors = capsys.readouterr().err.splitlines()
-    begins = [f"{folder}: holds a training", "nowhere: is no folder", "there is no model 'resnet21'"]
-    assert [line.startswith(begin) for line, begin in zip(errors, begins, strict=True)] == [True] * 3
+    begins = [
+        f"{folder}: holds a training",
+        "nowhere: is no folder",
+        "there is no model 'resnet21'",
+        "images of 8 x 8: expected at least 32 x 32",
+        "images with 8 rows or columns: ",
+        "recipe.toml: ",
+    ]
+    assert [line[: len(begin)] for line, begin in zip(errors, begins, strict=True)] == begins
+
+
+def test_another_network_is_refused_as_first_weights(few, whole, tmp_path):
+    recipe = Recipe(model="eca_resnet20", epochs=1, batch_size=64)
+    with pytest.raises(
+        MismatchError, match=r"last\.safetensors: has se_resnet20.*not the network of the recipe"
+    ):
+        train("torch", recipe, few, tmp_path / "run", weights=whole["torch"] / "last.safetensors")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_network_for_other_classes_gets_a_new_classifier(whole, tmp_path):
+    from parity_tests.tests.test_recipes_data import write_pictures
+
+    write_pictures(tmp_path / "animals", each=10, size=(8, 8))
+    data = open_data(str(tmp_path / "animals"))
+    grey = Data(
+        "animals",
+        *(replace(p, images=p.images[..., :1], mean=(0.5,), std=(0.5,)) for p in (data.train, data.test)),
+    )
+    recipe = Recipe(model="se_resnet20", epochs=1, batch_size=8, learning_rate=0.0, dtype="float64")
+    train("torch", recipe, grey, tmp_path / "run", weights=whole["torch"] / "last.safetensors")
+    before, after = weights_in(whole["torch"]), weights_in(tmp_path / "run")
+    assert after["layer3.2.conv2.weight"] == before["layer3.2.conv2.weight"]
+    with load(tmp_path / "run" / "last.safetensors") as checkpoint:
+        assert checkpoint["fc.weight"].shape == (3, 64)
 
 
 def test_a_training_begins_with_the_weights_of_a_file(few, whole, tmp_path):

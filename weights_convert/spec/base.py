@@ -115,6 +115,9 @@ class Spec(AttentionOptions):
         """Whether a keyword changes the numbers but neither names nor shapes."""
         return keyword in self.unseen and self.unseen[keyword](self)
 
+    def check_image(self, rows: int, columns: int) -> None:
+        """Raise `SpecError` if images of this size are too small for the network's pools."""
+
     def part(self, names: Collection[str]) -> Self:
         """The network that ends where these tensors of it end.
 

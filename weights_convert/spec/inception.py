@@ -20,7 +20,14 @@ from weights_convert.spec.base import (
     has_eca,
     set_fields,
 )
-from weights_convert.spec.inception_table import Branch, convolutions, module_count, network_of, width_of
+from weights_convert.spec.inception_table import (
+    Branch,
+    check_image,
+    convolutions,
+    module_count,
+    network_of,
+    width_of,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +86,10 @@ class InceptionSpec(Spec):
             yield from conv_norm(
                 self.norm, f"{unit}.conv", f"{unit}.bn", inputs or channels, conv.width, conv.kernel
             )
+
+    def check_image(self, rows: int, columns: int) -> None:
+        with as_spec_error():
+            check_image(self.model_kwargs(), rows, columns)
 
     def part(self, names: Collection[str]) -> Self:
         last = network_of(vars(self)).modules[-1].name

@@ -74,6 +74,11 @@ class VGGSpec(Spec):
         if self.num_classes:
             yield from dense("classifier.6", self.head_width, self.num_classes, self.head_bias)
 
+    def check_image(self, rows: int, columns: int) -> None:
+        smallest = 2 ** len(self.depths)
+        if min(rows, columns) < smallest:
+            raise SpecError(f"images of {rows} x {columns}: expected at least {smallest} x {smallest}")
+
     def part(self, names: Collection[str]) -> Self:
         if not any(name.startswith("classifier.3.") for name in names):
             raise SpecError("a part of a VGG that ends before classifier_3, expected all but the last layer")
