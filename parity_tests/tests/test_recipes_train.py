@@ -138,7 +138,9 @@ def test_a_file_that_the_system_refuses_is_one_error_and_keeps_the_state(framewo
     assert states(tmp_path) == ["1"]
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize(
+    "framework", ["torch", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("keras", "tf1"))]
+)
 def test_ctrl_c_ends_a_training_as_it_ends_other_commands(framework, few, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
 
