@@ -13,7 +13,7 @@ from parity_tests.tests.test_isolation import ROOT
 
 pytestmark = pytest.mark.quick
 
-ROOMS = ("torch_impl", "keras_impl", "tf1_compat", "weights_convert", "parity_tests")
+ROOMS = ("torch_impl", "keras_impl", "tf1_compat", "weights_convert", "parity_tests", "recipes")
 QUOTED = re.findall(r"^\| `(.+)` \| ", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.M)
 TODO = (
     "build|call|choose|compare|convert|copy|create|give|import|load|omit|pair|pass|raise|read|remove|rename"

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
 
-from weights_convert.errors import SpecError
 from weights_convert.spec import checks
 from weights_convert.spec.attention import attention_tensors
 from weights_convert.spec.base import (
     Parameter,
-    Spec,
     as_spec_error,
-    changed,
     conv_norm,
     dense,
     has_cbam,
@@ -23,17 +18,16 @@ from weights_convert.spec.base import (
     has_eca,
     set_fields,
 )
-
-_UNIT = re.compile(r"stage(\d{1,9})\.(\d{1,9})\.")
+from weights_convert.spec.staged import StagedSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class MobileNetSpec(Spec):
+class MobileNetSpec(StagedSpec):
     """MobileNetV1 (arXiv 1704.04861); the defaults are PyTorch's padding and ReLU."""
 
     kind = "mobilenet"
     network = "MobileNet"
-    head = "fc"
+    unit = "separable"
     structure = ("depths", "widths", "stem_width", "attention")
     unseen = {  # noqa: RUF012
         "stride_padding": lambda _: True,
@@ -77,33 +71,3 @@ class MobileNetSpec(Spec):
                 channels = width
         if self.num_classes:
             yield from dense("fc", channels, self.num_classes, self.head_bias, "head_dense")
-
-    @classmethod
-    def widest(cls) -> list[Self]:
-        return [cls(norm="bias_bn", attention=kind, cbam_spatial_bias=True) for kind in ("cbam", "se", "eca")]
-
-    @classmethod
-    def like(cls, name: str) -> Parameter | None:
-        return super().like(_UNIT.sub("stage1.0.", name, count=1))
-
-    def part(self, names: Collection[str]) -> Self:
-        units = [tuple(map(int, found.groups())) for name in names if (found := _UNIT.match(name))]
-        depths: list[int] = []
-        while of_stage := [index for stage, index in units if stage == len(depths) + 1]:
-            depths.append(max(of_stage) + 1)
-        if not depths:
-            raise SpecError("a part of a MobileNet that ends before its first unit, expected stage1_0 too")
-        of_stages = ("widths", "eca_kernel_sizes")
-        fewer = {name: sizes[: len(depths)] for name in of_stages if (sizes := getattr(self, name))}
-        return changed(super().part(names), {"depths": tuple(depths), **fewer})
-
-    def stages(self) -> dict[str, tuple[str, ...]]:
-        stages = {f"stage{stage}": (f"stage{stage}",) for stage in range(1, 1 + len(self.depths))}
-        return {"stem": ("conv1", "bn1"), **stages, "pooled": (), "logits": ("fc",)}
-
-    def member_class(self, path: str) -> str:  # noqa: ARG002
-        return "separable"
-
-    @property
-    def input_channels(self) -> int:
-        return self.in_channels
