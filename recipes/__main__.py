@@ -123,10 +123,11 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     from recipes.data import open_data
-    from recipes.predict import classifier, input_of, logits_of
+    from recipes.predict import caution_about_split, classifier, input_of, logits_of
 
     given = input_of(arguments.weights)
     data = open_data(arguments.data, size=given.size, seed=given.seed, skip_bad=arguments.skip_bad)
+    caution_about_split(data, given)
     start([arguments.framework])
     logits = logits_of(data.test, given, classifier(arguments.weights, arguments.framework))
     hits = int((logits.argmax(1) == data.test.labels).sum())

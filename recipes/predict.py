@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from recipes.pictures import Pictures, decode, fitted
+from recipes.pictures import Data, Pictures, decode, fitted
 from weights_convert import load, load_model
 from weights_convert.cautions import caution
 from weights_convert.errors import MismatchError, SourceError
@@ -29,6 +29,7 @@ class Input(NamedTuple):
     std: tuple[float, ...]
     classes: tuple[str, ...]
     seed: int = 0  # of the split of a folder into training and test pictures
+    trained: tuple[str, int, int] | None = None  # the data set's name, its training and test pictures
 
     def prepared(self, pixels: np.ndarray) -> np.ndarray:
         """(N, H, W, C), unsigned bytes, to what the network takes."""
@@ -55,7 +56,9 @@ def input_of(path: str | Path) -> Input:
         try:
             given, classes = facts["input"], tuple(facts["classes"])
             scale = tuple(given["mean"]), tuple(given["std"])
-            found = Input(given["size"][0], "RGB", 1, *scale, classes, facts["recipe"]["seed"])
+            counts = facts["pictures"]["train"], facts["pictures"]["test"]
+            seed, trained = facts["recipe"]["seed"], (facts["data"], *counts)
+            found = Input(given["size"][0], "RGB", 1, *scale, classes, seed, trained)
         except (KeyError, TypeError, IndexError) as error:
             raise SourceError(f"{path}: its record lacks {error}, expected that of a training") from None
         if len(found.classes) != count:
@@ -137,6 +140,17 @@ def predict(paths: Iterable[Path], given: Input, classify: Classify) -> Iterator
         if len(given.mean) == 1:  # a network of grey pictures
             pixels = np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
         yield path, probabilities(classify(given.prepared(pixels[None])))[0]
+
+
+def caution_about_split(data: Data, given: Input) -> None:
+    """Warn if a folder was divided otherwise for the training: test pictures may have been trained with."""
+    now = (data.name, len(data.train), len(data.test))
+    if given.trained is not None and given.trained[0] == data.name and given.trained != now:
+        (_, *before), (_, *after) = given.trained, now
+        caution(
+            f"{data.name}: has {after[0]:,} training and {after[1]:,} test pictures, and had {before[0]:,} and "
+            f"{before[1]:,} at the training; some test pictures may have been trained with"
+        )
 
 
 def logits_of(pictures: Pictures, given: Input, classify: Classify) -> np.ndarray:

@@ -6,7 +6,8 @@ error   max |candidate - reference| of the outputs, also in steps of the output'
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ class Accuracy:
 
     Attributes:
         precision: "int8", "float16" or "bfloat16".
-        agree, inputs: the inputs with the same largest output, and all; None for outputs that are no classes.
+        agree, inputs: the inputs with the same largest output, and all; None if an output is no classes.
         error: the largest difference of an output; infinite for another shape.
         relative: the same, relative to the largest output of the reference.
         step: the quantisation step of the output; None if the artefact states none.
@@ -54,6 +55,18 @@ class Accuracy:
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "top1": self.top1}
+
+
+def worst(outputs: Sequence[Accuracy]) -> Accuracy:
+    """The figures of several outputs as one: the fewest equal classes, the largest relative error.
+
+    Example:
+        >>> worst([Accuracy("int8", 4, 4, 0.1, 0.01), Accuracy("int8", 1, 4, 0.02, 0.02)])
+        Accuracy(precision='int8', agree=1, inputs=4, error=0.02, relative=0.02, step=None, wanted=None)
+    """
+    agreeing = [found.agree for found in outputs if found.agree is not None]
+    agree = min(agreeing) if len(agreeing) == len(outputs) else None
+    return replace(max(outputs, key=lambda found: found.relative), agree=agree)
 
 
 def check_top1(top1: float | None) -> None:

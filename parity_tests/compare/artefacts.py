@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from parity_tests.compare.accuracy import accuracy_of
+from parity_tests.compare.accuracy import accuracy_of, worst
 from parity_tests.compare.coverage import Renamed
 from parity_tests.compare.points import Matched
 from parity_tests.compare.report import Report
@@ -71,10 +71,12 @@ def judged_by_accuracy(
         infinite = any(not math.isfinite(m.judged[name].error) for name in outputs)
         if not outputs or infinite or report.coverage[who]["reference"].left_out:
             continue
-        name = outputs[0]
-        found = m.judged[name].view.seen(m.run.trace[name].output)
-        step = low[0].step if low[0] is candidate else 0.0
-        report.accuracy[who] = accuracy_of(low[0].precision, step, found, m.trace[name].output, top1)
+        figures = []
+        for name in outputs:
+            found = m.judged[name].view.seen(m.run.trace[name].output)
+            step = low[0].step if low[0] is candidate and name == outputs[0] else 0.0
+            figures.append(accuracy_of(low[0].precision, step, found, m.trace[name].output, top1))
+        report.accuracy[who] = worst(figures)
     if report.accuracy:
         for point in report.layers:
             point.limit, point.isolated = math.inf, {}

@@ -223,7 +223,11 @@ class Report:
             return str(divergence)
         for who, found in self.accuracy.items():
             if not found.enough:
-                lack = f"wanted {found.wanted:.1%}" if found.wanted else "state top1= for a verdict"
+                lack = "state top1= for a verdict"
+                if found.agree is None:
+                    lack = "an output is no classes, which top1= judges"
+                elif found.wanted:
+                    lack = f"wanted {found.wanted:.1%}"
                 return f"no verdict of equality for {who} in {found}; {lack}"
         if self.accuracy:
             return None

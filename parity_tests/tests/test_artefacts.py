@@ -202,6 +202,36 @@ def test_bfloat16_has_figures_and_no_verdict():
     assert compare_models(model, half, IMAGES, top1=0.75).holds
 
 
+class TwoHeads(torch.nn.Module):
+    """Classes from two heads, or classes and a map."""
+
+    def __init__(self, sign: float = 1.0, *, classes: bool = True) -> None:
+        super().__init__()
+        self.body, self.sign, self.classes = exports.residual(), sign, classes
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.body(x)
+        return logits, self.sign * (logits if self.classes else x)
+
+
+def test_every_output_of_a_quantised_artefact_decides():
+    right, wrong = (
+        exports.scripted(TwoHeads(sign).bfloat16(), "trace", exports.given().bfloat16())
+        for sign in (1.0, -1.0)
+    )
+    assert compare_models(TwoHeads(), right, IMAGES, top1=0.75).holds
+    report = compare_models(TwoHeads(), wrong, IMAGES, top1=0.75)
+    assert not report.holds
+    assert report.accuracy["torchscript"].relative > 1
+
+
+def test_an_output_without_classes_leaves_no_verdict_of_a_quantised_artefact():
+    wrong = exports.scripted(TwoHeads(-1.0, classes=False).bfloat16(), "trace", exports.given().bfloat16())
+    report = compare_models(TwoHeads(classes=False), wrong, IMAGES, top1=0.01)
+    assert not report.holds
+    assert "an output is no classes" in report.why_not()
+
+
 def test_a_wrong_shape_of_a_quantised_artefact_is_a_difference():
     half = exports.scripted(torch.nn.Sequential(exports.residual(), torch.nn.Linear(5, 4)).bfloat16())
     report = compare_models(exports.residual(), half, IMAGES, top1=0.01)

@@ -96,6 +96,15 @@ def test_a_file_without_a_record_takes_its_familys_input_or_says_what_is_assumed
     assert (given.size, given.classes[3]) == (32, "class 3")
 
 
+def test_a_folder_that_grew_since_the_training_is_cautioned(kept, tmp_path, capsys):
+    folder = tmp_path / "animals"
+    assert main(["evaluate", str(folder), "--weights", str(kept)]) == 0
+    assert capsys.readouterr().err == ""
+    Image.fromarray(np.zeros((12, 12, 3), np.uint8)).save(folder / "cat" / "new.png")
+    assert main(["evaluate", str(folder), "--weights", str(kept)]) == 0
+    assert "and had 12 and 3 at the training; some test pictures" in capsys.readouterr().err
+
+
 def test_wrong_inputs_are_refused_in_one_line(kept, tmp_path):
     with pytest.raises(SourceError, match="cannot be decoded"):
         list(predict([kept], input_of(kept), classifier(kept, "torch")))
