@@ -146,10 +146,10 @@ def caution_about_split(data: Data, given: Input) -> None:
     """Warn if a folder was divided otherwise for the training: test pictures may have been trained with."""
     now = (data.name, len(data.train), len(data.test))
     if given.trained is not None and given.trained[0] == data.name and given.trained != now:
-        (_, *before), (_, *after) = given.trained, now
+        _, train, test = given.trained
         caution(
-            f"{data.name}: has {after[0]:,} training and {after[1]:,} test pictures, and had {before[0]:,} and "
-            f"{before[1]:,} at the training; some test pictures may have been trained with"
+            f"{data.name}: has {len(data.train):,} training and {len(data.test):,} test pictures, and had "
+            f"{train:,} and {test:,} at the training; some test pictures may have been trained with"
         )
 
 
