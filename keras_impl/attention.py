@@ -88,10 +88,13 @@ class SqueezeExcitation(_ChannelLayer):
         self.fc2.build((None, hidden))
         keep_frozen(self)
 
-    def call(self, x: Any) -> Any:
+    def gate(self, x: Any) -> Any:
+        """The factor of each channel, from 0 to 1: (N, C). The layer must be built."""
         z = mean(x, (1, 2))  # (N, C), eq. 2: squeeze
-        s = ops.sigmoid(self.fc2(ops.relu(self.fc1(z))))  # (N, C), eq. 3: excitation
-        return x * s[:, None, None, :]  # (N, H, W, C), eq. 4: scale
+        return ops.sigmoid(self.fc2(ops.relu(self.fc1(z))))  # (N, C), eq. 3: excitation
+
+    def call(self, x: Any) -> Any:
+        return x * self.gate(x)[:, None, None, :]  # (N, H, W, C), eq. 4: scale
 
     def get_config(self) -> dict[str, Any]:
         names = ("reduction", "hidden_rule", "bias")
@@ -119,9 +122,9 @@ class ChannelAttention(SqueezeExcitation):
     def mlp(self, z: Any) -> Any:
         return self.fc2(ops.relu(self.fc1(z)))
 
-    def call(self, x: Any) -> Any:
-        gate = ops.sigmoid(self.mlp(mean(x, (1, 2))) + self.mlp(ops.max(x, (1, 2))))  # (N, C)
-        return x * gate[:, None, None, :]
+    def gate(self, x: Any) -> Any:
+        """The factor of each channel, from 0 to 1: (N, C). The layer must be built."""
+        return ops.sigmoid(self.mlp(mean(x, (1, 2))) + self.mlp(ops.max(x, (1, 2))))
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -177,7 +180,8 @@ class SpatialAttention(keras.layers.Layer):
             self.bn.build((*input_shape[:-1], 1))
         keep_frozen(self)
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def gate(self, x: Any, training: bool | None = None) -> Any:
+        """The factor of each place, from 0 to 1: (N, H, W, 1). The layer must be built."""
         maps = [ops.max(x, -1, keepdims=True), mean(x, -1, keepdims=True)]
         if self.order == "mean_max":
             maps.reverse()
@@ -185,6 +189,9 @@ class SpatialAttention(keras.layers.Layer):
         if self.bn is not None:
             gate = self.bn(gate, training=training)
         return ops.sigmoid(gate)
+
+    def call(self, x: Any, training: bool | None = None) -> Any:
+        return self.gate(x, training)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return (*input_shape[:-1], 1)
@@ -303,12 +310,15 @@ class ECA(_ChannelLayer):
         self.conv.build((None, channels, 1))
         keep_frozen(self)
 
-    def call(self, x: Any) -> Any:
+    def gate(self, x: Any) -> Any:
+        """The factor of each channel, from 0 to 1: (N, C). The layer must be built."""
         z = mean(x, (1, 2))[:, :, None]  # (N, C, 1): the channels are the sequence
         if self.padding == "circular" and (half := self.conv.kernel_size[0] // 2):
             z = ops.concatenate([z[:, -half:], z, z[:, :half]], 1)
-        s = ops.sigmoid(self.conv(z))[:, :, 0]  # (N, C)
-        return x * s[:, None, None, :]
+        return ops.sigmoid(self.conv(z))[:, :, 0]  # (N, C)
+
+    def call(self, x: Any) -> Any:
+        return x * self.gate(x)[:, None, None, :]
 
     def get_config(self) -> dict[str, Any]:
         return super().get_config() | {"kernel_size": self.kernel_size, "padding": self.padding}

@@ -1,4 +1,4 @@
-"""The command line: `python -m recipes train | evaluate | predict ...`.
+"""The command line: `python -m recipes train | evaluate | predict | explain | curves ...`.
 
 Exit 0: done. 1: a training that cannot go on. 2: bad usage or bad input. 3: a file could not be written.
 """
@@ -26,6 +26,8 @@ def parser() -> Parser:
     _add_train(jobs.add_parser("train", help="train a network on pictures"))
     _add_predict(jobs.add_parser("predict", help="the most probable classes of pictures"))
     _add_evaluate(jobs.add_parser("evaluate", help="the share of a data set that is classified correctly"))
+    _add_explain(jobs.add_parser("explain", help="what the attention blocks do with a picture"))
+    _add_curves(jobs.add_parser("curves", help="draw the figures of trainings into one picture"))
     return root
 
 
@@ -95,7 +97,24 @@ def _add_evaluate(command: argparse.ArgumentParser) -> None:
     command.set_defaults(run=_evaluate)
     command.add_argument("data", metavar="digits | cifar10 | FOLDER", help="its test pictures")
     command.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    command.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint of any container")
+    command.add_argument(
+        "--framework", nargs="+", choices=FRAMEWORKS, default=["torch"],
+        help="several are compared picture by picture",
+    )  # fmt: skip
+
+
+def _add_explain(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_explain)
+    command.add_argument("image", type=Path, metavar="IMAGE")
+    command.add_argument("--out", type=Path, metavar="FILE.png", help="draw the gates as a picture")
     _add_network(command)
+
+
+def _add_curves(command: argparse.ArgumentParser) -> None:
+    command.set_defaults(run=_curves)
+    command.add_argument("runs", nargs="+", type=Path, metavar="FOLDER", help="the --out of a training")
+    command.add_argument("--out", type=Path, required=True, metavar="FILE", help=".png, .svg or .pdf")
 
 
 def _add_network(command: argparse.ArgumentParser) -> None:
@@ -106,7 +125,8 @@ def _add_network(command: argparse.ArgumentParser) -> None:
 def _predict(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from recipes.predict import classifier, input_of, predict
+    from recipes.classifier import classifier
+    from recipes.predict import input_of, predict
 
     start([arguments.framework])
     console = Console(highlight=False, soft_wrap=True)
@@ -120,23 +140,66 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
+    import numpy as np
     from rich.console import Console
 
+    from recipes.classifier import classifier
     from recipes.data import open_data
-    from recipes.predict import caution_about_split, classifier, input_of, logits_of
+    from recipes.predict import caution_about_split, disagreements, input_of, logits_of
 
     given = input_of(arguments.weights)
     data = open_data(arguments.data, size=given.size, seed=given.seed, skip_bad=arguments.skip_bad)
     caution_about_split(data, given)
-    start([arguments.framework])
-    logits = logits_of(data.test, given, classifier(arguments.weights, arguments.framework))
-    hits = int((logits.argmax(1) == data.test.labels).sum())
+    frameworks = list(dict.fromkeys(arguments.framework))
+    start(frameworks)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     skipped = f"; {len(data.skipped)} skipped" if data.skipped else ""
-    Console(highlight=False, soft_wrap=True).print(
-        f"{arguments.weights} in {arguments.framework}: {hits:,} of {len(logits):,} test pictures "
-        f"of {data.name} are classified correctly ({hits / len(logits):.2%}){skipped}",
-        markup=False,
-    )
+    logits = {}
+    for framework in frameworks:
+        rows = logits_of(data.test, given, classifier(arguments.weights, framework))
+        hits = int((rows.argmax(1) == data.test.labels).sum())
+        console.print(
+            f"{arguments.weights} in {framework}: {hits:,} of {len(rows):,} test pictures "
+            f"of {data.name} are classified correctly ({hits / len(rows):.2%}){skipped}"
+        )
+        logits[framework] = rows
+    if len(frameworks) > 1:
+        differing = disagreements(logits)
+        spread = float(np.ptp(np.stack(list(logits.values())), 0).max())
+        console.print(
+            f"{len(differing)} of {len(data.test):,} pictures are classified differently; "
+            f"logits differ by at most {spread:.1e}"
+        )
+        for picture, labels, margin in differing:
+            named = ", ".join(f"{given.classes[label]} in {name}" for name, label in labels.items())
+            console.print(f"  picture {picture}: {named}; the two best logits differ by {margin:.1e}")
+    return 0
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from recipes.explain import check_place, explain, rows, write
+    from recipes.predict import input_of
+
+    check_place(arguments.out, arguments.image)
+    given = input_of(arguments.weights)
+    start([arguments.framework])
+    found = explain(arguments.image, arguments.weights, given, arguments.framework)
+    table = Table("block", "weighs", "factors", box=None, pad_edge=False)
+    for row in rows(found):
+        table.add_row(*row)
+    Console(highlight=False, soft_wrap=True).print(table)
+    if arguments.out is not None:
+        write(found, given.classes, arguments.out)
+    return 0
+
+
+def _curves(arguments: argparse.Namespace) -> int:
+    from recipes.curves import draw, read
+
+    draw({run.name: read(run) for run in arguments.runs}, arguments.out)
     return 0
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from recipes.classifier import Classify
 from recipes.pictures import Data, Pictures, decode, fitted
-from weights_convert import load, load_model
+from weights_convert import load
 from weights_convert.cautions import caution
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.families.base import IMAGENET
 
 _BATCH = 100
-Classify = Callable[[np.ndarray], np.ndarray]  # prepared images (N, H, W, C) -> logits (N, K)
 
 
 class Input(NamedTuple):
@@ -65,7 +65,7 @@ def input_of(path: str | Path) -> Input:
             raise MismatchError(f"{path}: has {count} classes, but its record names {len(found.classes)}")
         return found
     if feeds is None:
-        caution(f"{path}: nothing says how its pictures are prepared; {IMAGENET} is assumed")
+        caution(f"{path}: nothing says how its pictures are prepared; assumed: {IMAGENET}")
         feeds = IMAGENET
     size = feeds.size or spec.image_size
     return Input(size, feeds.channels, feeds.top, feeds.mean, feeds.std, _numbered(count))
@@ -86,43 +86,6 @@ def _record(path: Path) -> dict[str, Any] | None:
     return None
 
 
-def classifier(path: str | Path, framework: str) -> Classify:
-    """The network of a checkpoint as a function."""
-    return {"torch": _torch, "keras": _keras, "tf1": _tf1}[framework](path)
-
-
-def _torch(path: str | Path) -> Classify:
-    import torch
-
-    model = load_model(path, "torch", dtype="float32", assume=True)
-
-    def classify(images: np.ndarray) -> np.ndarray:
-        with torch.inference_mode():
-            return model(torch.from_numpy(images).permute(0, 3, 1, 2)).numpy()
-
-    return classify
-
-
-def _keras(path: str | Path) -> Classify:
-    model = load_model(path, "keras", dtype="float32", assume=True)
-    return model.predict_on_batch
-
-
-def _tf1(path: str | Path) -> Classify:
-    import tensorflow.compat.v1 as tf
-
-    network = load_model(path, "tf1", dtype="float32", assume=True)
-    with load(path, assume=True) as checkpoint:
-        channels = checkpoint.spec.input_channels
-    with tf.Graph().as_default() as graph:
-        images = tf.placeholder("float32", (None, None, None, channels))
-        logits, _ = network(images)
-        initialize = tf.global_variables_initializer()
-    session = tf.Session(graph=graph)
-    session.run(initialize)
-    return lambda batch: session.run(logits, {images: batch})
-
-
 def probabilities(logits: np.ndarray) -> np.ndarray:
     """The softmax of each row."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
@@ -136,10 +99,15 @@ def predict(paths: Iterable[Path], given: Input, classify: Classify) -> Iterator
         SourceError: a picture cannot be decoded.
     """
     for path in paths:
-        pixels = fitted(decode(path), given.size)
-        if len(given.mean) == 1:  # a network of grey pictures
-            pixels = np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+        pixels = pixels_for(given, fitted(decode(path), given.size))
         yield path, probabilities(classify(given.prepared(pixels[None])))[0]
+
+
+def pixels_for(given: Input, pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3), in grey (H, W, 1) for a network of grey pictures."""
+    if len(given.mean) == 1:
+        return np.rint(pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)[..., None]
+    return pixels
 
 
 def caution_about_split(data: Data, given: Input) -> None:
@@ -151,6 +119,35 @@ def caution_about_split(data: Data, given: Input) -> None:
             f"{data.name}: has {len(data.train):,} training and {len(data.test):,} test pictures, and had "
             f"{train:,} and {test:,} at the training; some test pictures may have been trained with"
         )
+
+
+class Disagreement(NamedTuple):
+    """A picture whose class differs between frameworks.
+
+    Attributes:
+        picture: its number.
+        labels: framework -> the class it gives.
+        margin: the largest difference between the two best logits of a framework: how near a tie is.
+    """
+
+    picture: int
+    labels: dict[str, int]
+    margin: float
+
+
+def disagreements(logits: Mapping[str, np.ndarray]) -> list[Disagreement]:
+    """The pictures that some frameworks classify otherwise than others.
+
+    Args:
+        logits: framework -> (N, K), of the same pictures.
+    """
+    best = {framework: rows.argmax(1) for framework, rows in logits.items()}
+    found = []
+    for picture in np.flatnonzero(np.ptp(np.stack(list(best.values())), 0)):
+        two = [np.partition(rows[picture], -2)[-2:] for rows in logits.values()]
+        labels = {framework: int(labels[picture]) for framework, labels in best.items()}
+        found.append(Disagreement(int(picture), labels, float(max(np.ptp(pair) for pair in two))))
+    return found
 
 
 def logits_of(pictures: Pictures, given: Input, classify: Classify) -> np.ndarray:

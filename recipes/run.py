@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recipes.batches import steps_per_epoch
+from recipes.curves import draw
 from recipes.initial import initial_weights
 from recipes.monitor import Monitor, Progress
 from recipes.pictures import Data
@@ -23,10 +24,10 @@ from weights_convert.errors import DestinationError, MismatchError, SourceError,
 from weights_convert.spec import Spec, changed, parameters
 
 TRAINERS = {"torch": "torch_trainer", "keras": "keras_trainer", "tf1": "tf1_trainer"}
-_NEEDS = {  # framework -> modules, and what pip calls them
-    "torch": {"torch": "torch", "lightning": "lightning", "tensorboard": "tensorboard"},
-    "keras": {"keras": "keras", "tensorflow": "tensorflow"},
-    "tf1": {"tensorflow": "tensorflow"},
+_NEEDS = {  # framework -> modules, which pip calls the same
+    "torch": {"torch", "lightning", "tensorboard", "matplotlib"},
+    "keras": {"keras", "tensorflow", "matplotlib"},
+    "tf1": {"tensorflow", "matplotlib"},
 }
 
 
@@ -64,7 +65,8 @@ def train(
     """Train a network in a framework and return the figures of every epoch.
 
     Args:
-        folder: for `last` and `best` (checkpoints for all frameworks), `history.csv`, `run.json`, `state`.
+        folder: for `last` and `best` (checkpoints for all frameworks), `history.csv`, `curves.png`,
+            `run.json`, `state`.
         weights: a checkpoint to begin with, all but the classifier if the classes differ; None for
             `initial_weights` of the recipe's seed.
         resume: go on from the folder's last state. The result is the same as without the interruption.
@@ -97,6 +99,7 @@ def train(
     if monitor.epoch < recipe.epochs:
         importlib.import_module("weights_convert.import_order")
         importlib.import_module(f"recipes.{TRAINERS[framework]}").train(run)
+    draw({"": monitor.progress.rows}, folder / "curves.png")
     return monitor.progress.rows
 
 
@@ -145,7 +148,7 @@ def describe(framework: str, recipe: Recipe, data: Data) -> dict[str, Any]:
 
 
 def check_installed(framework: str) -> None:
-    missing = [name for module, name in _NEEDS[framework].items() if importlib.util.find_spec(module) is None]
+    missing = sorted(name for name in _NEEDS[framework] if importlib.util.find_spec(name) is None)
     if missing:
         raise SpecError(f"{framework}: {', '.join(missing)} not installed; pip install {' '.join(missing)}")
 

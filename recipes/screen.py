@@ -68,4 +68,4 @@ class Screen:
         )
 
     def end(self) -> None:
-        self.console.print(f"{self.out}: last.safetensors, best.safetensors, history.csv")
+        self.console.print(f"{self.out}: last.safetensors, best.safetensors, history.csv, curves.png")

@@ -5,7 +5,8 @@ CBAM: Convolutional Block Attention Module, https://arxiv.org/abs/1807.06521
 ECA:  Efficient Channel Attention, https://arxiv.org/abs/1910.03151
 
 Each function keeps the shape (N, H, W, C) and the dtype of its input, so it fits into any graph; `scope=None`
-puts its variables into the current scope. Read it beside the same file in `torch_impl` and `keras_impl`.
+puts its variables into the current scope. The tensor `gate:0` of its scope has the factors by which a block
+multiplies, (N, C) or (N, H, W, 1). Read it beside the same file in `torch_impl` and `keras_impl`.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def squeeze_excitation(
         >>> with tf.Graph().as_default():
         ...     y = squeeze_excitation(tf.zeros((2, 7, 7, 64)), scope="se")
         ...     [variable.name for variable in tf.trainable_variables()]
+        ...     tf.get_default_graph().get_tensor_by_name("se/gate:0").shape
         ['se/fc1/kernel:0', 'se/fc1/bias:0', 'se/fc2/kernel:0', 'se/fc2/bias:0']
+        TensorShape([2, 64])
     """
     x = graph_input(x)
     channels = int(x.shape[-1])
@@ -59,7 +62,7 @@ def squeeze_excitation(
     with open_scope(scope):
         z = tf.reduce_mean(x, [1, 2])  # (N, C), eq. 2: squeeze
         z = tf.nn.relu(dense(z, hidden, bias, scope="fc1"))
-        s = tf.sigmoid(dense(z, channels, bias, scope="fc2"))  # (N, C), eq. 3: excitation
+        s = tf.sigmoid(dense(z, channels, bias, scope="fc2"), "gate")  # (N, C), eq. 3: excitation
         return x * s[:, None, None, :]  # (N, H, W, C), eq. 4: scale
 
 
@@ -99,7 +102,7 @@ def channel_attention(
         mean = mlp(tf.reduce_mean(x, [1, 2]))
         # the MLP is shared; its second call has the name scopes fc1_1 and fc2_1
         with tf.variable_scope(tf.get_variable_scope(), reuse=True, auxiliary_name_scope=False):
-            gate = tf.sigmoid(mean + mlp(tf.reduce_max(x, [1, 2])))  # (N, C)
+            gate = tf.sigmoid(mean + mlp(tf.reduce_max(x, [1, 2])), "gate")  # (N, C)
         return x * gate[:, None, None, :]
 
 
@@ -159,7 +162,7 @@ def spatial_attention(
                 gate += tf.get_variable("bias", (1,), x.dtype, uniform(2 * size * size))
         if bn:
             gate = batch_norm(gate, is_training, epsilon=bn_epsilon, momentum=bn_momentum, scope="bn")
-        return tf.sigmoid(gate)
+        return tf.sigmoid(gate, "gate")
 
 
 def cbam(
@@ -252,7 +255,7 @@ def eca(
         with tf.variable_scope("conv"):
             kernel = tf.get_variable("kernel", (size, 1, 1), x.dtype, uniform(size))
             z = tf.nn.conv1d(z, kernel, 1, "VALID" if circular else "SAME")
-        s = tf.sigmoid(z)[:, :, 0]  # (N, C)
+        s = tf.sigmoid(z[:, :, 0], "gate")  # (N, C)
         return x * s[:, None, None, :]
 
 

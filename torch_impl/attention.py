@@ -51,11 +51,14 @@ class SqueezeExcitation(nn.Module):
         self.fc1 = nn.Linear(channels, hidden, bias=bias)
         self.fc2 = nn.Linear(hidden, channels, bias=bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor) -> Tensor:
+        """The factor of each channel, from 0 to 1: (N, C)."""
         check_input(x, self.fc1.in_features)
         z = x.mean((2, 3))  # (N, C), eq. 2: squeeze
-        s = torch.sigmoid(self.fc2(F.relu(self.fc1(z))))  # (N, C), eq. 3: excitation
-        return x * s[:, :, None, None]  # (N, C, H, W), eq. 4: scale
+        return torch.sigmoid(self.fc2(F.relu(self.fc1(z))))  # (N, C), eq. 3: excitation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)[:, :, None, None]  # (N, C, H, W), eq. 4: scale
 
 
 class ChannelAttention(nn.Module):
@@ -85,11 +88,14 @@ class ChannelAttention(nn.Module):
     def mlp(self, z: Tensor) -> Tensor:
         return self.fc2(F.relu(self.fc1(z)))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor) -> Tensor:
+        """The factor of each channel, from 0 to 1: (N, C)."""
         check_input(x, self.fc1.in_features)
         # amax instead of adaptive_max_pool2d: amax splits the gradient among ties, as tf.reduce_max does
-        gate = torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))  # (N, C)
-        return x * gate[:, :, None, None]
+        return torch.sigmoid(self.mlp(x.mean((2, 3))) + self.mlp(x.amax((2, 3))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)[:, :, None, None]
 
 
 class SpatialAttention(nn.Module):
@@ -131,7 +137,8 @@ class SpatialAttention(nn.Module):
         epsilon, momentum = check_float("bn_epsilon", bn_epsilon), check_float("bn_momentum", bn_momentum)
         self.bn = nn.BatchNorm2d(1, eps=epsilon, momentum=momentum) if check_bool("bn", bn) else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor) -> Tensor:
+        """The factor of each place, from 0 to 1: (N, 1, H, W)."""
         check_input(x)
         maps = [x.amax(1, keepdim=True), x.mean(1, keepdim=True)]
         if self.order == "mean_max":
@@ -140,6 +147,9 @@ class SpatialAttention(nn.Module):
         if self.bn is not None:
             gate = self.bn(gate)
         return torch.sigmoid(gate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(x)
 
 
 class CBAM(nn.Module):
@@ -215,11 +225,14 @@ class ECA(nn.Module):
         mode = check_choice("padding", padding, ("zeros", "circular"))
         self.conv = nn.Conv1d(1, 1, size, padding=size // 2, bias=False, padding_mode=mode)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor) -> Tensor:
+        """The factor of each channel, from 0 to 1: (N, C)."""
         check_input(x, self.channels)
         z = x.mean((2, 3))[:, None, :]  # (N, 1, C): the channels are the sequence
-        s = torch.sigmoid(self.conv(z))[:, 0, :]  # (N, C)
-        return x * s[:, :, None, None]
+        return torch.sigmoid(self.conv(z))[:, 0, :]  # (N, C)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)[:, :, None, None]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ def test_the_commands_print_what_the_page_shows(tmp_path, monkeypatch, capsys):
 
 def without_figures(line: str) -> str:
     """A line without losses and accuracies, which differ between processors."""
-    return re.sub(r"\d+\.\d+|\d+ of", "#", line)
+    return re.sub(r"\d+\.\d+(e-\d+)?|\d+ of", "#", line.rstrip())
 
 
 def test_the_recipe_is_read(tmp_path):

@@ -12,9 +12,10 @@ from PIL import Image
 
 from parity_tests.tests.test_recipes_data import write_pictures
 from recipes.__main__ import main
+from recipes.classifier import classifier
 from recipes.data import open_data
 from recipes.initial import initial_weights
-from recipes.predict import classifier, input_of, logits_of, predict
+from recipes.predict import Disagreement, disagreements, input_of, logits_of, predict
 from recipes.recipe import Recipe
 from recipes.run import describe, network
 from weights_convert import convert, load, model_spec, save
@@ -91,7 +92,9 @@ def test_pictures_are_prepared_as_in_training(kept, tmp_path):
 def test_a_file_without_a_record_takes_its_familys_input_or_says_what_is_assumed(tmp_path):
     path = tmp_path / "x.safetensors"
     save(initial_weights(model_spec("se_resnet20"), seed=0), path)
-    with pytest.warns(UserWarning, match=r"nothing says how its pictures are prepared; RGB from 0 to 1"):
+    with pytest.warns(
+        UserWarning, match=r"nothing says how its pictures are prepared; assumed: RGB from 0 to 1"
+    ):
         given = input_of(path)
     assert (given.size, given.classes[3]) == (32, "class 3")
 
@@ -159,3 +162,52 @@ def test_a_kept_network_is_that_of_its_card(path):
 
 def test_there_is_a_kept_network():
     assert KEPT
+
+
+def sheet() -> tuple[np.ndarray, np.ndarray]:
+    """The first 256 test pictures of CIFAR-10 and their labels."""
+    here = Path(__file__).parent
+    facts = json.loads((here / "cifar10_256.json").read_bytes())
+    with Image.open(here / "cifar10_256.png") as image:
+        pixels = np.asarray(image).reshape(16, 32, 16, 32, 3).transpose(0, 2, 1, 3, 4)
+    return pixels.reshape(256, 32, 32, 3), np.array(facts["labels"])
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_a_kept_network_classifies_each_picture_equally_in_three_frameworks(path, tmp_path):
+    card, given = json.loads(path.with_suffix(".json").read_bytes()), input_of(path)
+    pixels, labels = sheet()
+    logits = {}
+    for framework, suffix in (("torch", ".safetensors"), ("keras", ".weights.h5"), ("tf1", ".ckpt")):
+        own = tmp_path / f"net{suffix}"
+        convert(path, own)
+        logits[framework] = classifier(own, framework)(given.prepared(pixels))
+    assert disagreements(logits) == []
+    for found in logits.values():
+        assert int((found.argmax(1) == labels).sum()) == card["result"]["correct_of_256"]
+        assert np.abs(found - logits["torch"]).max() < 1e-4
+
+
+def test_pictures_that_are_classified_differently_are_listed_with_their_margin():
+    torch, keras = np.array([[0, 1, 5], [3, 2, 0], [1, 2, 3]]), np.array([[0, 1, 6], [2, 2.5, 0], [1, 2, 3]])
+    assert disagreements({"torch": torch, "keras": keras, "tf1": torch}) == [
+        Disagreement(1, {"torch": 0, "keras": 1, "tf1": 0}, 1.0)
+    ]
+    assert disagreements({"torch": torch, "keras": torch}) == []
+
+
+def test_evaluate_compares_frameworks_picture_by_picture(kept, tmp_path, capsys):
+    arguments = [
+        "evaluate",
+        str(tmp_path / "animals"),
+        "--weights",
+        str(kept),
+        "--framework",
+        "torch",
+        "keras",
+    ]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "in torch: " in shown[0]
+    assert "in keras: " in shown[1]
+    assert shown[2].startswith("0 of 3 pictures are classified differently; logits differ by at most ")
