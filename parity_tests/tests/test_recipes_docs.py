@@ -20,6 +20,7 @@ BLOCKS = blocks_of((ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
 def test_the_commands_print_what_the_page_shows(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "parity_tests" / "judge" / "images" / "cat.jpg", tmp_path)
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     for block in BLOCKS:
         if block.language == "console":
             for command in re.split(r"^\$ python -m recipes ", block.text, flags=re.M)[1:]:
