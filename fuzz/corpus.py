@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from fuzz.target import joined
 from parity_tests.judge.synthetic import weights
+from parity_tests.tests.caffe_files import network
 from weights_convert import AttentionSpec, ResNetSpec, save
 from weights_convert.families import FAMILIES
 
@@ -240,6 +241,19 @@ def _archive(files: Mapping[str, bytes]) -> bytes:
     return file.getvalue()
 
 
+def _caffe() -> Iterator[tuple[str, bytes]]:
+    kernel, numbers = np.ones((2, 3, 5, 5), np.float32), np.array([5, 6], np.float32)
+    layers = [
+        {"name": "c", "type": "Convolution", "top": ["c"], "blobs": (kernel, numbers)},
+        {"name": "b", "type": "BatchNorm", "bottom": ["c"], "top": ["c"],
+         "blobs": (numbers, numbers, numbers[:1])},
+        {"name": "s", "type": "Scale", "bottom": ["c"], "top": ["c"], "blobs": (numbers, numbers)},
+    ]  # fmt: skip
+    yield "packed", network(layers)
+    yield "single", network(layers, packed=False, legacy=True)
+    yield "double", network([layers[0] | {"blobs": (kernel.astype(np.float64),)}])
+
+
 _MAKERS: dict[str, Callable[[], Iterator[tuple[str, bytes]]]] = {
     "torch_zip": _torch_zip,
     "torch_stream": lambda: _torch(zipped=False),
@@ -248,6 +262,7 @@ _MAKERS: dict[str, Callable[[], Iterator[tuple[str, bytes]]]] = {
     "keras_zip": _keras_zip,
     "tf1": _tf1,
     "safetensors": _safetensors,
+    "caffe": _caffe,
     "folder": _folder,
 }
 

@@ -213,6 +213,7 @@ MUTATIONS = {
     "keras_zip": change_zip,
     "tf1": change_tf1,
     "safetensors": change_safetensors,
+    "caffe": _plain,  # without checksums
     "folder": change_zip,
 }
 

@@ -33,6 +33,7 @@ READERS = {  # name -> suffix of its files
     "keras_zip": ".keras",
     "tf1": ".ckpt",
     "safetensors": ".safetensors",
+    "caffe": ".caffemodel",
     "folder": "",  # an input is an archive of its files
 }
 MEMORY = 2**30  # bytes that reading one file may take

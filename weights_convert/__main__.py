@@ -304,10 +304,10 @@ def run_names(arguments: argparse.Namespace) -> int:
 
 def run_list(arguments: argparse.Namespace) -> int:
     from weights_convert.families import FAMILIES
-    from weights_convert.formats import FOLDER, FORMATS
+    from weights_convert.formats import CAFFE, FOLDER, FORMATS
     from weights_convert.spec import MODELS, count_parameters, model_spec
 
-    formats = (*FORMATS.values(), FOLDER)
+    formats = (*FORMATS.values(), FOLDER, CAFFE)
     tables: dict[str, tuple[tuple[str, ...], Callable[[], Iterable[list[str]]]]] = {
         "models": (
             ("model", "parameters"),

@@ -377,6 +377,7 @@ def test_every_family_is_tested():
     tested |= {family.name for family in mobilenets.FAMILIES}  # test_mobilenet_families
     tested |= {family.name for family in shufflenets.FAMILIES}  # test_shufflenet_families
     tested |= {"cadene_inception", "pytorchcv_inception"}  # test_families_written, test_families_live
+    tested |= {"senet", "senet_inception"}  # test_caffe
     assert tested | {"keras", "tf1", "eca"} == set(FAMILIES)  # keras and tf1: test_layouts; eca: below
 
 

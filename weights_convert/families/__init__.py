@@ -19,6 +19,7 @@ from weights_convert.families import (
     pytorchcv,
     pytorchcv_inception,
     qubvel,
+    senet,
     shufflenets,
     tensorflowcv,
     timm,
@@ -53,5 +54,6 @@ FAMILIES: dict[str, Family] = {
         pytorchcv_inception.FAMILY,
         *mobilenets.FAMILIES,
         *shufflenets.FAMILIES,
+        *senet.FAMILIES,
     )
 }

@@ -21,7 +21,8 @@ _REDUCING = {  # without a 1x1 branch and a projection
     "double_3x3_1": "branch2.unit2",
     "double_3x3_2": "branch2.unit3",
 }
-_MODULES = {name: _REDUCING if name in ("3c", "4e") else _BRANCHES for name in
+MODULES = {  # of BN-Inception: their name of a unit -> ours
+    name: _REDUCING if name in ("3c", "4e") else _BRANCHES for name in
             ("3a", "3b", "3c", "4a", "4b", "4c", "4d", "4e", "5a", "5b")}  # fmt: skip
 UNITS = {  # theirs: convolution; its batch norm has "_bn" more
     "conv1_7x7_s2": "stem.unit1",
@@ -29,7 +30,7 @@ UNITS = {  # theirs: convolution; its batch norm has "_bn" more
     "conv2_3x3": "stem.unit3",
     **{
         f"inception_{module}_{theirs}": f"inception_{module}.{unit}"
-        for module, units in _MODULES.items()
+        for module, units in MODULES.items()
         for theirs, unit in units.items()
     },
 }

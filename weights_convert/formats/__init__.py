@@ -12,6 +12,7 @@ import numpy as np
 
 from weights_convert.errors import DestinationError, SourceError
 from weights_convert.formats.base import Format, Reader, TensorInfo
+from weights_convert.formats.caffe import CaffeReader, recognises_caffe
 from weights_convert.formats.given import Given
 from weights_convert.formats.hdf5.keras import KerasReader, recognises_keras
 from weights_convert.formats.hub.reader import FolderReader, recognises_folder
@@ -121,6 +122,9 @@ FOLDER = Format(
 )
 
 
+CAFFE = Format("caffe", (".caffemodel",), "Caffe model, read only", "senet", recognises_caffe, CaffeReader)
+
+
 def open_reader(source: str | Path | Given, key: str | None = None, limits: Limits | None = None) -> Reader:
     """Open a checkpoint by its content; closing the reader closes the file.
 
@@ -156,6 +160,8 @@ def format_for_writing(destination: str | Path) -> Format:
     for container in FORMATS.values():
         if path.name.endswith(container.suffixes):
             return container
+    if path.name.endswith(CAFFE.suffixes):
+        raise DestinationError(f"{path}: {CAFFE.suffixes[0]} can only be read; give another suffix")
     with suppress(OSError):  # a name that is too long
         if path.is_dir():
             return FOLDER
@@ -165,7 +171,7 @@ def format_for_writing(destination: str | Path) -> Format:
 
 def _container_of(given: Given) -> Format:
     """The container of a source; an unknown zip counts as PyTorch's, whose error describes it."""
-    for container in (FOLDER, *FORMATS.values()):
+    for container in (FOLDER, *FORMATS.values(), CAFFE):
         if container.recognises(given):
             return container
     if given.archive is not None:
@@ -176,5 +182,5 @@ def _container_of(given: Given) -> Format:
         raise SourceError(f"{given.path}: {what}")
     raise SourceError(
         f"{given.path}: not a known checkpoint format (it begins with {given.head[:8]!r}); "
-        f"expected one of {', '.join(container.description for container in FORMATS.values())}"
+        f"expected one of {', '.join(container.description for container in (*FORMATS.values(), CAFFE))}"
     )

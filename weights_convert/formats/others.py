@@ -15,6 +15,10 @@ _KINDS: tuple[tuple[bytes, str], ...] = (
     (rb"\x08[\x02-\x20][\x12\x1a\x22\x2a\x3a\x42].*", f"an ONNX graph; {_SAVE}"),
     (rb".{4}TFL3.*", f"a TensorFlow Lite model; {_SAVE}"),
     (rb"\x0a.{1,3}\x0a.[\x20-\x7e]+\x12.[A-Z].*", f"a frozen TensorFlow graph; {_SAVE}"),
+    (
+        rb"\s*(?:#[^\n]*\n\s*)*(?:name|layers?)\s*[:{].*",
+        "a Caffe prototxt, which has no weights; name the .caffemodel",
+    ),
     (rb"version https://git-lfs.*", "a pointer of Git LFS, not the file; fetch it with git lfs pull"),
     (rb"\s*(?:<!DOCTYPE html|<html).*", "a web page, not a checkpoint; download the file itself"),
     (rb"\s*<\?xml.*", "an XML text (an error of a server, or OpenVINO's), not a checkpoint"),
