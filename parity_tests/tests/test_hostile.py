@@ -88,7 +88,9 @@ def check_cuts(reader: str, folder: Path, sizes: range) -> int:
     expected, refused = whole(reader, data, folder), 0
     for size in sizes:
         found = whole(reader, data[:size], folder)
-        assert found in (None, expected), size
+        # a protobuf has no end: cut between two layers it is a smaller network
+        shorter = reader == "caffe" and found is not None and found.items() <= (expected or {}).items()
+        assert shorter or found in (None, expected), size
         refused += found is None
     return refused
 

@@ -122,7 +122,7 @@ FOLDER = Format(
 )
 
 
-CAFFE = Format("caffe", (".caffemodel",), "Caffe model, read only", "senet", recognises_caffe, CaffeReader)
+CAFFE = Format("caffe", (".caffemodel",), "Caffe model (only read)", "senet", recognises_caffe, CaffeReader)
 
 
 def open_reader(source: str | Path | Given, key: str | None = None, limits: Limits | None = None) -> Reader:
