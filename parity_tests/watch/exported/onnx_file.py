@@ -10,18 +10,10 @@ import numpy as np
 import onnx
 import onnxruntime
 
-from parity_tests.watch.exported.base import LOW, Exported, Slot, lowest, paths, slots_of
-from parity_tests.watch.exported.onnx_layers import NONE, layers_of
-from parity_tests.watch.trace import (
-    Call,
-    Fingerprint,
-    Trace,
-    Weights,
-    channels_last,
-    is_index,
-    nearest,
-    reason_of,
-)
+from parity_tests.watch.exported.base import Slot, Values, lowest, paths, slots_of
+from parity_tests.watch.exported.layered import Arrays, Layered
+from parity_tests.watch.exported.onnx_layers import layers_of
+from parity_tests.watch.exported.scopes import Boundary
 from weights_convert.errors import SpecError
 
 _QUANTISED = ("QuantizeLinear", "QLinear", "QGemm", "Integer")  # in the names of operators
@@ -33,8 +25,8 @@ _FLOATS = {
 }
 
 
-class Onnx(Exported):
-    """A model of ONNX. Its layers are those of `onnx_layers`; without any, only outputs are seen."""
+class Onnx(Layered):
+    """A model of ONNX. Its layers are those of `onnx_layers`."""
 
     framework = "onnx"
 
@@ -47,108 +39,33 @@ class Onnx(Exported):
         self.precision = _precision(self.model)
         self.step = _output_step(self.model)
         self.names = [value.name for value in self.model.graph.output]
-        self.layers = NONE if self.precision in LOW else layers_of(self.model.graph)
-        self.outputs_only = not self.layers.calls
-        self.session = session(_with_values(self.model, self._between()))
+        self.see(layers_of(self.model.graph))
+        ready = {value.name for value in self.model.graph.input} | {*self.names}
+        self._asked = [*self.names, *(value for value in self.seen() if value not in ready)]
+        self.session = session(_with_values(self.model, self._asked[len(self.names) :]))
 
-    def trace(self, images: np.ndarray, *, train: bool = False) -> Trace:
-        self._check_eval(train)
-        values = self._values(self.session, images, {}, [*self.names, *self._between()])
-        calls = self._calls(values)
-        calls.exported, calls.fused = not self.outputs_only, dict(self.layers.fused)
-        given = images if is_index(images) else np.array(images, self.dtype)
-        found = [
-            (path, self._canonical(values[name]))
-            for path, name in zip(paths(self.names), self.names, strict=True)
-        ]
-        return calls.finish(given, found)
+    def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
+        slots = self._slots([self.beside.name, *(name for name, _ in self.beside.others)])
+        feed = {slot.name: array for slot, array in zip(slots, given, strict=True)}
+        run = self._with_right(right) if right else self.session
+        more = {f"right {name}": array for name, array in right.items()}
+        values = dict(zip(self._asked, run.run(self._asked, feed | more), strict=True)) | feed
+        outputs = [(path, values[name]) for path, name in zip(paths(self.names), self.names, strict=True)]
+        return values, outputs
 
-    def _between(self) -> list[str]:
-        """The values that enter or leave a layer and that the graph itself does not return."""
-        given = {value.name for value in self.model.graph.input} | {*self.names}
-        values = (v for call in self.layers.calls.values() for v in (*call.inputs, call.output))
-        return [value for value in dict.fromkeys(values) if value not in given]
-
-    def _calls(
-        self, values: Mapping[str, np.ndarray], given: Mapping[str, np.ndarray] | None = None
-    ) -> Trace:
-        """The calls of the layers; `given` are corrected values, which the layers after them take."""
-        calls, entered = self._new_trace(), {**values, **(given or {})}
-        for name, call in self.layers.calls.items():
-            if call.output in values and all(value in entered for value in call.inputs):
-                first, *others = (self._canonical(entered[value]) for value in call.inputs)
-                calls[name] = Call(first, self._canonical(values[call.output]), call.layer, tuple(others))
-        return calls
-
-    def _values(
-        self, run: Any, images: np.ndarray, more: Mapping[str, np.ndarray], names: Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        """Values by name, the inputs included; `more` are further inputs of the session."""
-        parts: list[dict[str, np.ndarray]] = []
-        at = 0
-        for batch in self._batches(images):
-            slots = self._slots([self.beside.name, *(name for name, _ in self.beside.others)])
-            feed = {slot.name: array for slot, array in zip(slots, batch, strict=True)}
-            feed |= {name: array[at : at + len(batch[0])] for name, array in more.items()}
-            at += len(batch[0])
-            parts.append(dict(zip(names, run.run(names, feed), strict=True)) | feed)
-        if len(parts) == 1:
-            return parts[0]
-        size = at // len(parts)  # a value that does not hold one entry per image cannot be joined
-        whole = [n for n, array in parts[0].items() if array.ndim and len(array) == size]
-        return {name: np.concatenate([part[name] for part in parts]) for name in whole}
-
-    def run_alone(
-        self, inputs: Mapping[str, np.ndarray], *, train: bool = False
-    ) -> dict[str, np.ndarray | str]:
-        del train
-        return {name: self._run_layer(name, x) for name, x in inputs.items()}
-
-    def _run_layer(self, name: str, x: np.ndarray) -> np.ndarray | str:
-        call = self.layers.calls.get(name)
-        if call is None or len(call.inputs) != 1:
-            return "it has several inputs"
-        nodes = [*self.layers.static, *(self.layers.nodes[place] for place in call.steps)]
-        given = {call.inputs[0]: self._own(x)}
-        try:
-            run = session(_part(self.model, nodes, given, [call.output]))
-            (found,) = run.run([call.output], given)
-        except Exception as error:  # another shape than the layer's
-            return reason_of(error)
-        return self._canonical(found)
-
-    def _own(self, array: np.ndarray) -> np.ndarray:
-        """An array of a trace in the graph's layout and dtype."""
-        moved = self.channels_last or not self.same_axes
-        return (channels_last(array) if moved else array).astype(self.dtype)
-
-    def run_corrected(
-        self, images: np.ndarray, outputs: Mapping[str, Sequence[np.ndarray]], *, train: bool = False
-    ) -> Trace:
-        del train
-        values = self._values(self.session, images, {}, [*self.names, *self._between()])
-        right: dict[str, np.ndarray] = {}
-        for name, wanted in outputs.items():
-            call = self.layers.calls.get(name)
-            if call is not None and call.output in values and call.output not in right:
-                found = nearest(self._canonical(values[call.output]), wanted)
-                right[call.output] = self._own(found)
+    def _with_right(self, right: Arrays) -> Any:
+        """A session whose nodes take these values, which are further inputs."""
         given = {f"right {name}": array for name, array in right.items()}
         nodes = [_renamed(node, {name: f"right {name}" for name in right}) for node in self.layers.nodes]
-        names = [name for name in (*self.names, *self._between()) if name in values]
-        model = _part(self.model, [*self.layers.static, *nodes], given, names)
+        model = _part(self.model, [*self.layers.static, *nodes], given, self._asked)
         model.graph.input.extend(self.model.graph.input)
-        try:
-            found_values = self._values(session(model), images, given, names)
-        except Exception:  # a corrected value may not fit
-            return Trace()
-        return self._calls(found_values, right)
+        return session(model)
 
-    def weighted(self) -> Mapping[str, Weights]:
-        return self.layers.weighted()
-
-    def fingerprints(self) -> Mapping[str, Sequence[Fingerprint]]:
-        return self.layers.fingerprints()
+    def alone(self, call: Boundary, x: np.ndarray) -> np.ndarray:
+        nodes = [*self.layers.static, *(self.layers.nodes[place] for place in call.steps)]
+        given = {call.inputs[0]: x}
+        (found,) = session(_part(self.model, nodes, given, [call.output])).run([call.output], given)
+        return found
 
 
 def _with_values(model: Any, names: Sequence[str]) -> Any:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import onnx
 
-from parity_tests.watch.exported.scopes import Boundary, Step, boundaries
-from parity_tests.watch.trace import Fingerprint, Weights, fingerprint
+from parity_tests.watch.exported.layered import NONE, Layers, owners
+from parity_tests.watch.exported.scopes import Step, boundaries
 
 _SCOPES = "pkg.torch.onnx.name_scopes"  # of torch.onnx.export(dynamo=True)
 _FLOATS = (
@@ -20,36 +19,6 @@ _FLOATS = (
     onnx.TensorProto.FLOAT16,
     onnx.TensorProto.BFLOAT16,
 )
-
-
-class Layers(NamedTuple):
-    """The layers of a graph.
-
-    Attributes:
-        calls: name of a call -> its boundary; steps are places in `nodes`.
-        nodes: those that depend on the inputs.
-        static: the other ones, which compute constants.
-        weights: layer -> its weights.
-        fused: module whose weights another layer has -> that layer.
-    """
-
-    calls: Mapping[str, Boundary]
-    nodes: Sequence[Any]
-    static: Sequence[Any]
-    weights: Mapping[str, Mapping[str, np.ndarray]]
-    fused: Mapping[str, str]
-
-    def weighted(self) -> dict[str, Weights]:
-        return {
-            layer: Weights(len(own), sum(array.size for array in own.values()))
-            for layer, own in self.weights.items()
-        }
-
-    def fingerprints(self) -> dict[str, list[Fingerprint]]:
-        return {layer: [fingerprint(array) for array in own.values()] for layer, own in self.weights.items()}
-
-
-NONE = Layers({}, (), (), {}, {})
 
 
 def layers_of(graph: Any) -> Layers:
@@ -69,17 +38,15 @@ def layers_of(graph: Any) -> Layers:
         for node, scope in zip(nodes, scopes, strict=True)
     ]
     calls = boundaries(steps, {value.name for value in graph.output})
-    named = {call.layer for call in calls.values()}
-    weights: dict[str, dict[str, np.ndarray]] = {}
-    fused: dict[str, str] = {}
-    for node, scope in zip(nodes, scopes, strict=True):
-        layer = _called(scope, named)
-        for name in (weight for value in node.input for weight in owned.get(value, ())):
-            weights.setdefault(layer, {})[name] = onnx.numpy_helper.to_array(initial[name])
-            owner = name.rpartition(".")[0]
-            if owner and layer and owner != layer and owner not in named:
-                fused[owner] = layer
-    return Layers(calls, nodes, static, weights, fused)
+    weights = [
+        {
+            name: onnx.numpy_helper.to_array(initial[name])
+            for value in node.input
+            for name in owned.get(value, ())
+        }
+        for node in nodes
+    ]
+    return Layers(calls, nodes, static, *owners(scopes, weights, calls))
 
 
 def _sorted(
@@ -140,10 +107,3 @@ def _by_weights(node: Any, owned: Mapping[str, tuple[str, ...]]) -> str:
     if not names:
         return ""
     return names[0].rpartition(".")[0] or node.name or node.output[0]
-
-
-def _called(scope: str, named: set[str]) -> str:
-    """The innermost layer of a scope that has a boundary."""
-    while scope and scope not in named:
-        scope = scope.rpartition(".")[0]
-    return scope

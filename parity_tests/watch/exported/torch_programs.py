@@ -11,6 +11,9 @@ import numpy as np
 import torch
 
 from parity_tests.watch.exported.base import Exported, Slot, Values, file_of, lowest
+from parity_tests.watch.exported.layered import Arrays, Layered
+from parity_tests.watch.exported.scopes import Boundary
+from parity_tests.watch.exported.torch_layers import Run, layers_of, run_nodes
 from parity_tests.watch.structure import arrays
 from weights_convert.errors import SpecError
 
@@ -33,8 +36,8 @@ class TorchScript(Exported):
         return _called(self.module, given, names, self.precision)
 
 
-class Program(Exported):
-    """A program of `torch.export`."""
+class Program(Layered):
+    """A program of `torch.export`. Its layers are those of `torch_layers`."""
 
     framework = "torch.export"
 
@@ -46,14 +49,25 @@ class Program(Exported):
         self.precision = _precision(self.program.state_dict.values(), quantised)
         self.inputs = _declared(self.program)
         self.module = self.program.module()
-        self._keywords = {*(self.program.example_inputs or ((), {}))[1]}
+        self._places = [node.name for node in self.module.graph.nodes if node.op == "placeholder"]
+        self.see(layers_of(self.module))
 
-    def call(self, given: Sequence[np.ndarray]) -> Values:
+    def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
         slots = self._slots([self.beside.name, *(name for name, _ in self.beside.others)])
-        arrays = {slot.name: array for slot, array in zip(slots, given, strict=True)}
-        ordered = [slot.name for slot in self.inputs if slot.name in arrays]  # as it was exported
-        names = [name if name in self._keywords else "" for name in ordered]
-        return _called(self.module, [arrays[name] for name in ordered], names, self.precision)
+        arrays_ = {slot.name: array for slot, array in zip(slots, given, strict=True)}
+        ordered = [slot.name for slot in self.inputs if slot.name in arrays_]  # as it was exported
+        tensors = _tensors([arrays_[name] for name in ordered], self.precision)
+        run = Run(self.module, self.seen(), {name: torch.tensor(array) for name, array in right.items()})
+        with torch.no_grad():
+            returned = self.module.graph.process_outputs(run.run(*tensors, enable_io_processing=False))
+        values = {name: _array(tensor) for name, tensor in run.kept.items()}
+        values |= dict(zip(self._places, (arrays_[name] for name in ordered), strict=True))
+        return values, arrays(returned, torch.is_tensor, _array)[0]
+
+    def alone(self, call: Boundary, x: np.ndarray) -> np.ndarray:
+        nodes = [*self.layers.static, *(self.layers.nodes[place] for place in call.steps)]
+        with torch.no_grad():
+            return _array(run_nodes(self.module, nodes, {call.inputs[0]: torch.tensor(x)}))
 
 
 def _loaded(path: Path) -> Any:
@@ -101,13 +115,16 @@ def _has_quantised(module: Any) -> bool:
 
 
 def _called(module: Any, given: Sequence[np.ndarray], names: Sequence[str], precision: str) -> Values:
-    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
-    tensors = [torch.tensor(array) for array in given]
-    tensors = [t.to(low) if low and t.is_floating_point() else t for t in tensors]
-    pairs = list(zip(names, tensors, strict=True))
+    pairs = list(zip(names, _tensors(given, precision), strict=True))
     with torch.no_grad():
         returned = module(*(t for name, t in pairs if not name), **{name: t for name, t in pairs if name})
     return arrays(returned, torch.is_tensor, _array)[0]
+
+
+def _tensors(given: Sequence[np.ndarray], precision: str) -> list[torch.Tensor]:
+    low = {"bfloat16": torch.bfloat16, "float16": torch.float16}.get(precision)
+    tensors = [torch.tensor(array) for array in given]
+    return [t.to(low) if low and t.is_floating_point() else t for t in tensors]
 
 
 def _array(tensor: torch.Tensor) -> np.ndarray:
