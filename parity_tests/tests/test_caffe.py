@@ -114,6 +114,8 @@ def test_a_factor_of_zero_makes_statistics_zero(tmp_path):
     found = read(tmp_path / "x.caffemodel", network([layer]))
     assert not found["b.running_mean"].any()
     assert not found["b.running_var"].any()
+    layer = LAYERS[1] | {"blobs": (GAMMA, GAMMA, np.array([1e-45], np.float32))}
+    assert np.isinf(read(tmp_path / "x.caffemodel", network([layer]))["b.running_mean"]).all()
 
 
 @pytest.mark.quick

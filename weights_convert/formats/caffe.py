@@ -289,7 +289,8 @@ class CaffeReader(Reader):
         array = self._values(name, self._blobs[name])
         if (factor := self._factors.get(name)) is not None:
             by = self._values(name, factor).reshape(())
-            array = array / by if by else np.zeros_like(array)  # Caffe's rule
+            with np.errstate(all="ignore"):  # a damaged factor
+                array = array / by if by else np.zeros_like(array)  # Caffe's rule
         return array
 
     def _values(self, name: str, blob: _Blob) -> np.ndarray:

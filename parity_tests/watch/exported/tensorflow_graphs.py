@@ -8,14 +8,17 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
-from parity_tests.watch.exported.base import Exported, Slot, Values, lowest, paths, slots_of
+from parity_tests.watch.exported.base import Slot, Values, lowest, paths, slots_of
+from parity_tests.watch.exported.layered import NONE, Arrays
+from parity_tests.watch.exported.tensorflow_layers import GraphLayers, widened
 from weights_convert.errors import SpecError
 
 _ENDPOINTS = ("serve", "serving_default")  # Keras's `export`, and tf.saved_model's usual signature
 
 
-class SavedModel(Exported):
+class SavedModel(GraphLayers):
     """The endpoint of a SavedModel: Keras's `serve`, else the signature `serving_default`."""
 
     framework = "savedmodel"
@@ -38,6 +41,27 @@ class SavedModel(Exported):
         ]
         graph = self.function.graph
         self.precision = _precision([*self.function.variables, *graph.get_operations()])
+        self._look_inside()
+
+    def _look_inside(self) -> None:
+        """See the layers of a copy whose variables are constants; without one, the outputs alone."""
+        try:
+            frozen = convert_variables_to_constants_v2(self.function)
+            graph = tf.Graph()
+            with graph.as_default():
+                tf.import_graph_def(frozen.graph.as_graph_def(), name="")
+            given = {tensor.op.name: graph.get_tensor_by_name(tensor.name) for tensor in frozen.inputs}
+            self.inside(graph, [given[slot.name] for slot in self.inputs])
+        except Exception:  # a graph with tables or control flow of its own
+            self.see(NONE)
+
+    def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
+        return self.values(self._ordered(given), right), self.call(given)
+
+    def _ordered(self, given: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The arrays in the order of the declared inputs."""
+        arrays = dict(zip((slot.name for slot in self._slots(self._names())), given, strict=True))
+        return [arrays[slot.name] for slot in self.inputs]
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
         names = [slot.name for slot in self._slots(self._names())]
@@ -52,7 +76,7 @@ class SavedModel(Exported):
         return [self.beside.name, *(name for name, _ in self.beside.others)]
 
 
-class Frozen(Exported):
+class Frozen(GraphLayers):
     """A graph whose variables are constants; its inputs are its placeholders."""
 
     framework = "frozen"
@@ -81,14 +105,19 @@ class Frozen(Exported):
             Slot(t.op.name, np.dtype(t.dtype.as_numpy_dtype), slots_of(_shape(t.shape))) for t in given
         ]
         self.precision = _precision(operations)
-        self.session = tf.compat.v1.Session(graph=self.graph)
+        self.inside(self.graph, given)
+
+    def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
+        names = [self.beside.name, *(name for name, _ in self.beside.others)]
+        arrays = dict(zip((slot.name for slot in self._slots(names)), given, strict=True))
+        return self.values([arrays[slot.name] for slot in self.inputs], right), self.call(given)
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
         names = [self.beside.name, *(name for name, _ in self.beside.others)]
         tensors = dict(zip((t.op.name for t in self._given_to), self._given_to, strict=True))
         feed = {tensors[slot.name]: array for slot, array in zip(self._slots(names), given, strict=True)}
         values = self.session.run(self._ends, feed)
-        return list(zip(paths([t.op.name for t in self._ends]), map(_widened, values), strict=True))
+        return list(zip(paths([t.op.name for t in self._ends]), map(widened, values), strict=True))
 
 
 def _signature(loaded: Any, what: str, wanted: str | None) -> Any:
@@ -118,9 +147,4 @@ def _precision(tensors: Sequence[Any]) -> str:
 
 
 def _array(value: Any) -> np.ndarray:
-    return _widened(value.numpy())
-
-
-def _widened(array: np.ndarray) -> np.ndarray:
-    """bfloat16 as float32."""
-    return array if array.dtype.kind in "fciub" else array.astype(np.float32)
+    return widened(value.numpy())
