@@ -77,8 +77,8 @@ def _called(scope: str, named: set[str]) -> str:
 class Layered(Exported):
     """Traces an artefact layer by layer.
 
-    A kind of artefact sets `layers` by `see`, and defines `between` and `alone`. In low precision and without
-    layers only the outputs are seen.
+    A kind of artefact sets `layers` by `see`, and defines `between` and `run_call`. In low precision and
+    without layers only the outputs are seen.
     """
 
     layers: Layers = NONE
@@ -91,7 +91,7 @@ class Layered(Exported):
         """
         raise NotImplementedError
 
-    def alone(self, call: Boundary, x: np.ndarray) -> np.ndarray:
+    def run_call(self, call: Boundary, x: np.ndarray) -> np.ndarray:
         """The output of one call with a single input."""
         raise NotImplementedError
 
@@ -145,7 +145,7 @@ class Layered(Exported):
         if call is None or len(call.inputs) != 1:
             return "it has several inputs"
         try:
-            found = self.alone(call, self._own(x))
+            found = self.run_call(call, self._own(x))
         except Exception as error:  # another shape than the layer's
             return reason_of(error)
         return self._canonical(found)

@@ -61,7 +61,7 @@ class Onnx(Layered):
         model.graph.input.extend(self.model.graph.input)
         return session(model)
 
-    def alone(self, call: Boundary, x: np.ndarray) -> np.ndarray:
+    def run_call(self, call: Boundary, x: np.ndarray) -> np.ndarray:
         nodes = [*self.layers.static, *(self.layers.nodes[place] for place in call.steps)]
         given = {call.inputs[0]: x}
         (found,) = session(_part(self.model, nodes, given, [call.output])).run([call.output], given)

@@ -87,7 +87,7 @@ def _scopes(names: Sequence[str], operations: Collection[str]) -> list[str]:
 
 
 def _path(name: str, operations: Collection[str]) -> list[str]:
-    """The scopes of an operation; those of TensorFlow's functions, which end in one of that name, left out."""
+    """The scopes of an operation; those of TensorFlow's functions, which end in one so named, left out."""
     if name.startswith(_PASSED):
         return []
     parts = name.split("/")
@@ -125,7 +125,7 @@ class GraphLayers(Layered):
                 found[name] = self.session.run(name, {**feed, **others})
         return {name: widened(array) for name, array in found.items()} | feed
 
-    def alone(self, call: Boundary, x: np.ndarray) -> np.ndarray:
+    def run_call(self, call: Boundary, x: np.ndarray) -> np.ndarray:
         return widened(self.session.run(call.output, {call.inputs[0]: x}))
 
 

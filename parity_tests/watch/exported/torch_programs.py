@@ -64,7 +64,7 @@ class Program(Layered):
         values |= dict(zip(self._places, (arrays_[name] for name in ordered), strict=True))
         return values, arrays(returned, torch.is_tensor, _array)[0]
 
-    def alone(self, call: Boundary, x: np.ndarray) -> np.ndarray:
+    def run_call(self, call: Boundary, x: np.ndarray) -> np.ndarray:
         nodes = [*self.layers.static, *(self.layers.nodes[place] for place in call.steps)]
         with torch.no_grad():
             return _array(run_nodes(self.module, nodes, {call.inputs[0]: torch.tensor(x)}))
