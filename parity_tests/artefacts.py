@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 def against_artifact(arguments: argparse.Namespace, console: Console, sources: Sources) -> Outcome:
     """Compare one network with an exported file, layer by layer where the file shows layers."""
-    start(["torch"])
+    from parity_tests.watch.exported.kinds import needs, opened
+
+    start(["torch", *(["tf1"] if needs(arguments.artifact, "tensorflow") else [])])
     from parity_tests.compare.layers import compare_models
     from parity_tests.compare.table import show
     from parity_tests.watch.build import torch_module
-    from parity_tests.watch.exported.kinds import opened
 
     what, source = next(iter(sources.items()))
     with progress(what, arguments.quiet) as say:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +85,9 @@ def test_an_unbroken_graph_holds_layer_by_layer(kind, tmp_path):
 def test_a_keras_port_of_a_torch_network_is_compared_through_its_export(tmp_path):
     import keras_impl
     import torch_impl
-    from weights_convert import load_into, state_of
+    from weights_convert import load_into, save, state_of
 
-    module = torch_impl.se_resnet20().eval()
+    module = exports.randomised(torch_impl.se_resnet20())
     model = keras_impl.se_resnet20()
     load_into(model, state_of(module))
     saved = exports.saved_model(model, tmp_path / "saved")
@@ -93,6 +95,13 @@ def test_a_keras_port_of_a_torch_network_is_compared_through_its_export(tmp_path
     report = compare_models(module, saved, images)
     assert report.holds, report.why_not()
     assert {"layer1.0.conv1", "layer2.1.se.fc1", "layer3.0.downsample.1"} <= {p.name for p in report.layers}
+    save(state_of(module), tmp_path / "net.safetensors")
+    command = ["-m", "parity_tests", str(tmp_path / "net.safetensors"), "--artifact", str(saved)]
+    done = subprocess.run(
+        [sys.executable, *command], check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.stderr == ""  # TensorFlow's own lines are kept off
+    assert done.stdout.startswith("parity holds")
     block = model.get_layer("layer2_1")
     block.conv2.kernel.assign(block.conv2.kernel * 1.01)
     report = compare_models(module, exports.saved_model(model, tmp_path / "wrong"), images)

@@ -106,6 +106,12 @@ def kind_of(model: Any) -> Kind | None:
     return next((kind for kind in KINDS if (names | modules) & {*kind.types}), None)
 
 
+def needs(path: Path, module: str) -> bool:
+    """Whether reading an artefact imports a module; for a missing file it does not."""
+    kind = kind_of(path) if path.exists() else None
+    return kind is not None and (module,) in kind.packages
+
+
 def is_artefact(model: Any) -> bool:
     return isinstance(model, Exported) or kind_of(model) is not None
 
