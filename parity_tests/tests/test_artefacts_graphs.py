@@ -87,14 +87,15 @@ def test_a_keras_port_of_a_torch_network_is_compared_through_its_export(tmp_path
     import torch_impl
     from weights_convert import load_into, save, state_of
 
-    module = exports.randomised(torch_impl.se_resnet20())
-    model = keras_impl.se_resnet20()
+    small: Any = {"depths": (1, 1), "width": 8, "block": "basic", "stem": "3x3", "attention": "se"}
+    module = exports.randomised(torch_impl.ResNet(**small, num_classes=5))
+    model = keras_impl.ResNet(**small, num_classes=5)
     load_into(model, state_of(module))
     saved = exports.saved_model(model, tmp_path / "saved")
     images = np.random.default_rng(0).normal(size=(2, 3, 16, 16))
     report = compare_models(module, saved, images)
     assert report.holds, report.why_not()
-    assert {"layer1.0.conv1", "layer2.1.se.fc1", "layer3.0.downsample.1"} <= {p.name for p in report.layers}
+    assert {"layer1.0.conv1", "layer2.0.se.fc1", "layer2.0.downsample.1"} <= {p.name for p in report.layers}
     save(state_of(module), tmp_path / "net.safetensors")
     command = ["-m", "parity_tests", str(tmp_path / "net.safetensors"), "--artifact", str(saved)]
     done = subprocess.run(
@@ -102,10 +103,10 @@ def test_a_keras_port_of_a_torch_network_is_compared_through_its_export(tmp_path
     )
     assert done.stderr == ""  # TensorFlow's own lines are kept off
     assert done.stdout.startswith("parity holds")
-    block = model.get_layer("layer2_1")
+    block = model.get_layer("layer2_0")
     block.conv2.kernel.assign(block.conv2.kernel * 1.01)
     report = compare_models(module, exports.saved_model(model, tmp_path / "wrong"), images)
-    assert report.culprits() == [(report.candidates[0], "layer2.1.conv2")]
+    assert report.culprits() == [(report.candidates[0], "layer2.0.conv2")]
 
 
 FAULTS: dict[str, tuple[str, Any]] = {  # the name to find; changes of the network, or a layer's weight
