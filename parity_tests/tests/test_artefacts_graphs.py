@@ -51,13 +51,15 @@ def changed(layer: str, weight: int, factor: float) -> Any:
     return model
 
 
-def exported(model: Any, kind: str, folder: Path) -> Path:
+def exported(model: Any, kind: str, folder: Path) -> Path | bytes:
+    if kind == "litert":
+        return exports.tflite(model)
     if kind == "frozen":
         return exports.frozen(model, folder / "m.pb")
     return exports.saved_model(model, folder / "saved")
 
 
-@pytest.mark.parametrize("kind", ["saved", "frozen"])
+@pytest.mark.parametrize("kind", ["saved", "frozen", "litert"])
 def test_an_unbroken_graph_holds_layer_by_layer(kind, tmp_path):
     model = network()
     report = compare_models(model, exported(model, kind, tmp_path), IMAGES)
@@ -67,19 +69,8 @@ def test_an_unbroken_graph_holds_layer_by_layer(kind, tmp_path):
     (coverage,) = report.coverage.values()
     assert coverage["reference"].parameters[0] == coverage["reference"].parameters[1]
     named = {point.name for point in report.layers}
-    assert named >= {
-        "stem",
-        "norm",
-        "act",
-        "left",
-        "right",
-        "both",
-        "pool",
-        "leaky",
-        "excite",
-        "mean",
-        "head",
-    }
+    assert named >= {"act", "left", "right", "both", "pool", "leaky", "excite", "mean", "head"}
+    assert named >= {"stem", "norm"} or kind == "litert"  # which fuses them with the activation
 
 
 def test_a_keras_port_of_a_torch_network_is_compared_through_its_export(tmp_path):
@@ -137,6 +128,18 @@ def test_a_fault_is_named_and_nothing_else(fault, tmp_path):
     found = report.first_divergence()
     assert wanted in {found.point.removeprefix("input of "), *found.culprits}, report.why_not()
     assert [name for name in found.culprits if not covers(name, wanted)] == [], report.why_not()
+
+
+FUSED = {"epsilon": "act", "variance": "act", "kernel": "act", "order": "excite"}  # where LiteRT shows it
+
+
+@pytest.mark.parametrize("fault", MARKED)
+def test_a_fault_of_litert_is_named_at_the_end_of_its_group(fault, tmp_path):
+    wanted, change = FAULTS[fault]
+    broken = network(**change) if isinstance(change, dict) else changed(*change)
+    report = compare_models(network(), exported(broken, "litert", tmp_path), 10 * IMAGES)
+    assert not report.holds
+    assert report.first_divergence().point == FUSED.get(fault, wanted), report.why_not()
 
 
 def test_a_graph_with_a_loop_gives_outputs(tmp_path):

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from parity_tests.watch.exported.base import Exported, Slot, Values, lowest, paths, slots_of
+from parity_tests.watch.exported.base import LOW, Slot, Values, lowest, paths, slots_of
+from parity_tests.watch.exported.layered import NONE, Arrays, Layered, Layers, owners
+from parity_tests.watch.exported.scopes import Boundary, Step, boundaries, of_tensorflow
 from weights_convert.errors import SpecError
 
 
-class LiteRT(Exported):
-    """A flatbuffer of LiteRT: a file or its bytes."""
+class LiteRT(Layered):
+    """A flatbuffer of LiteRT: a file or its bytes. The names of its tensors show Keras's layers."""
 
     framework = "litert"
     channels_last = True
@@ -30,30 +33,114 @@ class LiteRT(Exported):
         self._outputs = self.interpreter.get_output_details()
         self.step = _quantisation(self._outputs[0])[0]
         self.precision = _precision(self.interpreter.get_tensor_details())
+        self._kept = self._interpreter_with_values(content)
+
+    def _interpreter_with_values(self, content: bytes) -> Any:
+        """An interpreter that keeps the values between layers; None if only the outputs are seen."""
+        if self.precision in LOW:
+            return None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "intended for debugging purposes only"
+            kept = _interpreter(content, experimental_preserve_all_tensors=True)
+        kept.allocate_tensors()
+        self.see(layers_of(kept))
+        return kept
+
+    def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
+        if right:
+            raise SpecError("LiteRT takes no values in the place of its own")
+        outputs = self.call(given)
+        if self.outputs_only:
+            return {}, outputs
+        self._run(self._kept, given)
+        return {name: self._kept.get_tensor(int(name)) for name in self.seen()}, outputs
+
+    def run_call(self, call: Boundary, x: np.ndarray) -> np.ndarray:  # noqa: ARG002
+        raise SpecError("LiteRT runs no layer by itself")
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
-        names = [self.beside.name, *(name for name, _ in self.beside.others)]
-        details = {detail["name"]: detail for detail in self.interpreter.get_input_details()}
-        slots = self._slots(names)
-        for slot, array in zip(slots, given, strict=True):
-            if tuple(details[slot.name]["shape"]) != array.shape:
-                self.interpreter.resize_tensor_input(details[slot.name]["index"], array.shape)
-        self.interpreter.allocate_tensors()
-        for slot, array in zip(slots, given, strict=True):
-            self.interpreter.set_tensor(details[slot.name]["index"], array)
-        self.interpreter.invoke()
+        self._run(self.interpreter, given)
         found = [_dequantised(self.interpreter.get_tensor(d["index"]), d) for d in self._outputs]
         return list(zip(paths([d["name"] for d in self._outputs]), found, strict=True))
 
+    def _run(self, interpreter: Any, given: Sequence[np.ndarray]) -> None:
+        slots = self._slots([self.beside.name, *(name for name, _ in self.beside.others)])
+        details = {detail["name"]: detail for detail in interpreter.get_input_details()}
+        for slot, array in zip(slots, given, strict=True):
+            if tuple(details[slot.name]["shape"]) != array.shape:
+                interpreter.resize_tensor_input(details[slot.name]["index"], array.shape)
+        interpreter.allocate_tensors()
+        for slot, array in zip(slots, given, strict=True):
+            interpreter.set_tensor(details[slot.name]["index"], array)
+        interpreter.invoke()
 
-def _interpreter(content: bytes) -> Any:
+
+def layers_of(interpreter: Any) -> Layers:
+    """The layers; values have the numbers of tensors. Layers fused into one have its last one's name."""
+    if not hasattr(interpreter, "_get_ops_details"):  # no public function lists the operations
+        return NONE
+    tensors = {int(d["index"]): d for d in interpreter.get_tensor_details()}
+    moving = {int(detail["index"]) for detail in interpreter.get_input_details()}
+    nodes, steps_in, weights = [], [], []
+    for operation in interpreter._get_ops_details():
+        taken = [int(number) for number in operation["inputs"] if int(number) in tensors]
+        if operation["op_name"] == "DELEGATE" or not moving & {*taken}:
+            continue
+        moving |= {int(number) for number in operation["outputs"]}
+        nodes.append(operation)
+        steps_in.append([number for number in taken if number in moving and _is_float(tensors[number])])
+        weights.append(_constants(interpreter, [tensors[number] for number in taken if number not in moving]))
+    named = [
+        _name(tensors[int(node["outputs"][0])]["name"], own) for node, own in zip(nodes, weights, strict=True)
+    ]
+    parts = [part for name in named for part in name.split(";") if "/" in part]
+    known = dict(zip(parts, of_tensorflow(parts, {*parts}), strict=True))
+    scopes = [known.get(name.split(";")[0], "") for name in named]
+    steps = [
+        Step(
+            scope,
+            tuple(map(str, dict.fromkeys(inputs))),
+            tuple(str(int(n)) for n in node["outputs"] if _is_float(tensors[int(n)])),
+        )
+        for scope, inputs, node in zip(scopes, steps_in, nodes, strict=True)
+    ]
+    ends = {str(int(detail["index"])) for detail in interpreter.get_output_details()}
+    calls = boundaries(steps, ends)
+    owned, _ = owners(scopes, weights, calls)
+    fused = {
+        known[part]: scope
+        for name, scope in zip(named, scopes, strict=True)
+        for part in name.split(";")[1:]
+        if known.get(part, scope) != scope
+    }
+    return Layers(calls, nodes, (), owned, fused)
+
+
+def _is_float(detail: Mapping[str, Any]) -> bool:
+    return np.dtype(detail["dtype"]).kind == "f"
+
+
+def _name(output: str, weights: Arrays) -> str:
+    """The names of an operation: those of its output, else of its first weight."""
+    return output if "/" in output or not weights else next(iter(weights))
+
+
+def _constants(interpreter: Any, details: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    return {
+        detail["name"]: interpreter.get_tensor(detail["index"])
+        for detail in details
+        if _is_float(detail) and len(detail["shape"])
+    }
+
+
+def _interpreter(content: bytes, **options: Any) -> Any:
     if importlib.util.find_spec("ai_edge_litert"):
         from ai_edge_litert.interpreter import Interpreter
     else:
         import tensorflow as tf
 
         Interpreter = tf.lite.Interpreter
-    return Interpreter(model_content=content, num_threads=1)
+    return Interpreter(model_content=content, num_threads=1, **options)
 
 
 def _quantisation(detail: Mapping[str, Any]) -> tuple[float, int]:

@@ -6,10 +6,17 @@ is left out, and its error shows at the next layer.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import takewhile
 from typing import NamedTuple
 
 from parity_tests.watch.trace import numbered
+from weights_convert.layouts import tf1_module
+
+# scopes that TensorFlow's own functions open, and those of functions in the place of calls
+_OF_FUNCTIONS = ("batchnorm", "moments", "StatefulPartitionedCall", "PartitionedCall")
+_PASSED = "Func/"  # operations that pass a function's inputs
 
 
 class Step(NamedTuple):
@@ -73,3 +80,38 @@ def _around(scope: str) -> Iterator[str]:
     parts = scope.split(".") if scope else []
     for depth in range(1, len(parts) + 1):
         yield ".".join(parts[:depth])
+
+
+def of_tensorflow(names: Sequence[str], operations: Collection[str]) -> list[str]:
+    """The module's path of each operation of TensorFlow, by name: its scopes.
+
+    Scopes that all have and numbers of a trace are left out.
+
+    Args:
+        operations: the names of all operations.
+
+    Example:
+        >>> of_tensorflow(["net_1/bn_1/batchnorm/mul_1", "net_1/conv_1/convolution"], ())
+        ['bn', 'conv']
+    """
+    paths = [_path(name, operations) for name in names]
+    columns = zip(*(path for path in paths if path), strict=False)
+    common = len([*takewhile(lambda parts: len({*parts}) == 1, columns)])
+    paths = [path[common:] for path in paths]
+    parts = {part for path in paths for part in path}
+    if parts and all(part.endswith("_1") for part in parts):  # Keras's second trace of a model
+        paths = [[part.removesuffix("_1") for part in path] for path in paths]
+    return [re.sub(r"\.+", ".", tf1_module("/".join(path))) for path in paths]
+
+
+def _path(name: str, operations: Collection[str]) -> list[str]:
+    """The scopes of an operation; those of TensorFlow's functions, which end in one so named, left out."""
+    if name.startswith(_PASSED):
+        return []
+    parts = name.split("/")
+    whole = ["/".join(parts[: place + 1]) for place in range(len(parts) - 1)]
+    return [
+        part
+        for part, scope in zip(parts, whole, strict=False)
+        if part not in _OF_FUNCTIONS and scope not in operations
+    ]

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from parity_tests.watch.exported.layered import NONE, Arrays, Layered, Layers, owners
-from parity_tests.watch.exported.scopes import Boundary, Step, boundaries
-from weights_convert.layouts import tf1_module
+from parity_tests.watch.exported.scopes import Boundary, Step, boundaries, of_tensorflow
 
-# scopes that TensorFlow's own functions open, and those of functions in the place of calls
-_OF_FUNCTIONS = ("batchnorm", "moments", "StatefulPartitionedCall", "PartitionedCall")
-_PASSED = "Func/"  # operations that pass a function's inputs
 _SHAPES = ("Shape", "Size", "Rank", "ShapeN")
 _CONTROL = {"While", "StatelessWhile", "If", "StatelessIf", "Case", "Enter", "Switch"}
 _PASSING = ("Placeholder", "NoOp", "Const")
@@ -28,7 +22,7 @@ def layers_of(graph: tf.Graph) -> Layers:
     if _CONTROL & {op.type for op in graph.get_operations()}:
         return NONE
     nodes, moving, owned = _sorted(graph)
-    scopes = _scopes([op.name for op in nodes], {op.name for op in graph.get_operations()})
+    scopes = of_tensorflow([op.name for op in nodes], {op.name for op in graph.get_operations()})
     steps = [
         Step(
             scope,
@@ -72,31 +66,6 @@ def _sorted(graph: tf.Graph) -> tuple[list[Any], dict[str, bool], dict[str, Arra
 
 def _constant(op: Any) -> np.ndarray:
     return tf.make_ndarray(op.get_attr("value")).astype(np.float32)
-
-
-def _scopes(names: Sequence[str], operations: Collection[str]) -> list[str]:
-    """The module's path of each operation: its scopes, without those that all have or that number a trace."""
-    paths = [_path(name, operations) for name in names]
-    columns = zip(*(path for path in paths if path), strict=False)
-    common = len([*takewhile(lambda parts: len({*parts}) == 1, columns)])
-    paths = [path[common:] for path in paths]
-    parts = {part for path in paths for part in path}
-    if parts and all(part.endswith("_1") for part in parts):  # Keras's second trace of a model
-        paths = [[part.removesuffix("_1") for part in path] for path in paths]
-    return [re.sub(r"\.+", ".", tf1_module("/".join(path))) for path in paths]
-
-
-def _path(name: str, operations: Collection[str]) -> list[str]:
-    """The scopes of an operation; those of TensorFlow's functions, which end in one so named, left out."""
-    if name.startswith(_PASSED):
-        return []
-    parts = name.split("/")
-    whole = ["/".join(parts[: place + 1]) for place in range(len(parts) - 1)]
-    return [
-        part
-        for part, scope in zip(parts, whole, strict=False)
-        if part not in _OF_FUNCTIONS and scope not in operations
-    ]
 
 
 class GraphLayers(Layered):
