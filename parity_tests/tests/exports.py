@@ -126,16 +126,16 @@ def saved_model(model: Any, path: Path) -> Path:
     return path
 
 
-def tflite(model: Any, *, quantised: bool = False) -> bytes:
+def tflite(model: Any, *, quantised: bool = False, images: np.ndarray = IMAGES) -> bytes:
     import tensorflow as tf
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         converter = tf.lite.TFLiteConverter.from_keras_model(model)
         if quantised:
-            images = IMAGES.transpose(0, 2, 3, 1).astype(np.float32)
+            given_images = images.transpose(0, 2, 3, 1).astype(np.float32)
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
-            converter.representative_dataset = lambda: ([image[None]] for image in images)
+            converter.representative_dataset = lambda: ([image[None]] for image in given_images)
             converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
             converter.inference_input_type = converter.inference_output_type = tf.int8
         return bytes(converter.convert())

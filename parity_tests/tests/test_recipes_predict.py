@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from parity_tests.compare import compare_models
+from parity_tests.tests import exports
 from parity_tests.tests.test_recipes_data import write_pictures
 from recipes.__main__ import main
 from recipes.classifier import classifier
@@ -18,7 +20,7 @@ from recipes.initial import initial_weights
 from recipes.predict import Disagreement, disagreements, input_of, logits_of, predict
 from recipes.recipe import Recipe
 from recipes.run import describe, network
-from weights_convert import convert, load, model_spec, save
+from weights_convert import convert, load, load_model, model_spec, save
 from weights_convert.errors import MismatchError, SourceError
 from weights_convert.spec import AttentionSpec
 
@@ -211,3 +213,22 @@ def test_evaluate_compares_frameworks_picture_by_picture(kept, tmp_path, capsys)
     assert "in torch: " in shown[0]
     assert "in keras: " in shown[1]
     assert shown[2].startswith("0 of 3 pictures are classified differently; logits differ by at most ")
+
+
+@pytest.mark.parametrize("kind", ["int8", "bfloat16"])
+def test_a_kept_network_in_low_precision_still_classifies(kind):
+    import torch
+
+    path = KEPT[0]
+    pixels, _ = sheet()
+    images = input_of(path).prepared(pixels).transpose(0, 3, 1, 2)
+    model = load_model(path, "torch", assume=True)
+    if kind == "int8":
+        artefact = exports.tflite(load_model(path, "keras", assume=True), quantised=True, images=images[:64])
+    else:
+        low = load_model(path, "torch", assume=True).bfloat16()
+        artefact = torch.export.export(low, (torch.tensor(images[:1]).bfloat16(),))
+    report = compare_models(model, artefact, images, top1=0.95)
+    (accuracy,) = report.accuracy.values()
+    assert accuracy.precision == kind
+    assert report.holds, str(accuracy)
