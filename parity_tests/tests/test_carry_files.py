@@ -164,6 +164,35 @@ def test_a_checkpoint_of_lightning(trained, tmp_path):
     same(moments(tmp_path / "y.ckpt"), moments(trained / "sgd.pth"))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of Lightning's own code
+@pytest.mark.parametrize(("framework", "name"), [("torch", "lightning.ckpt"), ("tf1", "tf1.ckpt")])
+def test_a_state_of_recipes(framework, name, tmp_path):
+    """A file of Lightning's Trainer, and one of a MonitoredTrainingSession's Saver."""
+    from recipes.data import open_data
+    from recipes.pictures import Data
+    from recipes.recipe import Recipe
+    from recipes.run import train
+
+    data = open_data("digits")
+    few = Data("digits", data.train.take(np.arange(32)), data.test.take(np.arange(10)))
+    recipe = Recipe(model="resnet20", epochs=1, batch_size=16, learning_rate=0.25, momentum=0.5)
+    train(framework, recipe, few, tmp_path / "run")
+    facts = {"leave_out": "lr_schedulers"} if framework == "torch" else {"optimizer": "sgd", "momentum": 0.5}
+    facts |= {} if framework == "torch" else {"learning_rate": 0.25, "weight_decay": 5e-4}
+    if framework == "torch":
+        with pytest.raises(MismatchError, match="'lr_schedulers' has the state of a learning rate scheduler"):
+            convert(tmp_path / "run/state/2" / name, tmp_path / "x.pth", carry=True, assume=True)
+    convert(tmp_path / "run/state/2" / name, tmp_path / "x.pth", carry=facts, assume=True)
+    state = torch.load(tmp_path / "x.pth", weights_only=True)
+    net = torch_impl.resnet20(num_classes=10, in_channels=1)
+    net.load_state_dict(state["state_dict"])
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    optimizer.load_state_dict(state["optimizer"])
+    group = optimizer.param_groups[0]
+    assert (state["step"], group["lr"], group["momentum"], group["weight_decay"]) == (2, 0.25, 0.5, 5e-4)
+    assert all(entry["momentum_buffer"].abs().sum() > 0 for entry in optimizer.state.values())
+
+
 def test_names_of_parameters_decide_their_order(tmp_path):
     """Groups that agree, in another order than the network's, by `named_parameters()`."""
     torch.manual_seed(0)

@@ -191,10 +191,16 @@ def without_rate(file: h5py.File) -> None:
     del inner[str(len(inner) - 1)]
 
 
+def without_moments(file: h5py.File) -> None:
+    for number in range(2, len(file["optimizer/vars"])):
+        del file[f"optimizer/vars/{number}"]
+
+
 KERAS = {
     "kind": ("sgd", lambda _: None, {}, "of unknown class", "optimizer=sgd"),
     "adam or adamw": ("adam", lambda _: None, {}, "of unknown class", "optimizer=adam or optimizer=adamw"),
     "moments of adam": ("sgd", lambda _: None, ADAM, "moments, expected", "as Adam of this network's"),
+    "no moments": ("sgd", without_moments, SGD, "has momentum=0.0, not 0.9", "omit momentum"),
     "step": ("sgd", variables([0]), SGD, "float64 () as its step", "expected one integer"),
     "shape": ("sgd", variables([2], (2, 2)), SGD, "optimizer/vars/2 of shape (2, 2)", "conv1"),
     "more": ("sgd", variables([99]), SGD, "variables that are not numbered from 0", ""),
@@ -229,13 +235,13 @@ def test_a_schedule_of_keras_needs_the_rate(trained, tmp_path):
             np.testing.assert_allclose(ours[name].read(), part.read(), rtol=1e-15)
 
 
-def archive(trained: Path, folder: Path, optimizer: dict[str, Any]) -> Path:
+def archive(trained: Path, folder: Path, optimizer: dict[str, Any], change: Change = lambda _: None) -> Path:
     """A `.keras` with this optimiser in its config."""
     config = {"registered_name": "samenet>ResNet", "config": SPEC.model_kwargs()}
     config["compile_config"] = {"optimizer": optimizer}
     with zipfile.ZipFile(folder / "x.keras", "w") as file:
         file.writestr("config.json", json.dumps(config))
-        plain = keras_file(trained, folder, "sgd", lambda _: None)
+        plain = keras_file(trained, folder, "sgd", change)
         file.write(plain, "model.weights.h5")
     return folder / "x.keras"
 
@@ -271,6 +277,13 @@ def test_settings_in_the_config_of_keras(case, trained, tmp_path):
         "registered_name": None,
     }
     assert words in message(archive(trained, tmp_path, plain | change), ".ckpt", {"weight_decay": 0.0})
+
+
+def test_a_momentum_without_moments(trained, tmp_path):
+    """A `.keras` of an optimiser before its first step."""
+    plain = {"module": "keras.optimizers", "class_name": "SGD", "config": {"momentum": 0.9}}
+    source = archive(trained, tmp_path, plain, without_moments)
+    assert "has a momentum, but no moments" in message(source, ".ckpt", {"weight_decay": 0.0})
 
 
 # --------------------------------------------------------------------------------------------------

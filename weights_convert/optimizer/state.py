@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from weights_convert.errors import MismatchError, SpecError, nearest
-from weights_convert.formats.base import TensorInfo
+from weights_convert.errors import MismatchError, SourceError, SpecError, nearest
+from weights_convert.formats.base import Reader, TensorInfo, one_line
 
 
 class Kind(NamedTuple):
@@ -193,6 +193,24 @@ class TrainingState:
         return f"{KINDS[self.kind].title}: {', '.join([*known, steps])}, {count} moments"
 
 
+def said_by(reader: Reader) -> tuple[str | None, dict[str, float]]:
+    """The kind and the settings that this project wrote into a file's metadata, if it wrote them.
+
+    Raises:
+        SourceError: they are no settings.
+    """
+    said = reader.said("optimizer", dict) or {}
+    kind = next((kind for kind in KINDS if kind == said.get("kind")), None)
+    if kind is None:
+        return None, {}
+    settings = {name: said[name] for name in ("learning_rate", *KINDS[kind].settings) if name in said}
+    for name, value in settings.items():
+        if not is_setting(name, value):
+            found = one_line(repr(value), 40)
+            raise SourceError(f"{reader.path}: its metadata has {found} as {name} of the optimiser")
+    return kind, settings
+
+
 def settled(found: Found, facts: Facts) -> tuple[dict[str, float], int | None]:
     """The settings and the step of a file and of the user's facts together.
 
@@ -202,8 +220,9 @@ def settled(found: Found, facts: Facts) -> tuple[dict[str, float], int | None]:
     kind = KINDS[found.kind]
     for name, value in found.settings.items():
         if not is_setting(name, value):
+            shown = one_line(repr(value), 40)
             raise MismatchError(
-                f"{found.where} has {name}={value!r}, expected a number from 0 to {_BELOW[name]:g}"
+                f"{found.where} has {name}={shown}, expected a number from 0 to {_BELOW[name]:g}"
             )
     for name, given in [*facts.settings.items(), ("step", facts.step)]:
         held = found.step if name == "step" else found.settings.get(name)

@@ -25,6 +25,7 @@ from weights_convert.optimizer.state import (
     Weight,
     is_step,
     refuse,
+    said_by,
 )
 
 _START = "optimizer/vars/"
@@ -60,7 +61,10 @@ def optimizer_of_keras(reader: KerasReader, weights: Sequence[Weight], facts: Fa
     where = f"{reader.path}: its optimiser"
     settings, kind = _configured(reader, where, facts)
     rest, step, rate = _scalars(reader, where, sorted(names, key=_number))
-    kind = kind or facts.optimizer or _said(reader, settings)
+    said, of_said = said_by(reader)
+    kind = kind or facts.optimizer or said
+    if kind == said:
+        settings = {**of_said, **settings}
     of_kind = [name for name, one in KINDS.items() if len(rest) in (0, len(one.moments) * _count(weights))]
     if kind is None:
         known = " or ".join(f"optimizer={name}" for name in of_kind)
@@ -68,15 +72,19 @@ def optimizer_of_keras(reader: KerasReader, weights: Sequence[Weight], facts: Fa
             f"{where} is of unknown class: a .weights.h5 has its {len(rest)} moments, but not its name; "
             f"give {known or 'the .keras file'} (--optimizer {known or '...'})"
         )
-    if rate is not None:
-        settings["learning_rate"] = rate
-    elif "learning_rate" not in facts.leave_out:
+    if rate is not None and np.float32(settings.get("learning_rate", np.nan)) != np.float32(rate):
+        settings["learning_rate"] = rate  # else the file has it rounded
+    if rate is None and "learning_rate" not in facts.leave_out:
         raise MismatchError(
             f"{where} has a learning rate schedule, which has no counterpart in the other frameworks' files; "
             "give leave_out=learning_rate and the rate at the stop as learning_rate=..."
         )
+    if kind == "sgd" and not rest:
+        if settings.get("momentum"):
+            raise MismatchError(f"{where} has a momentum, but no moments; save it after a step")
+        settings["momentum"] = 0.0
     parts = _by_moment(reader, where, kind, rest, weights)
-    shown = reader.config is not None or "optimizer" in reader.metadata
+    shown = reader.config is not None or said is not None
     flags = () if shown else _UNSEEN[kind]
     divisor = keras_factor if kind == "sgd" and parts else None
     return Found(where, kind, settings, step, parts, divisor, names, flags)
@@ -137,18 +145,6 @@ def _by_moment(
             )
         found[moments[place % len(moments)]][weight] = Part(info, name, partial(reader.read, name))
     return found
-
-
-def _said(reader: KerasReader, settings: dict[str, float]) -> str | None:
-    """The kind that this project wrote into the file; adds its settings."""
-    said = reader.said("optimizer", dict) or {}
-    kind = said.get("kind")
-    if kind not in KINDS:
-        return None
-    for name in KINDS[kind].settings:
-        if name in said:
-            settings.setdefault(name, said[name])
-    return str(kind)
 
 
 def _configured(reader: KerasReader, where: str, facts: Facts) -> tuple[dict[str, Any], str | None]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from weights_convert.errors import MismatchError
 from weights_convert.formats.base import Reader, TensorInfo, one_line
-from weights_convert.optimizer.state import KINDS, Facts, Found, NoOptimizer, Part, Weight, is_step, refuse
+from weights_convert.optimizer.state import Facts, Found, NoOptimizer, Part, Weight, is_step, refuse, said_by
 
 MOMENTS = {"sgd": {"b": "Momentum"}, "adam": {"m": "Adam", "v": "Adam_1"}}
 MOMENTS["adamw"] = MOMENTS["adam"]
@@ -54,15 +54,17 @@ def optimizer_of_tf1(reader: Reader, weights: Sequence[Weight], facts: Facts) ->
         kind = facts.optimizer
     if facts.optimizer not in (None, kind):
         raise MismatchError(f"{where} is {kind}, not {facts.optimizer}")
-    said = reader.said("optimizer", dict) or {}
-    kind = said["kind"] if said.get("kind") in KINDS and MOMENTS[said["kind"]] == MOMENTS[kind] else kind
-    settings = {name: said[name] for name in ("learning_rate", *KINDS[kind].settings) if name in said}
+    said, settings = said_by(reader)
+    if said in MOMENTS and MOMENTS[said] == MOMENTS[kind] and facts.optimizer in (None, said):
+        kind = said
+    else:
+        settings = {}
     moments, used = {}, []
     for moment, slot in MOMENTS[kind].items():
         moments[moment] = {name: _part(reader, where, name, slot, info) for name, info in flat}
         used += [part.name for part in moments[moment].values()]
     step, others = _step(reader, where, kind, settings | dict(facts.settings))
-    assumed = ("nesterov=False",) if kind == "sgd" and not said else ()
+    assumed = ("nesterov=False",) if kind == "sgd" and not settings else ()
     return Found(where, kind, settings, step, moments, used=[*used, *others], assumed=assumed)
 
 
@@ -106,7 +108,8 @@ def _step(reader: Reader, where: str, kind: str, settings: dict[str, float]) -> 
         if known is None or not 0 < known < 1 or not _SMALLEST < value < 1:
             continue
         count = round(math.log(value) / math.log(known)) - 1
-        step = count if step is None else step
+        if step is None:
+            step = count if is_step(count) else 0
         if not math.isclose(known ** (step + 1), value, rel_tol=_NEAR * (step + 1)):
             raise MismatchError(
                 f"{where} has {powers[0]}={value:g}, expected {beta}^{step + 1}={known ** (step + 1):g} "

@@ -242,6 +242,7 @@ class TorchReader(Reader):
         path, limits = given.path, given.limits
         super().__init__(path, limits)
         self._file = given.file
+        self._claimed_beside: set[str] = set()
         try:
             self.has(given.size)
             self._container = _open_container(given)
@@ -263,7 +264,9 @@ class TorchReader(Reader):
     def tensor_of(self, name: str, ref: TensorRef) -> tuple[TensorInfo, Callable[[], np.ndarray]]:
         """A tensor outside the state dict, listed in `beside`: its shape and dtype, and how to read it."""
         info = self._info(name, ref)
-        self.claim(self._cost(ref))
+        if name not in self._claimed_beside:
+            self._claimed_beside.add(name)
+            self.claim(self._cost(ref))
         return info, partial(self._read, name, ref)
 
     def _read(self, name: str, ref: TensorRef) -> np.ndarray:

@@ -57,10 +57,10 @@ MOMENTS["adamw"] = MOMENTS["adam"]
 _STEPS = ("global_step", "step", "iteration", "iterations")
 # other states of a training, by their keys; an empty one is none
 _STATES = (
-    (re.compile(r"(?i).*sched.*"), "the state of a learning rate scheduler"),
-    (re.compile(r"(?i).*scaler.*|.*scaling_state|MixedPrecision|amp"), "the state of a GradScaler"),
+    (re.compile(r"(?i:.*sched.*)"), "the state of a learning rate scheduler"),
+    (re.compile(r"(?i:.*scaler.*|.*scaling_state)|MixedPrecision|amp"), "the state of a GradScaler"),
     (
-        re.compile(r"(?i)(.*[_.])?(ema|swa)([_.].*)?|.*averag.*|.*EMA.*|current_model_state"),
+        re.compile(r"(?i:(.*[_.])?(ema|swa)([_.].*)?|.*averag.*)|.*EMA.*|current_model_state"),
         "moving averages",
     ),
 )
@@ -125,8 +125,8 @@ def _other_states(beside: Mapping[Any, Any]) -> Iterator[tuple[str, Any, str]]:
     callbacks = beside.get("callbacks")
     inner = callbacks.items() if isinstance(callbacks, dict) else ()
     for key, value in [*beside.items(), *inner]:
-        if not isinstance(key, str):
-            continue
+        if not isinstance(key, str) or isinstance(value, int | float | str | None):
+            continue  # a setting of the training's code
         what = next((text for pattern, text in _STATES if pattern.fullmatch(key)), None)
         if what is None and isinstance(value, dict) and value.keys() >= _OF_SCHEDULER:
             what = _STATES[0][1]
@@ -139,12 +139,24 @@ def _agreeing(where: str, groups: list[dict[str, Any]]) -> dict[str, Any]:
     first = groups[0]
     for other in groups[1:]:
         for key in [*first, *(key for key in other if key not in first)]:
-            if key not in ("params", "param_names") and first.get(key) != other.get(key):
+            if key not in ("params", "param_names") and not _same(first.get(key), other.get(key)):
                 raise MismatchError(
                     f"{where} has parameter groups that differ in {label(key)!r}, which the other "
                     "frameworks' optimisers cannot: expected equal settings in all groups"
                 )
     return first
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two settings are equal; lists in a file may contain themselves, and are compared by members."""
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        pairs = zip(first, second, strict=False)
+        return len(first) == len(second) and all(a is b or _plainly_equal(a, b) for a, b in pairs)
+    return first is second or _plainly_equal(first, second)
+
+
+def _plainly_equal(first: Any, second: Any) -> bool:
+    return isinstance(first, int | float | str) and isinstance(second, int | float | str) and first == second
 
 
 def _kind(where: str, group: dict[str, Any], state: Mapping[Any, Any], facts: Facts) -> str:
