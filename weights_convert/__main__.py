@@ -176,7 +176,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
         print_table(
             output,
             ("source", "target", "shape", "dtype"),
-            ([m.source_name, m.target_name, str(m.target.shape), m.target.dtype.name] for m in plan.moves),
+            (
+                [m.source_name, m.target_name, str(m.target.shape), m.target.dtype.name]
+                for m in plan.all_moves
+            ),
         )
     for name, what in report["left_out"].items():
         say(output, f"left out: {name} ({what})")

@@ -14,7 +14,7 @@ import torch_impl
 from parity_tests.judge.synthetic import SMALL, position_coded
 from parity_tests.tests.carried import DECAY, MOMENTUM, SPEC, Leg, float64_in_keras, keras_network, torch_leg
 from parity_tests.tests.test_carry import FACTS, first
-from weights_convert import MismatchError, convert, load
+from weights_convert import MismatchError, ResNetSpec, convert, load, save
 from weights_convert.optimizer.state import facts_of
 from weights_convert.spec import parameters
 
@@ -214,6 +214,33 @@ def test_names_of_parameters_decide_their_order(tmp_path):
         )
 
 
+@pytest.mark.parametrize("family", ["timm", "cadene", "pytorchcv"])
+def test_moments_follow_the_names_and_layouts_of_other_families(family, tmp_path):
+    """Twice each weight as its momentum, in the file's own order, with 1x1 kernels for dense ones."""
+    cadene = {"block": "bottleneck", "stem_pool": "ceil", "stride_in": "conv1"}
+    keywords = cadene if family == "cadene" else {"block": "basic"}
+    spec = ResNetSpec(**keywords, depths=(1, 1), attention="se", num_classes=3)
+    save(position_coded(spec), tmp_path / "plain.pth", family=family)
+    state = torch.load(tmp_path / "plain.pth", weights_only=True)
+    trained = [
+        name for name in state if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    ]
+    group = {"lr": 0.5, "momentum": 0.5, "dampening": 0, "weight_decay": 0, "nesterov": False}
+    group["params"] = list(range(len(trained)))
+    optimizer = {
+        "state": {n: {"momentum_buffer": 2 * state[name]} for n, name in enumerate(trained)},
+        "param_groups": [group],
+    }
+    torch.save({"state_dict": state, "optimizer": optimizer, "step": 1}, tmp_path / "x.pth")
+    given = {"settings": spec.model_kwargs(), "assume": True}
+    convert(tmp_path / "x.pth", tmp_path / "x.ckpt", carry=True, from_family=family, **given)
+    with load(tmp_path / "x.ckpt") as checkpoint:
+        slots = checkpoint.training_state().moments["b"]
+        assert len(slots) == len(trained)
+        for name, part in slots.items():
+            np.testing.assert_array_equal(part.read(), 2 * checkpoint[name], name)
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
 def test_before_the_first_step(momentum, tmp_path):
     """No moments without momentum; with it zeros, from which both frameworks begin."""
@@ -267,7 +294,5 @@ def test_a_dry_run_writes_nothing(trained, tmp_path):
 
 
 def test_a_file_without_an_optimiser_is_inspected_as_before(tmp_path, run):
-    from weights_convert import save
-
     save(position_coded(SMALL), tmp_path / "x.pth")
     assert "optimizer" not in run("inspect", tmp_path / "x.pth").out
