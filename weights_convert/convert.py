@@ -78,7 +78,8 @@ def convert(
         carry: True to carry the state of the optimiser too; or a dict with the facts that the source does
             not hold: `optimizer` ("sgd", "adam", "adamw"), `learning_rate` (at the stop), `momentum`,
             `weight_decay`, `beta_1`, `beta_2`, `epsilon`, `step`; the rate to go on with,
-            `next_learning_rate`; and `leave_out`, names of states without a counterpart.
+            `next_learning_rate`; `schedule`, True if a Keras destination computes it; and `leave_out`, names
+            of states without a counterpart.
         strict: NaN and infinity, and what `load` refuses with it, are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.

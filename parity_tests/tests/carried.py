@@ -86,6 +86,7 @@ def float64_in_keras() -> Iterator[None]:
     import keras
 
     before = keras.config.floatx()
+    keras.config.dtype_policy()  # made of floatx on first use, and kept
     keras.config.set_floatx("float64")
     try:
         yield

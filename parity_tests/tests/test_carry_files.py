@@ -79,6 +79,23 @@ def test_keras_gets_the_moments_of_its_variables(kind, trained, tmp_path):
             np.testing.assert_array_equal(np.asarray(variable.value), array, name)
 
 
+def test_a_schedule_of_keras_counts_on(trained, tmp_path):
+    """Its optimiser has no variable for the rate, and the file neither."""
+    import keras
+
+    import keras_impl
+
+    convert(trained / "adam.pth", tmp_path / "x.weights.h5", carry={"schedule": True}, assume=True)
+    model = keras_impl.ResNet(**SPEC.model_kwargs())
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.5, 0.25])
+    model.compile(keras.optimizers.Adam(schedule), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(tmp_path / "x.weights.h5")
+    assert (int(model.optimizer.iterations), float(model.optimizer.learning_rate)) == (2, 0.25)
+    wanted = moments(trained / "adam.pth")["v fc.bias"].astype(np.float32)
+    np.testing.assert_array_equal(np.asarray(model.optimizer._velocities[-1].value), wanted)
+
+
 def test_tf1_gets_slots_and_powers(trained, tmp_path):
     """Under the names and with the dtypes of a Saver: TensorFlow restores every variable."""
     import tensorflow.compat.v1 as tf

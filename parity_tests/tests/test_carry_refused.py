@@ -375,6 +375,7 @@ FACTS_REFUSED = {
     "kind": ({"optimizer": "lion"}, "optimizer='lion', expected one of sgd, adam, adamw"),
     "range": ({"momentum": 1.0}, "momentum=1.0, expected a number from 0 to 1"),
     "step": ({"step": -1}, "step=-1, expected a whole number from 0"),
+    "schedule": ({"schedule": 1}, "schedule=1, expected True or False"),
     "names": ({"leave_out": 1}, "leave_out=1, expected a list of names"),
     "other kind": ({"beta_1": 0.9}, "beta_1 is no setting of SGD"),
     "contradiction": ({"momentum": 0.5}, "has momentum=0.9, not 0.5; omit momentum"),

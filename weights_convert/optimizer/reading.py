@@ -64,6 +64,7 @@ def training_state(
         kind=found.kind,
         settings=settings,
         next_learning_rate=settings.get("learning_rate") if following is None else following,
+        schedule=facts.schedule,
         step=step,
         moments=moments,
         used=frozenset(found.used),

@@ -48,7 +48,7 @@ _BELOW = {  # setting -> the upper limit, which it does not reach; all are at le
     "beta_2": 1.0,
     "epsilon": math.inf,
 }
-_OTHER_FACTS = ("optimizer", "step", "leave_out")
+_OTHER_FACTS = ("optimizer", "step", "schedule", "leave_out")
 MOST_STEPS = 2**53
 
 
@@ -80,6 +80,7 @@ class Facts:
         optimizer: a key of `KINDS`.
         settings: the learning rate at the stop, the momentum and so on.
         next_learning_rate: the rate of the next step; None for the rate at the stop.
+        schedule: whether a Keras destination has a schedule: its file then has no rate.
         leave_out: names of states that are left out: a scheduler, a moving average.
     """
 
@@ -87,6 +88,7 @@ class Facts:
     settings: Mapping[str, float] = field(default_factory=dict)
     next_learning_rate: float | None = None
     step: int | None = None
+    schedule: bool = False
     leave_out: tuple[str, ...] = ()
 
 
@@ -111,6 +113,9 @@ def facts_of(carry: bool | Mapping[str, Any]) -> Facts:
         raise SpecError(f"carry: optimizer={kind!r}, expected one of {', '.join(KINDS)}")
     if step is not None and not is_step(step):
         raise SpecError(f"carry: step={step!r}, expected a whole number from 0")
+    schedule = given.get("schedule", False)
+    if not isinstance(schedule, bool):
+        raise SpecError(f"carry: schedule={schedule!r}, expected True or False")
     names = left.split(",") if isinstance(left, str) else left
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise SpecError(f"carry: leave_out={left!r}, expected a list of names")
@@ -124,7 +129,12 @@ def facts_of(carry: bool | Mapping[str, Any]) -> Facts:
             settings[name] = float(given[name])
     following = settings.pop("next_learning_rate", None)
     return Facts(
-        optimizer=kind, settings=settings, next_learning_rate=following, step=step, leave_out=tuple(names)
+        optimizer=kind,
+        settings=settings,
+        next_learning_rate=following,
+        step=step,
+        schedule=schedule,
+        leave_out=tuple(names),
     )
 
 
@@ -170,6 +180,7 @@ class TrainingState:
         path: the file, for messages.
         settings: those known; the learning rate is that at the stop.
         next_learning_rate: the rate of the next step, if known.
+        schedule: whether a Keras destination computes its rate by a schedule.
         step: None if the file does not show it.
         moments: moment -> canonical name -> `Part` in PyTorch's layout; none of SGD without momentum.
         used: names of the source's contents that are carried, in `Checkpoint.left_out`.
@@ -182,6 +193,7 @@ class TrainingState:
     next_learning_rate: float | None
     step: int | None
     moments: Mapping[str, Mapping[str, Part]]
+    schedule: bool = False
     used: frozenset[str] = frozenset()
     assumed: tuple[str, ...] = ()
 

@@ -164,11 +164,13 @@ def _of_keras(state: TrainingState) -> tuple[str, ...]:  # noqa: ARG001
 
 
 def _add_keras(plan: Plan, state: TrainingState, settings: Mapping[str, float], step: int) -> None:
-    for name, array in keras_variables(step, settings["learning_rate"], _float_dtype(plan)).items():
+    rate = None if state.schedule else np.array(settings["learning_rate"], _float_dtype(plan))
+    scalars = keras_variables(step, rate)
+    for name, array in scalars.items():
         _scalar(plan, name, array)
-    count = len(state.moments)
+    first, count = len(scalars), len(state.moments)
     factor = keras_factor(settings) if state.kind == "sgd" else None
-    _moments(plan, state, lambda number, place, *_: keras_moment(count * number + place), factor)
+    _moments(plan, state, lambda number, place, *_: keras_moment(first + count * number + place), factor)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -182,11 +182,11 @@ def _configured(reader: KerasReader, where: str, facts: Facts) -> tuple[dict[str
     return settings, kind
 
 
-def keras_variables(step: int, rate: float, dtype: np.dtype) -> dict[str, np.ndarray]:
-    """The first two variables of a Keras optimiser."""
-    return {f"{_START}0": np.array(step, np.int64), f"{_START}1": np.array(rate, dtype)}
+def keras_variables(step: int, rate: np.ndarray | None) -> dict[str, np.ndarray]:
+    """The first variables of a Keras optimiser: the step, and the rate unless a schedule computes it."""
+    return {f"{_START}{n}": a for n, a in enumerate((np.array(step, np.int64), rate)) if a is not None}
 
 
 def keras_moment(number: int) -> str:
-    """The name of a moment, numbered from 0."""
-    return f"{_START}{number + 2}"
+    """The name of the variable with this number."""
+    return f"{_START}{number}"
