@@ -8,6 +8,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,7 +17,7 @@ import safetensors.numpy
 from fuzz.target import joined
 from parity_tests.judge.synthetic import weights
 from parity_tests.tests.caffe_files import network
-from weights_convert import AttentionSpec, ResNetSpec, save
+from weights_convert import AttentionSpec, ResNetSpec, convert, save
 from weights_convert.families import FAMILIES
 
 NETWORK = ResNetSpec(
@@ -57,6 +58,31 @@ def _saved(suffix: str, spec: ResNetSpec | AttentionSpec = NETWORK) -> bytes:
         return _bundle(path)
 
 
+def _carried(suffix: str, kind: str) -> bytes:
+    """The file of a small network with an optimiser, by our own writer; for .pth PyTorch's."""
+    import torch
+
+    with tempfile.TemporaryDirectory() as folder:
+        source, path = Path(folder) / "source.pth", Path(folder) / f"x{suffix}"
+        torch.save(_stopped(kind), source)
+        convert(source, path, carry=True, settings=NETWORK.model_kwargs(), assume=True)
+        return _bundle(path) if suffix == ".ckpt" else path.read_bytes()
+
+
+def _stopped(kind: str) -> dict[str, Any]:
+    """A training of the small network in PyTorch, stopped after a step."""
+    import torch
+
+    import torch_impl
+
+    net = torch_impl.ResNet(**NETWORK.model_kwargs())
+    optimizer = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[kind](net.parameters(), lr=0.5)
+    optimizer.param_groups[0].update({"momentum": 0.5} if kind == "sgd" else {})
+    net(torch.ones(2, 1, 8, 8)).square().sum().backward()
+    optimizer.step()
+    return {"state_dict": net.state_dict(), "optimizer": optimizer.state_dict(), "step": 1}
+
+
 def _bundle(prefix: Path) -> bytes:
     return joined(Path(f"{prefix}.index").read_bytes(), Path(f"{prefix}.data-00000-of-00001").read_bytes())
 
@@ -92,11 +118,17 @@ def _torch(zipped: bool) -> Iterator[tuple[str, bytes]]:
     state = torch_impl.ResNet(**NETWORK.model_kwargs()).state_dict()  # its metadata hold its keywords
     torch.save(state, file, _use_new_zipfile_serialization=zipped)
     yield "network", file.getvalue()
+    for kind in ("sgd", "adam"):
+        file = io.BytesIO()
+        torch.save(_stopped(kind), file, _use_new_zipfile_serialization=zipped)
+        yield f"stopped-{kind}", file.getvalue()
 
 
 def _torch_zip() -> Iterator[tuple[str, bytes]]:
     yield "ours", _saved(".pth")
     yield "block", _saved(".pth", BLOCK)
+    for kind in ("sgd", "adam"):
+        yield f"carried-{kind}", _carried(".pth", kind)
     yield "deflated", _packed(_saved(".pth"))
     yield from _torch(zipped=True)
 
@@ -151,6 +183,8 @@ def _datasets(file: h5py.File) -> None:
 def _keras_h5() -> Iterator[tuple[str, bytes]]:
     yield "ours", _saved(".weights.h5")
     yield "block", _saved(".weights.h5", BLOCK)
+    for kind in ("sgd", "adam"):
+        yield f"carried-{kind}", _carried(".weights.h5", kind)
     for libver in ("earliest", "v108", "v110", "latest"):
         yield libver, _hdf5(_datasets, libver)
 
@@ -165,10 +199,16 @@ def _keras_zip() -> Iterator[tuple[str, bytes]]:
                 archive.writestr("model.weights.h5", data)
             yield f"{name}-{method}", file.getvalue()
 
-    inner, file = io.BytesIO(_saved(".weights.h5")), io.BytesIO()
+    inner, file = io.BytesIO(_carried(".weights.h5", "sgd")), io.BytesIO()
     with h5py.File(inner, "r+") as opened:
         del opened.attrs["samenet"]  # so that the config is used
+    optimizer = {
+        "module": "keras.optimizers",
+        "class_name": "SGD",
+        "config": {"momentum": 0.5, "nesterov": False},
+    }
     config = {"registered_name": "samenet>ResNet", "config": NETWORK.model_kwargs()}
+    config["compile_config"] = {"optimizer": optimizer}
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("config.json", json.dumps(config))
         archive.writestr("model.weights.h5", inner.getvalue())
@@ -178,6 +218,8 @@ def _keras_zip() -> Iterator[tuple[str, bytes]]:
 def _tf1() -> Iterator[tuple[str, bytes]]:
     yield "ours", _saved(".ckpt")
     yield "block", _saved(".ckpt", BLOCK)
+    for kind in ("sgd", "adam"):
+        yield f"carried-{kind}", _carried(".ckpt", kind)
     import tensorflow.compat.v1 as tf
 
     with tempfile.TemporaryDirectory() as folder, tf.Graph().as_default(), tf.Session() as session:

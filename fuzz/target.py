@@ -14,16 +14,17 @@ import resource
 import shutil
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from weights_convert import WeightsConvertError, load
+from weights_convert import Checkpoint, WeightsConvertError, load
 from weights_convert.examine import facts
 from weights_convert.formats import open_reader
+from weights_convert.optimizer.state import facts_of
 
 READERS = {  # name -> suffix of its files
     "torch_zip": ".pth",
@@ -36,6 +37,12 @@ READERS = {  # name -> suffix of its files
     "caffe": ".caffemodel",
     "folder": "",  # an input is an archive of its files
 }
+_ADAM = {"optimizer": "adam", "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
+CARRIED: tuple[dict[str, Any], ...] = (  # facts that a user may give about the optimiser in a file
+    {},
+    {"optimizer": "sgd", "leave_out": "learning_rate"},
+    _ADAM,
+)
 MEMORY = 2**30  # bytes that reading one file may take
 
 # Forbidden for readers: names of Python's audit events, or their beginnings.
@@ -141,9 +148,25 @@ def read_all(path: Path) -> dict[str, np.ndarray] | None:
     try:
         with load(path, assume=True) as checkpoint:
             facts(checkpoint)
+            for settings in CARRIED:
+                read_optimizer(checkpoint, settings)
     except WeightsConvertError as error:
         check_error(error)
     return arrays
+
+
+def read_optimizer(checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Every moment of the optimiser in a file, with the facts of a user, or nothing if it is refused."""
+    try:
+        state = checkpoint.training_state(facts_of(settings))
+        for parts in state.moments.values():
+            for name, part in parts.items():
+                array = part.read()
+                assert (array.shape, array.dtype) == (checkpoint.tensors[name].info.shape, part.info.dtype), (
+                    name
+                )
+    except WeightsConvertError as error:
+        check_error(error)
 
 
 def check_error(error: WeightsConvertError) -> None:

@@ -148,6 +148,7 @@ def _read_state(model: Any, path: Path) -> None:
 def _computing_in(dtype: str) -> Iterator[None]:
     """Losses and optimisers compute in Keras's floatx whatever the model's dtype."""
     before = keras.config.floatx()
+    keras.config.dtype_policy()  # made of floatx on first use, and kept for all later models
     keras.config.set_floatx(dtype)
     try:
         yield

@@ -45,7 +45,8 @@ class Graph:
         ]
         # every variable is read before any is written; the running statistics are in UPDATE_OPS
         with tf.control_dependencies([self.loss, *gradients, *tf.get_collection(tf.GraphKeys.UPDATE_OPS)]):
-            optimizer = tf.train.MomentumOptimizer(self.rate, momentum)
+            # a number of Python would become float32
+            optimizer = tf.train.MomentumOptimizer(self.rate, tf.constant(momentum, self.rate.dtype))
             return optimizer.apply_gradients(zip(gradients, variables, strict=True), global_step)
 
 

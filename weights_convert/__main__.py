@@ -24,9 +24,10 @@ from weights_convert.commandline import (
     exit_code,
     limits_of,
     reading,
+    setting,
     write_json,
 )
-from weights_convert.errors import MismatchError, SourceError
+from weights_convert.errors import MismatchError, SourceError, SpecError
 from weights_convert.screen import output_for, print_facts, print_table, progress_bar, say
 
 
@@ -54,6 +55,13 @@ def parser() -> Parser:
     convert.add_argument(
         "--fold-bias", action="store_true", help="fold biases before batch norms into the running means"
     )
+    convert.add_argument(
+        "--with-optimizer", action="store_true", help="carry the optimiser's state too, to go on training"
+    )
+    convert.add_argument(
+        "--optimizer", metavar="KEY=VALUE", type=setting, action="append", default=[],
+        help="a fact about it that SRC does not hold, such as momentum=0.9",
+    )  # fmt: skip
     convert.add_argument(
         "--strict", action="store_true", help="refuse NaN, assumptions and tensors outside the network"
     )
@@ -154,6 +162,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
             reorder_classes=arguments.reorder_classes,
             fold_bn=arguments.fold_bn,
             fold_bias=arguments.fold_bias,
+            carry=_carried(arguments),
             strict=arguments.strict,
             overwrite=arguments.overwrite,
             dry_run=arguments.dry_run,
@@ -167,7 +176,10 @@ def run_convert(arguments: argparse.Namespace) -> int:
         print_table(
             output,
             ("source", "target", "shape", "dtype"),
-            ([m.source_name, m.target_name, str(m.target.shape), m.target.dtype.name] for m in plan.moves),
+            (
+                [m.source_name, m.target_name, str(m.target.shape), m.target.dtype.name]
+                for m in plan.all_moves
+            ),
         )
     for name, what in report["left_out"].items():
         say(output, f"left out: {name} ({what})")
@@ -176,8 +188,18 @@ def run_convert(arguments: argparse.Namespace) -> int:
     checkpoint = plan.checkpoint
     verb = "would write" if arguments.dry_run else "wrote"
     source = f"{checkpoint.describe()}, {checkpoint.format} in the {checkpoint.family} layout"
-    say(output, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}")
+    carried = f", with {len(plan.carried)} of its optimiser" if plan.carried else ""
+    say(output, f"{verb} {plan.destination}: {len(plan.moves)} tensors of {source}{carried}")
     return 0
+
+
+def _carried(arguments: argparse.Namespace) -> bool | dict[str, Any]:
+    """The argument `carry` of `convert`."""
+    if arguments.optimizer and not arguments.with_optimizer:
+        raise SpecError("--optimizer: a fact about a state that is not carried; give --with-optimizer too")
+    facts = dict(arguments.optimizer)
+    left = [str(value) for name, value in arguments.optimizer if name == "leave_out"]
+    return (facts | ({"leave_out": left} if left else {})) or arguments.with_optimizer
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:
@@ -211,6 +233,7 @@ def _facts_of(report: dict[str, Any], what: str) -> list[tuple[str, str]]:
         ("keywords", ", ".join(f"{key}={value!r}" for key, value in report["spec"].items())),
         ("assumed", ", ".join(report["assumed"]) or "nothing"),
         *(("odd", line) for line in report["odd"] or ["nothing"]),
+        *((("optimizer", report["optimizer"]),) if report["optimizer"] else ()),
         *(("left out", f"{name} ({text})") for name, text in report["left_out"].items()),
         *(("note", line) for line in (*report["notes"], *report["cautions"])),
         ("convert", report["convert"]),

@@ -14,6 +14,7 @@ from weights_convert.families.base import Preprocessing
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.identify.candidates import infer
 from weights_convert.identify.misfits import describe, do_not_fit, misfits, title
+from weights_convert.optimizer.state import Facts, NoOptimizer, TrainingState
 from weights_convert.source import Source
 from weights_convert.spec import Spec, changed, model_name, network_spec
 
@@ -66,6 +67,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         cautions: Iterable[str] = (),
         liberties: Iterable[str] = (),
         source: Source | None = None,
+        training: Callable[[Facts], TrainingState] | None = None,
     ):
         self.tensors = dict(tensors)
         self.spec = spec
@@ -78,6 +80,7 @@ class Checkpoint(Mapping[str, np.ndarray]):
         self.cautions = list(cautions)
         self.liberties = list(liberties)
         self.source = source or Source(None)
+        self._training = training
         self._reader = reader
         self.path = reader.path if reader else None
         self.format = reader.format if reader else None
@@ -139,6 +142,20 @@ class Checkpoint(Mapping[str, np.ndarray]):
         """Close the file automatically when the last reference to this checkpoint ends."""
         if self._reader is not None:
             weakref.finalize(self, self._reader.close)
+
+    def training_state(self, facts: Facts | None = None) -> TrainingState:
+        """The state of the optimiser in the file; its tensors are read on demand.
+
+        Args:
+            facts: the user's statements on the training.
+
+        Raises:
+            NoOptimizer: the source holds none.
+            MismatchError: it has no counterpart, or does not fit the weights.
+        """
+        if self._training is None:
+            raise NoOptimizer(f"{self.path or 'the model'}: holds no state of an optimiser")
+        return self._training(facts or Facts())
 
     @property
     def model(self) -> str | None:

@@ -24,6 +24,8 @@ from weights_convert.limits import Limits
 from weights_convert.loading import opened
 from weights_convert.mapping import OwnNames
 from weights_convert.memory import DTYPES, not_finite, sha256
+from weights_convert.optimizer.state import facts_of
+from weights_convert.optimizer.writing import carry as carry_optimizer
 from weights_convert.plan import Move, Plan, make_plan
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
@@ -49,6 +51,7 @@ def convert(
     reorder_classes: str | Path | None = None,
     fold_bn: bool = False,
     fold_bias: bool = False,
+    carry: bool | Mapping[str, Any] = False,
     strict: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -72,6 +75,11 @@ def convert(
         reorder_classes: a permutation file, see `changes.read_permutation`.
         fold_bn: fold batch norms into the convolutions, for inference; see `changes.fold_bn`.
         fold_bias: fold biases before batch norms into the running means; see `changes.fold_bias`.
+        carry: True to carry the state of the optimiser too; or a dict with the facts that the source does
+            not hold: `optimizer` ("sgd", "adam", "adamw"), `learning_rate` (at the stop), `momentum`,
+            `weight_decay`, `beta_1`, `beta_2`, `epsilon`, `step`; the rate to go on with,
+            `next_learning_rate`; `schedule`, True if a Keras destination computes it; and `leave_out`, names
+            of states without a counterpart.
         strict: NaN and infinity, and what `load` refuses with it, are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.
@@ -84,6 +92,10 @@ def convert(
     Raises:
         WeightsConvertError: see its subclasses; the destination is unchanged.
     """
+    facts = None if carry is False else facts_of(carry)
+    if facts is not None:
+        _check_combination(ema=ema, apply_masks=apply_masks, new_head=new_head, num_classes=num_classes,
+                           reorder_classes=reorder_classes, fold_bn=fold_bn, fold_bias=fold_bias)  # fmt: skip
     own = None if names is None else OwnNames.of(names)
     of_source = own if own and _match(own, src, key, limits) else None
     with opened(
@@ -118,6 +130,17 @@ def convert(
         named = own if of_source is None else None
         plan = make_plan(checkpoint, dst, family=to_family, dtype=dtype, scope=scope, names=named)
         plan.warnings += [] if assume else doubts(checkpoint)
+        if facts is not None:
+            if named is not None and plan.container.name == "torch":
+                raise SpecError(
+                    f"{dst}: names of its own would be in another order; omit carry (--with-optimizer)"
+                )
+            lines = carry_optimizer(plan, checkpoint.training_state(facts))
+            for line in [] if assume else lines:
+                if strict:
+                    raise MismatchError(f"{line} (--strict)")
+                plan.warnings.append(line)
+                caution(line)
         if dry_run:
             check_destination(plan.destination, plan.container, overwrite)
         else:
@@ -147,6 +170,16 @@ def save(
     plan = make_plan(checkpoint, path, family=family, dtype=dtype, scope=scope, names=own)
     execute(plan, strict=strict, overwrite=overwrite)
     return plan
+
+
+def _check_combination(**changes: Any) -> None:
+    """Raise `SpecError` for a change of the network, whose optimiser would be another one."""
+    for name, value in changes.items():
+        if value not in (None, False):
+            option = f"--{name.replace('_', '-')}"
+            raise SpecError(
+                f"{option}: changes the weights, but not the optimiser; omit carry (--with-optimizer)"
+            )
 
 
 def _match(names: OwnNames, src: str | Path, key: str | None, limits: Limits | None) -> bool:
@@ -236,7 +269,7 @@ def execute(plan: Plan, *, strict: bool, overwrite: bool, progress: Progress | N
 
 def _progress(plan: Plan, progress: Progress | None) -> Callable[[Move], None]:
     """A function to call for each tensor written and for each tensor read back."""
-    total, done = 2 * sum(move.target.nbytes for move in plan.moves), 0
+    total, done = 2 * sum(move.target.nbytes for move in plan.all_moves), 0
 
     def advance(move: Move) -> None:
         nonlocal done
@@ -250,7 +283,7 @@ def _progress(plan: Plan, progress: Progress | None) -> Callable[[Move], None]:
 def _write(plan: Plan, temporary: Path, strict: bool, advance: Callable[[Move], None]) -> None:
     """Write all tensors."""
     assert plan.container.write is not None  # checked by format_for_writing
-    moves = {move.target_name: move for move in plan.moves}
+    moves = {move.target_name: move for move in plan.all_moves}
 
     def read(name: str) -> np.ndarray:
         array = _converted(plan, moves[name], strict)
@@ -269,7 +302,7 @@ def _write(plan: Plan, temporary: Path, strict: bool, advance: Callable[[Move], 
 
 def _converted(plan: Plan, move: Move, strict: bool) -> np.ndarray:
     """A tensor ready for writing: checked for NaN and infinity, cast, transposed."""
-    array = plan.checkpoint[move.canonical]
+    array = plan.checkpoint[move.canonical] if move.read is None else move.read()
     if count := not_finite(array):
         message = f"{move.source_name} has {count} values that are NaN or infinite"
         if strict:
@@ -294,10 +327,10 @@ def _read_back(plan: Plan, temporary: Path, advance: Callable[[Move], None]) -> 
     """Raise `WriteError` unless the file holds exactly the expected contents."""
     try:
         with plan.container.open(temporary) as reader:
-            names = {move.target_name for move in plan.moves}
+            names = {move.target_name for move in plan.all_moves}
             if set(reader.tensors) != names or reader.metadata != _as_read(plan.metadata):
                 raise WriteError(f"{plan.destination}: the output reads back with other names or metadata")
-            for move in plan.moves:
+            for move in plan.all_moves:
                 array = reader.read(move.target_name)
                 if (array.shape, array.dtype, sha256(array)) != (*move.target, move.sha256):
                     raise WriteError(f"{plan.destination}: {move.target_name} does not read back as written")

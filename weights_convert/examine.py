@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 
 from weights_convert.checkpoint import Checkpoint
+from weights_convert.errors import WeightsConvertError
 from weights_convert.families import FAMILIES
 from weights_convert.memory import not_finite
+from weights_convert.optimizer.state import NoOptimizer
 from weights_convert.spec import count_parameters, variant_of
 
 
@@ -35,12 +37,24 @@ def facts(checkpoint: Checkpoint) -> dict[str, Any]:
         "dtypes": dict(dtypes),
         "bytes": sum(tensor.info.nbytes for tensor in checkpoint.tensors.values()),
         "odd": oddities(checkpoint),
+        "optimizer": optimizer(checkpoint),
         "left_out": checkpoint.left_out,
         "notes": checkpoint.notes,
         "cautions": checkpoint.cautions,
         "fed": str(checkpoint.feeds) if checkpoint.feeds else None,
         "feeds": dataclasses.asdict(checkpoint.feeds) if checkpoint.feeds else None,
     }
+
+
+def optimizer(checkpoint: Checkpoint) -> str | None:
+    """The optimiser whose state the file holds, or the reason why it cannot be carried; None without one."""
+    try:
+        state = checkpoint.training_state()
+    except NoOptimizer:
+        return None
+    except WeightsConvertError as error:
+        return f"not carried: {error.message}"
+    return f"{state.describe()} (convert --with-optimizer carries it)"
 
 
 def oddities(checkpoint: Checkpoint) -> list[str]:

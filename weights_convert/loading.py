@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from weights_convert.identify.misfits import describe, do_not_fit, title
 from weights_convert.identify.reading import Listing, Reading
 from weights_convert.limits import Limits
 from weights_convert.mapping import OwnNames
+from weights_convert.optimizer.reading import training_state
 from weights_convert.source import Source
 from weights_convert.spec import (
     COUNTS,
@@ -220,6 +222,7 @@ def _load(
         cautions=[found.family.caution] if found.family.caution and unsaid else [],
         liberties=liberties,
         source=source,
+        training=partial(training_state, reader, reading, known),
     )
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from weights_convert.changes import as_in_family
 from weights_convert.checkpoint import MAPPING_VERSION, Checkpoint
@@ -19,6 +22,7 @@ from weights_convert.identify.choice import find_family
 from weights_convert.layouts import Stored
 from weights_convert.mapping import OwnNames
 from weights_convert.memory import DTYPES, dtype_of
+from weights_convert.optimizer.state import TrainingState
 from weights_convert.spec import COUNTS, parameters
 from weights_convert.timm_folder import container_for
 
@@ -53,6 +57,7 @@ class Move:
     source: TensorInfo  # canonical shape
     target: TensorInfo
     sha256: str | None = None
+    read: Callable[[], np.ndarray] | None = None  # of a tensor beside the checkpoint's
 
     @property
     def axes(self) -> tuple[int, ...] | None:
@@ -75,6 +80,13 @@ class Plan:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     source_sha256: dict[str, str] = field(default_factory=dict)  # of its files, if requested
+    training: TrainingState | None = None  # the optimiser, if it is carried
+    carried: list[Move] = field(default_factory=list)  # its tensors
+
+    @property
+    def all_moves(self) -> list[Move]:
+        """The weights, and what is carried with them."""
+        return [*self.moves, *self.carried]
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain JSON values."""
@@ -92,23 +104,39 @@ class Plan:
             "model": checkpoint.model,
             "spec": dataclasses.asdict(checkpoint.spec),
             "assumed": list(checkpoint.assumed),
-            "tensors": [
-                {
-                    "canonical": move.canonical,
-                    "source": move.source_name,
-                    "target": move.target_name,
-                    "axes": move.axes,
-                    "shape": move.target.shape,
-                    "dtype": move.target.dtype.name,
-                    "source_dtype": move.source.dtype.name,
-                    "sha256": move.sha256,
-                }
-                for move in self.moves
-            ],
-            "left_out": checkpoint.left_out,
+            "tensors": [_line(move) for move in self.moves],
+            **self._optimizer(),
+            "left_out": {n: what for n, what in checkpoint.left_out.items() if n not in self._used()},
             "notes": [*checkpoint.notes, *self.notes],
             "warnings": self.warnings,
         }
+
+    def _used(self) -> frozenset[str]:
+        return frozenset() if self.training is None else self.training.used
+
+    def _optimizer(self) -> dict[str, Any]:
+        if self.training is None:
+            return {}
+        facts = {
+            "kind": self.training.kind,
+            "step": self.training.step,
+            "settings": dict(self.training.settings),
+        }
+        return {"optimizer": facts | {"tensors": [_line(move) for move in self.carried]}}
+
+
+def _line(move: Move) -> dict[str, Any]:
+    """One tensor of a plan as plain JSON values."""
+    return {
+        "canonical": move.canonical,
+        "source": move.source_name,
+        "target": move.target_name,
+        "axes": move.axes,
+        "shape": move.target.shape,
+        "dtype": move.target.dtype.name,
+        "source_dtype": move.source.dtype.name,
+        "sha256": move.sha256,
+    }
 
 
 def make_plan(

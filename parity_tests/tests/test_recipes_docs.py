@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from parity_tests.tests.doc_blocks import blocks_of
+from parity_tests.tests.doc_blocks import blocks_of, run
 from recipes.__main__ import main
 from recipes.recipe import Recipe, read_recipe
 
 ROOT = Path(__file__).parents[2]
-BLOCKS = blocks_of((ROOT / "docs" / "training.md").read_text(encoding="utf-8"))
+PAGE = ROOT / "docs" / "training.md"
+BLOCKS = blocks_of(PAGE.read_text(encoding="utf-8"))
+CARRIED = re.compile(r"^## Stop in one framework.*?(?=^## )", re.MULTILINE | re.DOTALL)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of TensorBoard's code
@@ -29,6 +32,16 @@ def test_the_commands_print_what_the_page_shows(tmp_path, monkeypatch, capsys):
                 printed = capsys.readouterr().out.splitlines()
                 if shown:
                     assert list(map(without_figures, printed)) == list(map(without_figures, shown))
+
+
+def test_the_training_goes_on_as_the_page_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8")
+    section = CARRIED.search(text)[0]
+    present = run(section, commands={"weights-convert"})
+    if os.environ.get("DOCS_REFRESH"):
+        PAGE.write_text(text.replace(section, present), encoding="utf-8")
+    assert present.splitlines() == section.splitlines()
 
 
 def without_figures(line: str) -> str:

@@ -269,3 +269,16 @@ def test_a_training_begins_with_the_weights_of_a_file(few, whole, tmp_path):
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     before, after = weights_in(whole["torch"]), weights_in(tmp_path)
     assert [name for name in after if after[name] != before[name] and not name.endswith(statistics)] == []
+
+
+def test_a_training_in_float64_leaves_the_default_of_keras():
+    import keras
+
+    from recipes.keras_trainer import _computing_in
+
+    keras.utils.clear_session()  # also forgets the default, which is made on first use
+    with _computing_in("float64"):
+        assert keras.layers.Dense(1, dtype="float64").compute_dtype == "float64"
+        keras.losses.MeanSquaredError()
+        keras.layers.Dense(1)
+    assert keras.layers.Dense(1).compute_dtype == keras.config.floatx() == "float32"

@@ -36,6 +36,9 @@ def recognises_keras(given: Given) -> bool:
 class KerasReader(Reader):
     """A `.weights.h5` file or the one inside a `.keras` file; names are HDF5 paths (`conv1/vars/0`).
 
+    Attributes:
+        config: the text that describes the model, if the file has it.
+
     Raises:
         SourceError: the file is damaged, or is HDF5 that neither h5py nor Keras writes by default. The error
             has the line of Python that saves such a file again.
@@ -48,7 +51,7 @@ class KerasReader(Reader):
         path, limits = self._given.path, self._given.limits
         super().__init__(path, limits)
         self._datasets: dict[str, Dataset] = {}
-        self._config: str | bytes | None = None
+        self.config: str | bytes | None = None
         try:
             self._contents = PlainFile(*self._inner(), limits)
             self._list()
@@ -79,7 +82,7 @@ class KerasReader(Reader):
         if archive is None:
             return file, 0, given.size
         if _CONFIG in archive.namelist():
-            self._config = self._text(archive, archive.getinfo(_CONFIG))
+            self.config = self._text(archive, archive.getinfo(_CONFIG))
         info = archive.getinfo(_INNER)
         if info.compress_type == zipfile.ZIP_STORED:
             return file, stored(file, info), info.file_size
@@ -97,7 +100,7 @@ class KerasReader(Reader):
         older = any(map(contents.has_attribute, ("layer_names", "layer_names0")))
         datasets = {dataset.path: dataset for dataset in contents.datasets()}
         if older or any(path.startswith("model_weights/") for path in datasets):  # Keras 2, or 3's `.h5`
-            self._config = contents.attribute("model_config") if self._config is None else self._config
+            self.config = contents.attribute("model_config") if self.config is None else self.config
             named = legacy_names(datasets, self._of_config())
         else:
             named = layer_names(datasets, contents.layers)
@@ -115,6 +118,11 @@ class KerasReader(Reader):
         self.metadata = agreeing(self.path, said.pop("", {}), of_config.pop("", {}))
         self.networks = of_config | said
 
+    @property
+    def functional(self) -> bool:
+        """Whether the file is of a functional or sequential model, whose layers have names of their own."""
+        return any(path.startswith("layers/") for path in self._contents.layers)
+
     def _said(self) -> dict[str, dict[str, Any]]:
         """Path of a network -> the metadata beside its weights; removes them from the tensors."""
         found = {}
@@ -131,7 +139,7 @@ class KerasReader(Reader):
         return found
 
     def _of_config(self) -> dict[str, dict[str, Any]]:
-        return {} if self._config is None else keywords_in_config(self._config, self.path, self.limits)
+        return {} if self.config is None else keywords_in_config(self.config, self.path, self.limits)
 
     def read(self, name: str) -> np.ndarray:
         try:

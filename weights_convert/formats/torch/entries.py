@@ -84,6 +84,16 @@ def left_out(root: Mapping, chosen: Entry) -> Iterator[tuple[str, str]]:
     yield from ((prefix + label(name), describe(value, look)) for name, value in rest)
 
 
+def beside(root: Any, chosen: Entry) -> dict[Any, Any]:
+    """The entries beside the chosen one, and beside its parents."""
+    mapping = _as_mapping(root)
+    found: dict[Any, Any] = {}
+    for step in chosen.steps:
+        found |= {name: value for name, value in mapping.items() if name != step}
+        mapping = _as_mapping(mapping[step])
+    return found or {name: value for name, value in mapping.items() if name not in chosen.tensors}
+
+
 class _Look:
     """A budget for inspecting values: a large container may be contained in many others."""
 

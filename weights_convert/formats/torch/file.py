@@ -13,7 +13,8 @@ import struct
 import sys
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +29,7 @@ from weights_convert.formats.base import (
     parse_metadata,
 )
 from weights_convert.formats.given import Given
-from weights_convert.formats.torch.entries import choose, describe, label, left_out, short
+from weights_convert.formats.torch.entries import beside, choose, describe, label, left_out, short
 from weights_convert.formats.torch.objects import MAX_INT, ArrayRef, Storage, TensorRef
 from weights_convert.formats.torch.pickle import load
 from weights_convert.formats.zip import stored
@@ -229,7 +230,11 @@ def _reason(error: Exception) -> str:
 
 
 class TorchReader(Reader):
-    """The state dict in a file of `torch.save`; `key` selects one of several entries."""
+    """The state dict in a file of `torch.save`; `key` selects one of several entries.
+
+    Attributes:
+        beside: the other entries of a training checkpoint, unread.
+    """
 
     format = "torch"
 
@@ -237,13 +242,14 @@ class TorchReader(Reader):
         path, limits = given.path, given.limits
         super().__init__(path, limits)
         self._file = given.file
+        self._claimed_beside: set[str] = set()
         try:
             self.has(given.size)
             self._container = _open_container(given)
             root, self.metadata = self._container.root, self._container.metadata
             chosen, self.notes = choose(path, root, key)
             self.metadata = self.metadata or _own_metadata(path, chosen.metadata, limits)
-            self._refs = chosen.tensors
+            self._refs, self.beside = chosen.tensors, beside(root, chosen)
             for name, ref in self._refs.items():
                 self.add(name, self._info(name, ref), self._cost(ref))
             for name, what in left_out(root, chosen):
@@ -253,7 +259,17 @@ class TorchReader(Reader):
             raise
 
     def read(self, name: str) -> np.ndarray:
-        ref = self._refs[name]
+        return self._read(name, self._refs[name])
+
+    def tensor_of(self, name: str, ref: TensorRef) -> tuple[TensorInfo, Callable[[], np.ndarray]]:
+        """A tensor outside the state dict, listed in `beside`: its shape and dtype, and how to read it."""
+        info = self._info(name, ref)
+        if name not in self._claimed_beside:
+            self._claimed_beside.add(name)
+            self.claim(self._cost(ref))
+        return info, partial(self._read, name, ref)
+
+    def _read(self, name: str, ref: TensorRef) -> np.ndarray:
         data = np.empty(0 if isinstance(ref, ArrayRef) else ref.span * ref.dtype.itemsize, np.uint8)
         try:
             if isinstance(ref, ArrayRef):

@@ -28,8 +28,14 @@ def write_torch(
     tensors: Mapping[str, TensorInfo],
     read: Callable[[str], np.ndarray],
     metadata: Mapping[str, Any],
+    root: Callable[[Mapping[str, bytes]], bytes] | None = None,
 ) -> None:
-    """Write the zip form, for `torch.load(path, weights_only=True, mmap=True)`."""
+    """Write the zip form, for `torch.load(path, weights_only=True, mmap=True)`.
+
+    Args:
+        root: makes the pickle of the file's object, of the pickles of its tensors by name; a state dict for
+            None.
+    """
     for name, info in tensors.items():
         if info.dtype not in STORAGE_CLASS:
             known = ", ".join(map(str, STORAGE_CLASS))
@@ -38,7 +44,7 @@ def write_torch(
     with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
         add = partial(_add_entry, archive, file)
         # torch takes the stem from the first entry
-        add("data.pkl", _bytes(_state_dict(tensors)))
+        add("data.pkl", _bytes(_pickled(tensors, root or state_dict)))
         add("byteorder", _bytes(b"little"))
         for index, name in enumerate(tensors):
             add(f"data/{index}", read(name))
@@ -69,12 +75,14 @@ def _global(module: str, name: str) -> bytes:
     return pickle.GLOBAL + f"{module}\n{name}\n".encode()
 
 
-def _text(text: str) -> bytes:
-    data = text.encode("utf-8", "surrogatepass")
+def text(value: str) -> bytes:
+    """The pickle of a text."""
+    data = value.encode("utf-8", "surrogatepass")
     return pickle.BINUNICODE + struct.pack("<I", len(data)) + data
 
 
-def _int(value: int) -> bytes:
+def integer(value: int) -> bytes:
+    """The pickle of a whole number from 0."""
     if value < 2**31:
         return pickle.BININT + struct.pack("<i", value)
     return pickle.LONG1 + b"\x08" + struct.pack("<q", value)
@@ -90,26 +98,35 @@ _EMPTY_ORDERED_DICT = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE
 def _tensor(key: str, info: TensorInfo) -> bytes:
     """`_rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks)` for a contiguous tensor."""
     storage = _tuple(
-        _text("storage"),
+        text("storage"),
         _global("torch", STORAGE_CLASS[info.dtype]),
-        _text(key),
-        _text("cpu"),
-        _int(math.prod(info.shape)),
+        text(key),
+        text("cpu"),
+        integer(math.prod(info.shape)),
     )
     strides = [math.prod(max(n, 1) for n in info.shape[axis + 1 :]) for axis in range(len(info.shape))]
     arguments = _tuple(
         storage + pickle.BINPERSID,
-        _int(0),
-        _tuple(*map(_int, info.shape)),
-        _tuple(*map(_int, strides)),
+        integer(0),
+        _tuple(*map(integer, info.shape)),
+        _tuple(*map(integer, strides)),
         pickle.NEWFALSE,
         _EMPTY_ORDERED_DICT,
     )
     return _global("torch._utils", "_rebuild_tensor_v2") + arguments + pickle.REDUCE
 
 
-def _state_dict(tensors: Mapping[str, TensorInfo]) -> bytes:
-    """The pickle of an `OrderedDict` of contiguous tensors; the i-th one's storage has the key `str(i)`."""
-    items = [_text(name) + _tensor(str(i), info) for i, (name, info) in enumerate(tensors.items())]
-    body = pickle.MARK + b"".join(items) + pickle.SETITEMS
-    return pickle.PROTO + b"\x02" + _EMPTY_ORDERED_DICT + body + pickle.STOP
+def _pickled(tensors: Mapping[str, TensorInfo], root: Callable[[Mapping[str, bytes]], bytes]) -> bytes:
+    """The whole pickle; the i-th tensor's storage has the key `str(i)`."""
+    pickled = {name: _tensor(str(i), info) for i, (name, info) in enumerate(tensors.items())}
+    return pickle.PROTO + b"\x02" + root(pickled) + pickle.STOP
+
+
+def state_dict(pickled: Mapping[str, bytes]) -> bytes:
+    """The pickle of an `OrderedDict` of contiguous tensors."""
+    return _EMPTY_ORDERED_DICT + items({text(name): tensor for name, tensor in pickled.items()})
+
+
+def items(entries: Mapping[bytes, bytes]) -> bytes:
+    """The operations that add keys and values to the dictionary before them."""
+    return pickle.MARK + b"".join(key + value for key, value in entries.items()) + pickle.SETITEMS

@@ -1,0 +1,1 @@
+"""The state of an optimiser, carried from one framework to another with the weights."""
