@@ -67,6 +67,7 @@ class Spec(AttentionOptions):
             for a single attention block.
         head: the classifier's canonical name, or "".
         structure: the keywords that a variant of a named network shares with it.
+        parts: keywords of parts that a file of a named network may have or lack, one set per case.
         unseen: keyword that names and shapes do not show -> whether it matters in a spec.
     """
 
@@ -74,6 +75,7 @@ class Spec(AttentionOptions):
     network: ClassVar[str] = ""
     head: ClassVar[str] = ""
     structure: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     unseen: ClassVar[Mapping[str, Callable[[Any], bool]]]
 
     def tensors(self) -> Iterator[Parameter]:
@@ -249,11 +251,12 @@ def conv_norm(
     bn: str,
     inputs: int,
     outputs: int,
-    kernel: int,
+    kernel: int | tuple[int, int],
     groups: int = 1,
     role: str = "conv2d",
 ) -> Iterator[Parameter]:
-    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), role)
+    sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
+    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, *sizes), role)
     if norm in WITH_BIAS:
         yield Parameter(f"{conv}.bias", (outputs,), "bias")
     if norm == "gn":
