@@ -59,7 +59,7 @@ def tf1_network(**keywords: Any) -> None:
     with tf.Graph().as_default():
         channels = channels if isinstance(channels, (int, np.integer)) and 0 < channels < 9 else 3
         network = getattr(tf1_compat, kind_of(keywords).kind)
-        network(tf.placeholder(tf.float32, (1, None, None, channels)), **keywords)
+        network(tf.placeholder(tf.float32, (1, None, None, int(channels))), **keywords)
 
 
 def spec(**keywords: Any) -> None:

@@ -8,6 +8,7 @@ from weights_convert.families import (
     cbam,
     eca,
     hikapok,
+    inceptions_v3,
     keras_applications,
     keras_hub,
     kobiso,
@@ -51,6 +52,7 @@ FAMILIES: dict[str, Family] = {
         keras_hub.FAMILY,
         cadene_inception.FAMILY,
         pytorchcv_inception.FAMILY,
+        *inceptions_v3.FAMILIES,
         *mobilenets.FAMILIES,
         *shufflenets.FAMILIES,
     )

@@ -148,6 +148,11 @@ class Spec(AttentionOptions):
         """Rows and columns of the usual training images."""
         return 224
 
+    @property
+    def small_image_size(self) -> int:
+        """Rows and columns of images for runs that record every layer: at 224 these take gigabytes."""
+        return min(64, self.image_size)
+
 
 def has_cbam(spec: AttentionOptions) -> bool:
     return spec.attention == "cbam"

@@ -88,7 +88,7 @@ class InceptionV3Spec(Spec):
 
     def _classifier(self, name: str, channels: int) -> Iterator[Parameter]:
         if self.num_classes:
-            yield from dense(name, channels, self.num_classes, self.head_bias)
+            yield from dense(name, channels, self.num_classes, self.head_bias, role="head_dense")
 
     def norm_after(self, convolution: str) -> str:
         return convolution.removesuffix("conv") + "bn"
@@ -129,3 +129,7 @@ class InceptionV3Spec(Spec):
     @property
     def image_size(self) -> int:
         return 299
+
+    @property
+    def small_image_size(self) -> int:
+        return self.image_size if self.aux_head else 139  # the last maps have 3 x 3 values
