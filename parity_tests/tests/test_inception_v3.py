@@ -224,6 +224,20 @@ def test_both_classifiers_are_replaced(tmp_path, framework):
     assert model.live_keywords()["num_classes"] == 0
 
 
+def test_a_new_head_replaces_both_classifiers(tmp_path):
+    source = synthetic.weights(AUX)
+    save(source, tmp_path / "a.npz")
+    model = torch_impl.InceptionV3(**changed(AUX, {"num_classes": 3}).model_kwargs())
+    load_into(model, tmp_path / "a.npz", new_head=True)
+    assert load_model(tmp_path / "a.npz", num_classes=3).config["num_classes"] == 3
+    convert(tmp_path / "a.npz", tmp_path / "b.npz", new_head=True, num_classes=3)
+    with load(tmp_path / "b.npz") as found:
+        assert found.spec == changed(AUX, {"num_classes": 3})
+        kept = [name for name in source if found[name].shape == source[name].shape]
+        assert set(source) - set(kept) == {f"{h}.{n}" for h in found.spec.heads for n in ("weight", "bias")}
+        assert all(found[name].tobytes() == source[name].tobytes() for name in kept)
+
+
 @pytest.mark.quick
 def test_one_replaced_classifier_is_noticed():
     model = torch_impl.InceptionV3(**AUX.model_kwargs())

@@ -78,6 +78,11 @@ class Spec(AttentionOptions):
     parts: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     unseen: ClassVar[Mapping[str, Callable[[Any], bool]]]
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The canonical names of all classifiers; the first is `head`."""
+        return (self.head,) if self.head else ()
+
     def tensors(self) -> Iterator[Parameter]:
         """Every tensor of the network, in PyTorch's order; see `parameters`."""
         raise NotImplementedError

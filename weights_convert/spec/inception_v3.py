@@ -64,6 +64,10 @@ class InceptionV3Spec(Spec):
         with as_spec_error():
             set_fields(self, checks.check_keywords(vars(self), self.kind))
 
+    @property
+    def heads(self) -> tuple[str, ...]:
+        return (self.head, "AuxLogits.fc") if self.aux_head else (self.head,)
+
     def tensors(self) -> Iterator[Parameter]:
         table = network_of(vars(self))
         yield from self._chain("", table.stem, self.in_channels)
