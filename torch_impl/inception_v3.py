@@ -121,8 +121,8 @@ class AuxHead(nn.Module):
 
 def transform(x: Tensor) -> Tensor:
     """Images normalised with ImageNet's mean and deviation, normalised with 0.5 and 0.5 instead."""
-    channels = zip(x.unbind(1), TRANSFORM, strict=True)
-    return torch.stack([channel * factor + summand for channel, (factor, summand) in channels], 1)
+    colours = enumerate(TRANSFORM)
+    return torch.stack([x[:, number] * factor + summand for number, (factor, summand) in colours], 1)
 
 
 class InceptionV3(Network):
