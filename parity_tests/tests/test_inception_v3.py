@@ -99,15 +99,16 @@ def test_both_classifiers_answer_in_training():
 
 
 def test_keras_fits_both_classifiers():
-    model = keras_impl.InceptionV3(**changed(AUX, {"attention": "none"}).model_kwargs())
-    rate = 2.0**-10
-    model.compile(
-        keras.optimizers.SGD(rate), keras.losses.SparseCategoricalCrossentropy(True), metrics=["accuracy"]
-    )
+    model = keras_impl.InceptionV3(**changed(AUX, {"attention": "none", "dropout": 0.0}).model_kwargs())
+    cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.SGD(2.0**-10), cross_entropy, metrics=["accuracy"])
     x, y = synthetic.images(FULL, batch=4).transpose(0, 2, 3, 1), np.arange(4)
+    logits, auxiliary = model(x, training=True)
+    wanted = cross_entropy(y, logits) + model.aux_weight * cross_entropy(y, auxiliary)
     before = {variable.path: variable.numpy() for variable in model.trainable_variables}
     figures = model.fit(x, y, batch_size=4, verbose=0).history
     assert set(figures) == {"loss", "accuracy"}
+    np.testing.assert_allclose(figures["loss"], wanted, rtol=1e-4)
     unchanged = [v.path for v in model.trainable_variables if np.array_equal(v.numpy(), before[v.path])]
     assert not unchanged
     assert set(model.evaluate(x, y, batch_size=4, verbose=0, return_dict=True)) == {"loss", "accuracy"}
