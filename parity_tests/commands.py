@@ -79,11 +79,12 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
     from parity_tests.compare.investigate import investigate
     from parity_tests.compare.power.result import best_of
     from parity_tests.compare.table import show
+    from parity_tests.judge.photographs import dithered
 
     reports = []
     for what, source in sources.items():
         checkpoint = source()
-        images = images_of(arguments, checkpoint, checkpoint.spec.small_image_size)
+        images = dithered(images_of(arguments, checkpoint, checkpoint.spec.small_image_size))
         powers: list[Power] = []
         for dtype in _dtypes(arguments):
             if dtype == "float64" and list(arguments.frameworks) == ["torch"]:

@@ -15,6 +15,7 @@ from parity_tests import harness
 from parity_tests.compare.gradients import gradients
 from parity_tests.compare.investigate import investigate
 from parity_tests.judge import numpy_reference, synthetic
+from parity_tests.judge.photographs import dithered
 from parity_tests.tests.test_inception import differences
 from parity_tests.tests.test_isolation import ROOT
 from parity_tests.tests.test_vgg import outputs
@@ -269,6 +270,17 @@ def test_networks_for_inference():
         tf.import_graph_def(graph_def, name="")
         found = session.run("logits:0", {"images:0": x.transpose(0, 2, 3, 1)})
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.quick
+def test_white_areas_of_photographs_get_noise():
+    """Less than the quantisation of a picture, and everywhere another value."""
+    white = np.full((1, 3, 16, 16), 2.25, np.float32)
+    found = dithered(white)
+    assert found.dtype == np.float32
+    assert 0.4 / 255 / 0.23 < np.abs(found - white).max() <= 0.5 / 255 / 0.22
+    assert (np.diff(found, axis=3) != 0).all()
+    np.testing.assert_array_equal(dithered(white), found)
 
 
 def test_the_tables_are_one_text():

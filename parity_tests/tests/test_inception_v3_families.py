@@ -257,3 +257,23 @@ def test_a_file_that_lacks_some_scales_is_refused(tmp_path):
         scale = checkpoint["Mixed_5b.branch1x1.bn.weight"]
         np.testing.assert_array_equal(scale, np.ones(64, np.float32))
         assert scale.dtype == np.float32
+
+
+@pytest.mark.quick
+def test_keras_counts_its_layers_from_anywhere(tmp_path):
+    """The second network of a session, without a classifier, its tensors in the order of their names."""
+    source = synthetic.weights(InceptionV3Spec(num_classes=0))
+    convolutions = [name.removesuffix(".conv.weight") for name in source if name.endswith(".conv.weight")]
+    stored = {}
+    for number, unit in enumerate(convolutions, 95):
+        norm = f"batch_normalization_{number}"
+        stored[f"conv2d_{number}/kernel:0"] = np.array(source[f"{unit}.conv.weight"]).transpose(2, 3, 1, 0)
+        stored[f"{norm}/beta:0"] = np.array(source[f"{unit}.bn.bias"])
+        stored[f"{norm}/moving_mean:0"] = np.array(source[f"{unit}.bn.running_mean"])
+        stored[f"{norm}/moving_variance:0"] = np.array(source[f"{unit}.bn.running_var"])
+    np.savez(tmp_path / "a.npz", **dict(sorted(stored.items())))
+    with load(tmp_path / "a.npz") as checkpoint:
+        assert (checkpoint.family, checkpoint.spec.num_classes) == ("keras_inception_v3", 0)
+        for name in source:
+            if not name.endswith((".bn.weight", "num_batches_tracked")):
+                assert checkpoint[name].tobytes() == source[name].tobytes(), name
