@@ -77,6 +77,8 @@ def reorder_classes(source: Checkpoint, order: Sequence[int], origin: str) -> Ch
     """The same network with its classes in another order: class i becomes the source's class order[i]."""
     index = np.asarray(order)
     tensors = dict(source.tensors)
+    if not source.spec.heads:
+        raise MismatchError(f"{source.describe()} has no classes to reorder: it has no classifier")
     for name in (f"{head}.{leaf}" for head in source.spec.heads for leaf in ("weight", "bias")):
         if name not in tensors:
             raise MismatchError(f"{source.describe()} has no classes to reorder: there is no {name}")

@@ -22,6 +22,7 @@ from parity_tests.tests.test_vgg import outputs
 from parity_tests.watch.build import keras_model, torch_module
 from torch_impl.inception_v3 import Outputs
 from weights_convert import convert, load, load_into, load_model, save
+from weights_convert.changes import reorder_classes
 from weights_convert.layouts import LAYOUTS
 from weights_convert.spec import InceptionV3Spec, changed, model_spec, parameters
 
@@ -238,6 +239,16 @@ def test_a_new_head_replaces_both_classifiers(tmp_path):
         kept = [name for name in source if found[name].shape == source[name].shape]
         assert set(source) - set(kept) == {f"{h}.{n}" for h in found.spec.heads for n in ("weight", "bias")}
         assert all(found[name].tobytes() == source[name].tobytes() for name in kept)
+
+
+@pytest.mark.quick
+def test_both_classifiers_get_another_order_of_classes():
+    source = synthetic.weights(AUX)
+    found = reorder_classes(source, [4, 3, 2, 1, 0], "x")
+    for name in source:
+        order = slice(None, None, -1 if name.startswith(("fc.", "AuxLogits.fc.")) else None)
+        if source[name].ndim:
+            np.testing.assert_array_equal(found[name], source[name][order], name)
 
 
 @pytest.mark.quick
