@@ -125,7 +125,7 @@ def candidates_of(
         return []
     base: Any = found.spec
     if model is not None:
-        kept = {"num_classes", "in_channels", *MODELS[model].kind.parts[0]}
+        kept = {"num_classes", "in_channels", *model_spec(model).parts[0]}
         base = model_spec(model, **{k: v for k, v in base.model_kwargs().items() if k in kept})
     if base.network:
         base = changed(base, reading.values)
