@@ -20,7 +20,9 @@ from keras import ops
 from .attention import keep_frozen, mean
 from .blocks import make_attention
 from .inception_table import (
+    Branch,
     Conv,
+    Fork,
     Pool,
     chain_at,
     check_image,
@@ -52,19 +54,31 @@ class Described(Part):
         return super().get_config() | {"place": self.place, "c": self.as_they_are(self.c)}
 
 
-class Unit(keras.layers.Layer):
+@keras.saving.register_keras_serializable("samenet")
+class Unit(Part):
     """A convolution, its normalisation and a ReLU.
 
     Args:
-        step: row of the table.
+        step: row of the table; a list in a file.
         c: the keywords of `Inception`.
     """
 
-    def __init__(self, step: Conv, c: Mapping[str, Any], **keywords: Any):
+    def __init__(self, step: Conv | Sequence[Any], c: Mapping[str, Any], **keywords: Any):
         super().__init__(**keywords)
+        self.step, self.c = step if isinstance(step, Conv) else Conv(*step), dict(c)
+        step = self.step
         bias, dtype = c["norm"] in WITH_BIAS, self.dtype_policy
-        self.conv = Conv2D(step.width, step.kernel, step.stride, use_bias=bias, name="conv", dtype=dtype)
+        self.conv = Conv2D(
+            step.width,
+            step.kernel,
+            step.stride,
+            pad_rule=step.padding,
+            use_bias=bias,
+            name="conv",
+            dtype=dtype,
+        )
         self.bn = make_norm("bn", c, dtype)
+        self.note_settings()
 
     def build(self, input_shape: tuple) -> None:
         build_chain(input_shape, self.conv, self.bn)
@@ -75,6 +89,9 @@ class Unit(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return self.conv.compute_output_shape(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"step": list(self.step), "c": self.as_they_are(self.c)}
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -90,26 +107,20 @@ class Chain(Described):
         super().__init__(place, c, **keywords)
         self.steps = chain_at(c, place)
         for conv, _ in convolutions(self.steps):
-            name = f"unit{conv.number}"
-            setattr(self, name, Unit(conv, c, name=name, dtype=self.dtype_policy))
+            setattr(self, conv.name, Unit(conv, c, name=conv.name, dtype=self.dtype_policy))
         self.note_settings()
 
     def build(self, input_shape: tuple) -> None:
         shape = input_shape
         for conv, _ in convolutions(self.steps):
-            shape = build_chain(shape, getattr(self, f"unit{conv.number}"))
+            shape = build_chain(shape, getattr(self, conv.name))
         keep_frozen(self)
 
     def call(self, x: Any, training: bool | None = None) -> Any:
-        for step in self.steps:
-            if isinstance(step, Conv):
-                x = getattr(self, f"unit{step.number}")(x, training=training)
-            else:
-                x = pool(x, step, self.c)
-        return x
+        return run(self, self.steps, x, self.c, training)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return output_shape(input_shape, [self.steps], self.c)
+        return output_shape(input_shape, [self.steps])
 
 
 @keras.saving.register_keras_serializable("samenet")
@@ -148,13 +159,26 @@ class InceptionModule(Described):
         return self.attend(ops.concatenate(outputs, -1))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return output_shape(input_shape, self.row.branches, self.c)
+        return output_shape(input_shape, self.row.branches)
+
+
+def run(layer: keras.layers.Layer, steps: Branch, x: Any, c: Mapping[str, Any], training: bool | None) -> Any:
+    """The output of a branch whose convolutions are in a layer."""
+    for step in steps:
+        if isinstance(step, Conv):
+            x = getattr(layer, step.name)(x, training=training)
+        elif isinstance(step, Fork):
+            outputs = [getattr(layer, conv.name)(x, training=training) for conv in step.convs]
+            x = ops.concatenate(outputs, -1)
+        else:
+            x = pool(x, step, c)
+    return x
 
 
 def pool(x: Any, step: Pool, c: Mapping[str, Any]) -> Any:
     """A pool of the table, by the keywords of `Inception`."""
     if step.stride > 1:
-        return max_pool(x, c["reduction_pool"])
+        return max_pool(x, step.padding)
     if step.kind == "max":
         return ops.max_pool(x, 3, 1, "same", "channels_last")
     if c["count_padding"]:
@@ -162,9 +186,9 @@ def pool(x: Any, step: Pool, c: Mapping[str, Any]) -> Any:
     return ops.average_pool(x, 3, 1, "valid" if c["count_padding"] else "same", "channels_last")
 
 
-def output_shape(shape: tuple, branches: Sequence[Any], c: Mapping[str, Any]) -> tuple:
+def output_shape(shape: tuple, branches: Sequence[Any]) -> tuple:
     """The shape of the concatenated branches' output."""
-    sizes = (None if size is None else map_size(branches[0], size, c) for size in shape[1:3])
+    sizes = (None if size is None else map_size(branches[0], size) for size in shape[1:3])
     return (shape[0], *sizes, width_of(branches, shape[3]))
 
 

@@ -32,7 +32,7 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 class Conv2D(keras.layers.Conv2D):
     """Convolution padded by dilation * (k // 2) on each side, in groups, by default without bias.
 
-    With a stride, `pad_rule` may also be "same" or "end"; see `pad_strided`.
+    `pad_rule` may also be "valid" for no padding, and with a stride "same" or "end"; see `pad_strided`.
 
     Keras's "same" pads a strided convolution of an even size at the end only, which shifts the output by one
     pixel against PyTorch. Keras's grouped convolution on TensorFlow goes through XLA: on a CPU its forward
@@ -42,7 +42,7 @@ class Conv2D(keras.layers.Conv2D):
     def __init__(
         self,
         filters: int,
-        kernel_size: int,
+        kernel_size: int | tuple[int, int],
         strides: int = 1,
         groups: int = 1,
         *,
@@ -66,7 +66,9 @@ class Conv2D(keras.layers.Conv2D):
 
     def convolution_op(self, inputs: Any, kernel: Any) -> Any:
         padding = "same"  # with stride 1 and an odd kernel this is k // 2 on each side
-        if self.strides != (1, 1):
+        if self.pad_rule == "valid":
+            padding = "valid"
+        elif self.strides != (1, 1):
             inputs, padding = pad_strided(inputs, self.kernel_size, self.pad_rule)
         if self.groups > 1:
             return grouped_conv2d(inputs, kernel, self.strides, padding, self.groups, self.dilation_rate)
@@ -131,8 +133,10 @@ def strided_sizes(sizes: tuple, kernel_size: tuple, strides: tuple, rule: str) -
     """Rows and columns of a convolution's output; None for an unknown size."""
     found: list[int | None] = []
     for n, k, s in zip(sizes, kernel_size, strides, strict=True):
-        if n is None or s == 1:
+        if n is None or (s == 1 and rule != "valid"):
             found.append(n)
+        elif rule == "valid":
+            found.append((n - k) // s + 1)
         else:
             beyond = k // 2 * (2 if rule == "pad1" else 1) - k
             found.append(-(-n // s) if rule == "same" else (n + beyond) // s + 1)
@@ -230,11 +234,14 @@ def average_pool_3x3(x: Any, count_padding: bool) -> Any:
 
 
 def max_pool(x: Any, rule: str) -> Any:
-    """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
+    """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's.
+
+    With the rule "valid" there is no padding, and with "none" no pool.
+    """
     if rule == "none":
         return x
-    if rule == "same":
-        return ops.max_pool(x, 3, 2, "same", "channels_last")
+    if rule in ("same", "valid"):
+        return ops.max_pool(x, 3, 2, rule, "channels_last")
     # -inf instead of zero: inputs may be negative; Caffe's rule pads by one at the end, unused if the size is
     # odd
     pad = {"pad1": (1, 1), "ceil": (0, 1)}[rule]

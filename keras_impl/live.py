@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Any, ClassVar
 
 import keras
@@ -127,22 +127,37 @@ class Network(TracedModel):
             (None, 4)
         """
         num_classes = check_classes("num_classes", num_classes)
-        name, _, number = self.head.partition(".")
-        holder = getattr(self, name)
-        old, new = holder[int(number)] if number else holder, self.make_head(num_classes)
-        with keras.name_scope(self.name):  # the variables' paths begin with it
-            new.build((None, self.num_features))
-        self._tracker.replace_tracked_value("layers", old, new)  # Keras locks the layers of a built model
-        if number:
-            holder[int(number)] = new
-        else:
-            setattr(self, name, new)
+        inputs = self._head(self.head, self).input
+        for path, maker in self.classifiers().items():
+            self._replace_head(path, maker, num_classes)
         self.config["num_classes"] = num_classes
-        others = {key: value for key, value in self._made.items() if not _below(self.head, key)}
-        self._made = others | {key: value for key, value in settings(self).items() if _below(self.head, key)}
-        self._graph.output = new(old.input)
+        self._graph.output = self._head(self.head, self)(inputs)
         self.compiled, self.optimizer = False, None
         self.train_function = self.test_function = self.predict_function = None
+
+    def classifiers(self) -> dict[str, Any]:
+        """The path of each classifier, and the layer whose `make_head` makes it."""
+        return {self.head: self}
+
+    def _head(self, path: str, maker: Any) -> keras.layers.Layer:
+        """The current classifier at a path: an attribute of its maker, or the member of a list."""
+        above, _, last = path.rpartition(".")
+        return getattr(self, above)[int(last)] if last.isdigit() else getattr(maker, last)
+
+    def _replace_head(self, path: str, maker: Any, num_classes: int) -> None:
+        old, new = self._head(path, maker), maker.make_head(num_classes)
+        above, _, last = path.rpartition(".")
+        with ExitStack() as scopes:  # the variables' paths begin with them
+            for name in (self.name,) if maker is self else (self.name, above):
+                scopes.enter_context(keras.name_scope(name))
+            new.build((None, maker.num_features))
+        maker._tracker.replace_tracked_value("layers", old, new)  # Keras locks the layers of a built model
+        if last.isdigit():
+            getattr(self, above)[int(last)] = new
+        else:
+            setattr(maker, last, new)
+        others = {key: value for key, value in self._made.items() if not _below(path, key)}
+        self._made = others | {key: value for key, value in settings(self).items() if _below(path, key)}
 
     def live_keywords(self) -> dict[str, Any]:
         """The current keywords of the network, including changes of its layers after construction.

@@ -4,6 +4,7 @@
 """
 
 from .inception import network as _inception
+from .inception_v3 import network as _inception_v3
 from .mobilenet import network as _mobilenet
 from .named import with_defaults as _with_defaults
 from .resnet import network as _network
@@ -76,6 +77,8 @@ vgg16_bn = _with_defaults(_vgg, "vgg16_bn")
 se_vgg16_bn = _with_defaults(_vgg, "se_vgg16_bn", attention="se")
 bn_inception = _with_defaults(_inception, "bn_inception")
 se_bn_inception = _with_defaults(_inception, "se_bn_inception", attention="se")
+inception_v3 = _with_defaults(_inception_v3, "inception_v3")
+se_inception_v3 = _with_defaults(_inception_v3, "se_inception_v3", attention="se")
 mobilenet_v1 = _with_defaults(_mobilenet, "mobilenet_v1")
 se_mobilenet_v1 = _with_defaults(_mobilenet, "se_mobilenet_v1", attention="se")
 shufflenet_v1_g3 = _with_defaults(_shufflenet, "shufflenet_v1_g3")

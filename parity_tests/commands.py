@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 DTYPES = ("float64", "float32")
 _OWN_PHOTOGRAPHS = 2  # of four: the other two add a third to the time and show nothing new
 _ACCEPT = "--allow-no-power accepts that"
-CLOSER = 64  # pixels, for runs that record every layer: at 224 the arrays of one network take gigabytes
 
 Sources = dict[str, Callable[[], Checkpoint]]
 Outcome = tuple[bool, list[dict[str, Any]]]
@@ -80,11 +79,12 @@ def _look_closer(arguments: argparse.Namespace, console: Console, sources: Sourc
     from parity_tests.compare.investigate import investigate
     from parity_tests.compare.power.result import best_of
     from parity_tests.compare.table import show
+    from parity_tests.judge.photographs import dithered
 
     reports = []
     for what, source in sources.items():
         checkpoint = source()
-        images = images_of(arguments, checkpoint, CLOSER)
+        images = dithered(images_of(arguments, checkpoint, checkpoint.spec.small_image_size))
         powers: list[Power] = []
         for dtype in _dtypes(arguments):
             if dtype == "float64" and list(arguments.frameworks) == ["torch"]:
@@ -150,7 +150,7 @@ def _dump(arguments: argparse.Namespace, console: Console, sources: Sources) -> 
 
     what, source = next(iter(sources.items()))
     checkpoint = source()
-    images = images_of(arguments, checkpoint, CLOSER)
+    images = images_of(arguments, checkpoint, checkpoint.spec.small_image_size)
     with progress(what, arguments.quiet) as say:
         say("torch in float64, layer by layer")
         model = torch_module(checkpoint.spec, checkpoint, "float64")
@@ -212,8 +212,6 @@ def images_of(arguments: argparse.Namespace, checkpoint: Checkpoint, size: int |
     from parity_tests.judge.photographs import OWN, photographs
 
     spec = checkpoint.spec
-    if size is not None and spec.image_size < CLOSER:
-        size = None
     most = None if arguments.images else _OWN_PHOTOGRAPHS
     return photographs(arguments.images or OWN, spec, arguments.size or size, most)
 

@@ -4,6 +4,7 @@ from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import cbam, channel_attention, eca, spatial_attention, squeeze_excitation
 from .blocks import basic_block, bottleneck
 from .inception import inception
+from .inception_v3 import inceptionv3
 from .inference import optimize_for_inference
 from .mobilenet import mobilenet
 from .models import *  # noqa: F403  (each name is a model)
@@ -21,6 +22,7 @@ __all__ = [
     "create_model",
     "eca",
     "inception",
+    "inceptionv3",
     "list_models",
     "mobilenet",
     "optimize_for_inference",

@@ -17,7 +17,7 @@ import tensorflow.compat.v1 as tf
 
 from .attention import check_graph, check_is_training, graph_input
 from .blocks import make_attention, make_head, make_norm, open_network
-from .inception_table import Branch, Conv, Pool, check_image, network_of
+from .inception_table import Branch, Conv, Fork, Pool, check_image, network_of
 from .keywords import CHECKS, WITH_BIAS, check_keywords
 from .layers import conv2d, max_pool
 
@@ -27,7 +27,7 @@ CONFIG_COLLECTION = "inception_config"  # one JSON text per network of a graph: 
 def pool(x: tf.Tensor, step: Pool, c: Mapping[str, Any]) -> tf.Tensor:
     """A pool of the table, by the keywords of `inception`."""
     if step.stride > 1:
-        return max_pool(x, c["reduction_pool"])
+        return max_pool(x, step.padding)
     if step.kind == "max":
         return tf.nn.max_pool2d(x, 3, 1, "SAME")
     if c["count_padding"]:
@@ -35,10 +35,16 @@ def pool(x: tf.Tensor, step: Pool, c: Mapping[str, Any]) -> tf.Tensor:
     return tf.nn.avg_pool2d(x, 3, 1, "VALID" if c["count_padding"] else "SAME")
 
 
-def chain(
-    x: tf.Tensor, steps: Branch, c: Mapping[str, Any], *, norm: Callable[..., tf.Tensor], scope: str
-) -> tf.Tensor:
-    """Convolutions, each with its normalisation and ReLU, and pools: a branch of a module, or the stem.
+def unit(x: tf.Tensor, step: Conv, c: Mapping[str, Any], *, norm: Callable[..., tf.Tensor]) -> tf.Tensor:
+    """A convolution of the table, its normalisation and a ReLU, in a scope with its name."""
+    with tf.variable_scope(step.name):
+        bias, padding = c["norm"] in WITH_BIAS, step.padding
+        x = conv2d(x, step.width, step.kernel, step.stride, padding=padding, bias=bias, scope="conv")
+        return tf.nn.relu(norm(x, scope="bn"))
+
+
+def run(x: tf.Tensor, steps: Branch, c: Mapping[str, Any], *, norm: Callable[..., tf.Tensor]) -> tf.Tensor:
+    """The output of a branch; each convolution has a scope with the name of its row.
 
     Args:
         x: (N, H, W, C).
@@ -46,16 +52,22 @@ def chain(
         c: the keywords of `inception`.
         norm: batch normalisation, called with `scope`.
     """
+    for step in steps:
+        if isinstance(step, Conv):
+            x = unit(x, step, c, norm=norm)
+        elif isinstance(step, Fork):
+            x = tf.concat([unit(x, conv, c, norm=norm) for conv in step.convs], -1)
+        else:
+            x = pool(x, step, c)
+    return x
+
+
+def chain(
+    x: tf.Tensor, steps: Branch, c: Mapping[str, Any], *, norm: Callable[..., tf.Tensor], scope: str
+) -> tf.Tensor:
+    """A branch of a module, or the stem, as `run` in a variable scope."""
     with tf.variable_scope(scope):
-        for step in steps:
-            if isinstance(step, Conv):
-                with tf.variable_scope(f"unit{step.number}"):
-                    bias = c["norm"] in WITH_BIAS
-                    x = conv2d(x, step.width, step.kernel, step.stride, bias=bias, scope="conv")
-                    x = tf.nn.relu(norm(x, scope="bn"))
-            else:
-                x = pool(x, step, c)
-        return x
+        return run(x, steps, c, norm=norm)
 
 
 def inception(

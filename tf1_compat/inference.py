@@ -12,6 +12,8 @@ import tensorflow.compat.v1 as tf
 
 from .inception import CONFIG_COLLECTION as INCEPTIONS
 from .inception import inception
+from .inception_v3 import CONFIG_COLLECTION as INCEPTIONS_V3
+from .inception_v3 import inceptionv3
 from .mobilenet import CONFIG_COLLECTION as MOBILENETS
 from .mobilenet import mobilenet
 from .resnet import CONFIG_COLLECTION as RESNETS
@@ -80,6 +82,7 @@ def _network(graph: tf.Graph, scope: str | None) -> tuple[str, Callable, dict]:
             (RESNETS, resnet),
             (VGGS, vgg),
             (INCEPTIONS, inception),
+            (INCEPTIONS_V3, inceptionv3),
             (MOBILENETS, mobilenet),
             (SHUFFLENETS, shufflenet),
         )

@@ -27,7 +27,7 @@ ACTIVATIONS: dict[str, Callable[[tf.Tensor], tf.Tensor]] = {
 def conv2d(
     x: tf.Tensor,
     filters: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     stride: int = 1,
     groups: int = 1,
     *,
@@ -38,23 +38,25 @@ def conv2d(
 ) -> tf.Tensor:
     """Convolution padded by dilation * (k // 2); variables `kernel` (k, k, C / groups, filters) and `bias`.
 
-    With a stride, `padding` may also be "same" or "end"; see `pad_strided`.
+    `padding` may also be "valid" for none, and with a stride and k x k "same" or "end"; see `pad_strided`.
 
     SAME pads a strided convolution of an even size at the end only, which shifts the output by one pixel.
     """
     with tf.variable_scope(scope):
         inputs = int(x.shape[-1]) // groups
-        shape = (kernel_size, kernel_size, inputs, filters)
-        kernel = tf.get_variable("kernel", shape, x.dtype, kaiming_normal())
+        rows, columns = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        kernel = tf.get_variable("kernel", (rows, columns, inputs, filters), x.dtype, kaiming_normal())
         rule, padding = padding, "SAME"  # for stride 1 and an odd kernel SAME is k // 2 on each side
-        if stride > 1:
-            x, padding = pad_strided(x, kernel_size, rule)
+        if rule == "valid":
+            padding = "VALID"
+        elif stride > 1:
+            x, padding = pad_strided(x, rows, rule)
         if groups > 1:
             y = grouped_conv2d(x, kernel, stride, padding, groups, dilation)
         else:
             y = _convolution(x, kernel, stride, padding, dilation)
         if bias:
-            fan_in = kernel_size * kernel_size * inputs
+            fan_in = rows * columns * inputs
             y += tf.get_variable("bias", (filters,), x.dtype, uniform(fan_in))
         return y
 
@@ -171,11 +173,14 @@ def average_pool_3x3(x: tf.Tensor, count_padding: bool) -> tf.Tensor:
 
 
 def max_pool(x: tf.Tensor, rule: str) -> tf.Tensor:
-    """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's, or "none"."""
+    """Max-pool 3x3, stride 2. Padding: "pad1" PyTorch's, "ceil" Caffe's, "same" TensorFlow's.
+
+    With the rule "valid" there is no padding, and with "none" no pool.
+    """
     if rule == "none":
         return x
-    if rule == "same":
-        return tf.nn.max_pool2d(x, 3, 2, "SAME")
+    if rule in ("same", "valid"):
+        return tf.nn.max_pool2d(x, 3, 2, rule.upper())
     # this padding counts as -inf; Caffe's rule pads by one at the end, unused if the size is odd
     pad = {"pad1": [1, 1], "ceil": [0, 1]}[rule]
     return tf.nn.max_pool2d(x, 3, 2, [[0, 0], pad, pad, [0, 0]])

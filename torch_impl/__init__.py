@@ -4,6 +4,7 @@ from . import import_order, models  # noqa: F401  (before any other import)
 from .attention import CBAM, ECA, ChannelAttention, SpatialAttention, SqueezeExcitation
 from .blocks import BasicBlock, Bottleneck
 from .inception import Inception
+from .inception_v3 import InceptionV3
 from .inference import optimize_for_inference
 from .mobilenet import MobileNet
 from .models import *  # noqa: F403  (each name is a model)
@@ -21,6 +22,7 @@ __all__ = [
     "Bottleneck",
     "ChannelAttention",
     "Inception",
+    "InceptionV3",
     "MobileNet",
     "ResNet",
     "SelectiveKernel",

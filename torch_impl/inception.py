@@ -39,7 +39,8 @@ class Unit(nn.Module):
 
     def __init__(self, inputs: int, step: Conv, c: Mapping[str, Any]):
         super().__init__()
-        self.conv = conv2d(inputs, step.width, step.kernel, step.stride, bias=c["norm"] in WITH_BIAS)
+        bias = c["norm"] in WITH_BIAS
+        self.conv = conv2d(inputs, step.width, step.kernel, step.stride, padding=step.padding, bias=bias)
         self.bn = make_norm(c)(step.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -78,9 +79,9 @@ def make_chain(inputs: int, steps: Branch, c: Mapping[str, Any]) -> nn.Sequentia
     modules: dict[str, nn.Module] = {}
     for place, step in enumerate(steps, 1):
         if isinstance(step, Conv):
-            modules[f"unit{step.number}"] = Unit(inputs, step, c)
+            modules[step.name] = Unit(inputs, step, c)
             inputs = step.width
-        else:
+        elif isinstance(step, Pool):
             modules[f"pool{place}"] = make_pool(step, c)
     return nn.Sequential(OrderedDict(modules))
 
@@ -88,7 +89,7 @@ def make_chain(inputs: int, steps: Branch, c: Mapping[str, Any]) -> nn.Sequentia
 def make_pool(step: Pool, c: Mapping[str, Any]) -> nn.Module:
     """A pool of the table, by the keywords of `Inception`."""
     if step.stride > 1:
-        return STEM_POOLS[c["reduction_pool"]]()
+        return STEM_POOLS[step.padding]()
     if step.kind == "max":
         return nn.MaxPool2d(3, 1, 1)
     return nn.AvgPool2d(3, 1, 1, count_include_pad=c["count_padding"])

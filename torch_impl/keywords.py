@@ -14,6 +14,7 @@ from typing import Any
 
 from .attention import check_bool, check_choice, check_float, check_int, check_odd
 from .inception_table import module_count
+from .inception_v3_table import MODULES as V3_MODULES
 
 CHOICES = {
     "block": ("bottleneck", "basic"),
@@ -49,6 +50,8 @@ _BOOLS = (
     "cbam_spatial_bias",
     "sk_split",
     "count_padding",
+    "aux_head",
+    "transform_input",
     "head_bias",
 )
 _SIZES = (
@@ -158,13 +161,13 @@ def check_plain(c: Mapping[str, Any], network: str) -> None:
         )
 
 
-def check_inception(c: Mapping[str, Any]) -> None:
+def check_inception(c: Mapping[str, Any], modules: int) -> None:
     """Raise `ValueError` for keywords of an Inception network that are valid alone but invalid together."""
     if not 0 < c["width_multiplier"] <= MOST_WIDTHS:
         raise ValueError(
             f"width_multiplier={c['width_multiplier']!r}: expected a number above 0, at most {MOST_WIDTHS}"
         )
-    sizes, modules = c["eca_kernel_sizes"], module_count()
+    sizes = c["eca_kernel_sizes"]
     if sizes is not None and len(sizes) != modules:
         raise ValueError(f"eca_kernel_sizes={sizes!r}: expected {modules}, one per module, or None")
     if c["norm"] == "gn":
@@ -173,6 +176,16 @@ def check_inception(c: Mapping[str, Any]) -> None:
         raise ValueError(
             "attention='sk': expected 'none', 'se', 'cbam' or 'eca' in an Inception network; selective "
             "kernels are for residual blocks"
+        )
+
+
+def check_inception_v3(c: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for keywords of Inception-v3 that are valid alone but invalid together."""
+    check_inception(c, len(V3_MODULES))
+    if c["transform_input"] and c["in_channels"] != 3:
+        raise ValueError(
+            f"in_channels={c['in_channels']}: expected 3 with transform_input=True, which is for red, green "
+            "and blue"
         )
 
 
@@ -270,7 +283,8 @@ def check_selective(c: Mapping[str, Any], channels: int) -> None:
 TOGETHER: dict[str, Callable[[Mapping[str, Any]], None]] = {
     "resnet": check_resnet,
     "vgg": partial(check_plain, network="VGG"),
-    "inception": check_inception,
+    "inception": partial(check_inception, modules=module_count()),
+    "inception_v3": check_inception_v3,
     "mobilenet": partial(check_plain, network="MobileNet"),
     "shufflenet": check_shufflenet,
 }

@@ -26,16 +26,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 def conv2d(
     inputs: int,
     outputs: int,
-    kernel_size: int,
+    kernel_size: int | tuple[int, int],
     stride: int = 1,
     groups: int = 1,
     *,
     dilation: int = 1,
+    padding: str = "pad1",
     bias: bool = False,
 ) -> nn.Conv2d:
-    """A convolution padded by dilation * (k // 2) on each side, by default without bias."""
-    padding = dilation * (kernel_size // 2)
-    conv = nn.Conv2d(inputs, outputs, kernel_size, stride, padding, dilation, groups, bias)
+    """A convolution padded by dilation * (k // 2) on each side, or not ("valid"); by default without bias."""
+    sizes = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    rows, columns = (0 if padding == "valid" else dilation * (size // 2) for size in sizes)
+    conv = nn.Conv2d(inputs, outputs, sizes, stride, (rows, columns), dilation, groups, bias)
     return kaiming_normal(conv)
 
 

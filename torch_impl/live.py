@@ -21,7 +21,7 @@ from .keywords import check_classes, check_keywords
 from .layers import refuse_script
 
 _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a module and attribute
-    "in_channels": r"(conv1|features\.0|stem\.unit1\.conv)\.in_channels",
+    "in_channels": r"(conv1|features\.0|stem\.unit1\.conv|Conv2d_1a_3x3\.conv)\.in_channels",
     "dropout": r"(dropout|classifier\.[25])\.p",
     "bn_epsilon": r".*\.eps",
     "bn_momentum": r"(?!.*\.cbam\.).*\.momentum",
@@ -32,6 +32,8 @@ _SHOWN_BY = {  # keyword -> pattern of the settings that show it: path of a modu
     "activation": r"(.*\.)?activation",
     "global_pool": r"global_pool",
     "eca_padding": r".*\.eca\.conv\.padding_mode",
+    "transform_input": r"transform_input",
+    "count_padding": r".*\.count_padding",
 }
 # attributes without effect on the meaning of weights
 _SKIPPED = ("training", "process_group", "grad_checkpointing")
@@ -57,6 +59,11 @@ def settings(module: nn.Module) -> dict[str, Any]:
             if isinstance(value, _PLAIN) and not name.startswith("_") and name not in _SKIPPED:
                 found[f"{path}.{name}".lstrip(".")] = value
     return found
+
+
+def _at(found: dict[str, Any], path: str) -> dict[str, Any]:
+    """The settings of one module of a network."""
+    return {name: value for name, value in found.items() if f"{name}.".startswith(f"{path}.")}
 
 
 def below(module: nn.Module, path: str) -> dict[str, Any]:
@@ -127,8 +134,13 @@ class Network(nn.Module):
             torch.Size([2, 4])
         """
         num_classes, like = check_classes("num_classes", num_classes), next(self.parameters())
-        head = make_head(self.num_features, num_classes, self.config["head_bias"])
-        self.set_submodule(self.head, head.to(like.device, like.dtype).train(self.training))
+        for name, inputs in self.classifiers().items():
+            head = make_head(inputs, num_classes, self.config["head_bias"])
+            self.set_submodule(name, head.to(like.device, like.dtype).train(self.training))
+
+    def classifiers(self) -> dict[str, int]:
+        """The name of each classifier, and the channels of its input; the first is the network's own."""
+        return {self.head: self.num_features}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """In training keep only the inputs of the blocks, and run them again for the gradients.
@@ -155,12 +167,24 @@ class Network(nn.Module):
         parts: list[Part] = [
             ("maxpool", {"stem_pool": rule}, make()) for rule, make in self.stem_pools.items()
         ]
-        parts.append((self.head, {"num_classes": 0}, nn.Identity()))
+        described: dict[str, Any] = {"num_classes": 0}
         layer = dict(self.named_modules()).get(self.head)
         if type(layer) is nn.Linear and layer.in_features == self.num_features:
             described = {"num_classes": layer.out_features, "head_bias": layer.bias is not None}
-            parts.append((self.head, described, layer))
-        return check_keywords(live_keywords(self._made, now, self.config, parts), self.kind)
+        like = self.config | described  # all classifiers have the same classes
+        heads = {
+            name: make_head(inputs, like["num_classes"], like["head_bias"])
+            for name, inputs in self.classifiers().items()
+        }
+        parts += [(name, described, head) for name, head in heads.items()]
+        found = live_keywords(self._made, now, self.config, parts)
+        for name, head in heads.items():
+            if _at(now, name) != below(head, name):
+                raise ValueError(
+                    f"{name} does not have the {like['num_classes']} classes of {self.head}; "
+                    "call reset_classifier(num_classes), which replaces both"
+                )
+        return check_keywords(found, self.kind)
 
     def _metadata(self) -> str:
         """The keywords as a file holds them; `ValueError` as `live_keywords`."""
@@ -215,9 +239,8 @@ def live_keywords(
             found[keyword] = values[0]
             changed = [name for name in changed if name not in shown]
     for path, described, module in parts:
-        there = {name: value for name, value in now.items() if f"{name}.".startswith(f"{path}.")}
         others = [name for name in changed if not f"{name}.".startswith(f"{path}.")]
-        if len(others) < len(changed) and there == below(module, path):
+        if len(others) < len(changed) and _at(now, path) == below(module, path):
             found, changed = found | described, others
     if changed:
         name = changed[0]

@@ -77,7 +77,9 @@ def reorder_classes(source: Checkpoint, order: Sequence[int], origin: str) -> Ch
     """The same network with its classes in another order: class i becomes the source's class order[i]."""
     index = np.asarray(order)
     tensors = dict(source.tensors)
-    for name in (f"{source.spec.head}.weight", f"{source.spec.head}.bias"):
+    if not source.spec.heads:
+        raise MismatchError(f"{source.describe()} has no classes to reorder: it has no classifier")
+    for name in (f"{head}.{leaf}" for head in source.spec.heads for leaf in ("weight", "bias")):
         if name not in tensors:
             raise MismatchError(f"{source.describe()} has no classes to reorder: there is no {name}")
         tensors[name] = tensors[name]._replace(read=partial(_taken, tensors[name], index))
@@ -100,12 +102,12 @@ def new_head(source: Checkpoint, num_classes: int | None) -> Checkpoint:
         expected = "--num-classes N" if source.spec.head else "a network"
         raise MismatchError(f"{source.path}: {source.describe()} has no classifier, expected {expected}")
     keywords = {"num_classes": classes}
-    start = f"{source.spec.head}."
-    tensors = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(start)}
+    starts = tuple(f"{head}." for head in source.spec.heads)
+    tensors = {name: tensor for name, tensor in source.tensors.items() if not name.startswith(starts)}
     of_weights = [t.info.dtype for name, t in tensors.items() if not is_count(name)]
     generator = np.random.default_rng(0)
     for parameter in parameters(changed(source.spec, keywords)):
-        if parameter.name.startswith(start):
+        if parameter.name.startswith(starts):
             if parameter.role in ("dense", "head_dense"):
                 bound = parameter.shape[1] ** -0.5
             values = generator.uniform(-bound, bound, parameter.shape).astype(of_weights[-1])

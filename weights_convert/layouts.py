@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -49,7 +49,7 @@ ROLES = {
     "dense": _DENSE,
     **dict.fromkeys(
         ("se_dense", "cbam_dense", "sk_dense", "head_dense"), _DENSE
-    ),  # of an attention in a network, and of MobileNet's classifier: 1x1 in some files
+    ),  # of an attention in a network, and of a classifier that is a 1x1 convolution in some files
     "bias": Role("bias", "bias", 1),
     "scale": Role("weight", "gamma", 0),
     "offset": Role("bias", "beta", 1),
@@ -57,6 +57,8 @@ ROLES = {
     "variance": Role("running_var", "moving_variance", 3),
     "count": Role("num_batches_tracked", None, None),
 }
+
+ABSENT = {"scale": 1.0}  # role -> the value of a tensor that a file does not store
 
 _TF_LEAVES = {role.tf: role.torch for role in ROLES.values() if role.tf}  # kernel -> weight, gamma -> weight
 KERAS_LEAVES = ("weight", "bias", "running_mean", "running_var")  # by their number in a Keras file
@@ -139,6 +141,7 @@ class Layout:
             with a wrapper's `module.`.
         part: name in a file -> number of the part of a tensor, for groups stored separately.
         marks: ends of names that show a network and its scope in a file.
+        absent: roles that a file may lack entirely, with the values that its network has there (`ABSENT`).
     """
 
     name: str
@@ -150,6 +153,12 @@ class Layout:
     scoped: bool = False
     part: Callable[[str], int] = lambda name: 0  # noqa: ARG005
     marks: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    def lacks(self, names: Collection[str], spec: Spec) -> dict[str, Parameter]:
+        """The tensors of a network whose roles are missing in a file with these canonical names."""
+        found = {parameter.name: parameter for parameter in parameters(spec) if parameter.role in self.absent}
+        return {} if any(name in names for name in found) else found
 
     def knows(self, name: str) -> bool:
         """Whether a name in a file may belong to this layout."""

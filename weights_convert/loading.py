@@ -40,6 +40,7 @@ from weights_convert.identify.choice import (
 )
 from weights_convert.identify.misfits import describe, do_not_fit, title
 from weights_convert.identify.reading import Listing, Reading
+from weights_convert.layouts import ABSENT
 from weights_convert.limits import Limits
 from weights_convert.mapping import OwnNames
 from weights_convert.optimizer.reading import training_state
@@ -199,6 +200,10 @@ def _load(
         raise MismatchError(f"{reader.path}: {liberties[0]} (--strict)", _listed(reading.outside))
     known = {parameter.name: parameter for parameter in parameters(found.spec)}
     tensors = {canonical: _tensor(reader, reading, known[canonical]) for canonical in reading.names}
+    unstored = reading.layout.lacks(reading.names, found.spec)
+    for name, parameter in unstored.items():
+        value = np.full(parameter.shape, ABSENT[parameter.role], _dtype_beside(tensors, name))
+        tensors[name] = in_memory(value, f"{name} (not in the file)")
     for name, count in _saved_counts(reader).items():
         if name not in known:
             raise do_not_fit(f"{reader.path}: its metadata", title(found.spec), [f"extra: {name} ()"])
@@ -212,18 +217,31 @@ def _load(
         reader=reader,
         family=found.family.name,
         same_as=[other.name for other in found.same_as],
-        feeds=(config and config.feeds) or next((f.feeds for f in families if f.feeds is not None), None),
+        feeds=(config and config.feeds)
+        or next((feeds for f in families if (feeds := f.feeds_of(found.spec)) is not None), None),
         left_out={
             **reader.left_out,
             **reading.left_out,
             **{name: f"outside the network {shape}" for name, shape in reading.outside.items()},
         },
-        notes=[*reader.notes, *([config.note] if config else []), *_notes(found, listing.start), *averages],
+        notes=[
+            *reader.notes,
+            *([config.note] if config else []),
+            *_notes(found, listing.start),
+            *([f"its {len(unstored)} batch norms have no scale, which is 1"] if unstored else []),
+            *averages,
+        ],
         cautions=[found.family.caution] if found.family.caution and unsaid else [],
         liberties=liberties,
         source=source,
         training=partial(training_state, reader, reading, known),
     )
+
+
+def _dtype_beside(tensors: Mapping[str, Tensor], name: str) -> Any:
+    """The dtype of the other tensors of a layer, else float32."""
+    module = name.rpartition(".")[0]
+    return next((t.info.dtype for n, t in tensors.items() if n.rpartition(".")[0] == module), np.float32)
 
 
 def _check_config(reader: Reader, config: Described, found: Candidate) -> None:

@@ -3,9 +3,9 @@
     L = mean over n of -log softmax(logits[n])[y[n]],  y: seeded labels
     g = dL / d(input), dL / d(stem), dL / d(layer1) ... dL / d(logits), dL / d(every trainable parameter)
 
-The loss is the cross-entropy, as in training; unlike a linear projection of the logits, its gradient depends
-on every parameter, the last bias included. Names are canonical, arrays are in PyTorch's layout. Keras runs on
-its TensorFlow backend.
+The loss is the cross-entropy, as in training, plus 0.4 times that of an auxiliary head; unlike a linear
+projection of the logits, its gradient depends on every parameter, the last bias included. Names are
+canonical, arrays are in PyTorch's layout. Keras runs on its TensorFlow backend.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype
     model = torch_module(checkpoint.spec, checkpoint, dtype).train(train)
     x = torch.from_numpy(images.astype(dtype)).requires_grad_()
     points = {"input": x, **model.forward_features(x)}
-    loss = torch.nn.functional.cross_entropy(points["logits"], torch.from_numpy(labels))
+    loss = networks.torch_loss(networks.outputs_of(points), torch.from_numpy(labels))
     wanted = points | dict(model.named_parameters())
     found = torch.autograd.grad(loss, list(wanted.values()))
     return {name: gradient.numpy() for name, gradient in zip(wanted, found, strict=True)}
@@ -124,7 +124,7 @@ def _keras(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype
     with tf.GradientTape() as tape:
         tape.watch(x)
         points = {"input": x, **model.forward_features(x, training=train)}
-        loss = networks.keras_loss(points["logits"], labels)
+        loss = networks.keras_loss(networks.outputs_of(points), labels)
     wanted = points | {name: variables[name].value for name in networks.trainable(checkpoint)}
     found = tape.gradient(loss, wanted)
     return {name: canonical(name, gradient.numpy()) for name, gradient in found.items()}
@@ -133,14 +133,15 @@ def _keras(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype
 def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, dtype: str, train: bool) -> Arrays:
     import tensorflow.compat.v1 as tf
 
-    graph, x, logits, end_points = tf1_graph(checkpoint.spec, dtype, train=train)
+    graph, x, _, end_points = tf1_graph(checkpoint.spec, dtype, train=train)
     with graph.as_default(), tf.Session() as session:
         canonical = networks.to_canonical(checkpoint.spec)
         variables = networks.tf1_variables(checkpoint.spec, graph)
         wanted = {"input": x, **end_points} | {
             name: variables[name] for name in networks.trainable(checkpoint)
         }
-        found = tf.gradients(networks.tf1_loss(logits, labels), list(wanted.values()))
+        loss = networks.tf1_loss(networks.outputs_of(end_points), labels)
+        found = tf.gradients(loss, list(wanted.values()))
         load_into(session, checkpoint)
         values = session.run(found, {x: networks.channels_last(images, dtype)})
     return {name: canonical(name, value) for name, value in zip(wanted, values, strict=True)}

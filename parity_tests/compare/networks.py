@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from weights_convert.spec import Spec
 
 REFERENCE = "torch"
 FRAMEWORKS = ("torch", "keras", "tf1")
+AUX_WEIGHT = 0.4  # of an auxiliary head's loss, as in torchvision's training
 Arrays = dict[str, np.ndarray]
 
 
@@ -116,7 +117,30 @@ def keras_variables(spec: Spec, model: Any) -> dict[str, Any]:
     return {name: variables[path] for name, path in LAYOUTS["tf1"].names(spec).items() if path}
 
 
-def keras_loss(logits: Any, labels: np.ndarray) -> Any:
+def loss_of(outputs: Any, cross_entropy: Callable[[Any], Any]) -> Any:
+    """The loss of a network's logits; of a tuple plus `AUX_WEIGHT` times that of the auxiliary head's."""
+    if not isinstance(outputs, tuple):
+        return cross_entropy(outputs)
+    logits, auxiliary = outputs
+    return cross_entropy(logits) + AUX_WEIGHT * cross_entropy(auxiliary)
+
+
+def outputs_of(points: Mapping[str, Any]) -> Any:
+    """The logits among a network's end points, as a tuple with those of an auxiliary head."""
+    return (points["logits"], points["aux_logits"]) if "aux_logits" in points else points["logits"]
+
+
+def torch_loss(outputs: Any, labels: Any) -> Any:
+    from torch.nn.functional import cross_entropy
+
+    return loss_of(outputs, lambda logits: cross_entropy(logits, labels))
+
+
+def keras_loss(outputs: Any, labels: np.ndarray) -> Any:
+    return loss_of(outputs, lambda logits: _keras_cross_entropy(logits, labels))
+
+
+def _keras_cross_entropy(logits: Any, labels: np.ndarray) -> Any:
     import keras
 
     # keras.losses.SparseCategoricalCrossentropy would compute in floatx, float32
@@ -130,7 +154,8 @@ def tf1_variables(spec: Spec, graph: Any) -> dict[str, Any]:
     return {name: variables[path] for name, path in LAYOUTS["tf1"].names(spec).items() if path}
 
 
-def tf1_loss(logits: Any, labels: np.ndarray) -> Any:
+def tf1_loss(outputs: Any, labels: np.ndarray) -> Any:
     import tensorflow.compat.v1 as tf
 
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits
+    return loss_of(outputs, lambda logits: tf.reduce_mean(cross_entropy(labels=labels, logits=logits)))

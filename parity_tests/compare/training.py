@@ -4,7 +4,8 @@ Stochastic gradient descent with momentum mu and coupled weight decay wd, PyTorc
 
     g = dL/dw + wd w        b = mu b + g        w = w - lr b,   b = 0 at first
 
-L is the mean cross-entropy, batch normalisation is in train mode, dropout is off. Differences:
+L is the mean cross-entropy, plus 0.4 times that of an auxiliary head; batch normalisation is in train mode,
+dropout is off. Differences:
 
     Keras   m = mu m - lr g,  w = w + m. Thus m = -lr b only while lr is constant: when lr drops, the slots
             are multiplied by lr_new / lr_old. `weight_decay=` is decoupled (w = w - lr wd w, without the
@@ -191,7 +192,7 @@ def _torch(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recip
     for rate in recipe.learning_rates:
         optimizer.param_groups[0]["lr"] = rate
         optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(model(x), y)
+        loss = networks.torch_loss(model(x), y)
         loss.backward()
         optimizer.step()
         arrays = {n: v.numpy() for n, v in model.state_dict().items() if not is_count(n)}
@@ -240,11 +241,12 @@ def _tf1(checkpoint: Checkpoint, images: np.ndarray, labels: np.ndarray, recipe:
     import tensorflow.compat.v1 as tf
 
     canonical, x = networks.to_canonical(checkpoint.spec), networks.channels_last(images, recipe.dtype)
-    graph, _, logits, _ = tf1_graph(checkpoint.spec, recipe.dtype, train=True, images=x)
+    graph, _, _, end_points = tf1_graph(checkpoint.spec, recipe.dtype, train=True, images=x)
     # default graph only while building: other frameworks run between the steps
     with graph.as_default():
         rate = tf.placeholder(recipe.dtype, ())
-        known, loss = networks.tf1_variables(checkpoint.spec, graph), networks.tf1_loss(logits, labels)
+        known = networks.tf1_variables(checkpoint.spec, graph)
+        loss = networks.tf1_loss(networks.outputs_of(end_points), labels)
         variables = [known[name] for name in networks.trainable(checkpoint)]
         optimizer = tf.train.MomentumOptimizer(rate, recipe.momentum)
         gradients = with_decay(tf.gradients(loss, variables), variables, recipe.weight_decay)

@@ -22,6 +22,7 @@ from weights_convert.__main__ import main as weights_convert_main
 from weights_convert.spec import (
     MODELS,
     InceptionSpec,
+    InceptionV3Spec,
     MobileNetSpec,
     ResNetSpec,
     ShuffleNetSpec,
@@ -270,6 +271,7 @@ def test_the_tables_of_keywords_are_the_specs():
         "": ResNetSpec,
         "## VGG": VGGSpec,
         "## Inception": InceptionSpec,
+        "## Inception-v3": InceptionV3Spec,
         "## MobileNet": MobileNetSpec,
         "## ShuffleNet": ShuffleNetSpec,
     }

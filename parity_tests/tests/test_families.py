@@ -17,7 +17,7 @@ import pytest
 
 from parity_tests.judge.synthetic import position_coded, tiny
 from weights_convert import MismatchError, load, loading
-from weights_convert.families import FAMILIES, mobilenets, shufflenets
+from weights_convert.families import FAMILIES, inceptions_v3, mobilenets, shufflenets
 from weights_convert.formats import FORMATS
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.layouts import ROLES, like
@@ -376,6 +376,7 @@ def test_every_family_is_tested():
     tested |= {family for _, families, _, _ in READ for family in families.split()}
     tested |= {family.name for family in mobilenets.FAMILIES}  # test_mobilenet_families
     tested |= {family.name for family in shufflenets.FAMILIES}  # test_shufflenet_families
+    tested |= {family.name for family in inceptions_v3.FAMILIES}  # test_inception_v3_families
     tested |= {"cadene_inception", "pytorchcv_inception"}  # test_families_written, test_families_live
     tested |= {"senet", "senet_inception"}  # test_caffe
     assert tested | {"keras", "tf1", "eca"} == set(FAMILIES)  # keras and tf1: test_layouts; eca: below

@@ -58,6 +58,10 @@ IN_TORCH = [
     Foreign("timm", "skresnext50_32x4d", "timm"),
     Foreign("pytorchcv", "bninception", "pytorchcv_inception", size=(64, 64), residual=False),
     Foreign("pretrainedmodels", "bninception", "cadene_inception", size=(64, 64), residual=False),
+    Foreign("torchvision", "inception_v3", "torchvision_inception", residual=False),
+    Foreign("timm", "inception_v3", "torchvision_inception", residual=False),
+    Foreign("pretrainedmodels", "inceptionv3", "torchvision_inception", size=(299, 299), residual=False),
+    Foreign("pytorchcv", "inceptionv3", "pytorchcv_inception_v3", residual=False),
     Foreign("timm", "legacy_seresnet50", "cadene"),
     Foreign("timm", "legacy_seresnext50_32x4d", "cadene"),
     Foreign("pretrainedmodels", "se_resnet50", "cadene"),
@@ -130,7 +134,8 @@ def test_their_files_give_their_outputs(saved: Saved, framework: str, record):
         spec, variant = checkpoint.spec, checkpoint.describe()
         assert network.family in (checkpoint.family, *checkpoint.same_as)
         # names of these do not show the options of their networks: the defaults are right
-        assert not checkpoint.assumed or checkpoint.family in ("torch", "torchvision", "timm")
+        unsure = ("torch", "torchvision", "torchvision_inception", "timm")
+        assert not checkpoint.assumed or checkpoint.family in unsure
     momenta = {spec.bn_momentum, spec.cbam_bn_momentum if spec.attention == "cbam" else spec.bn_momentum}
     assert saved.norms == {(spec.bn_epsilon, momentum) for momentum in momenta}
 

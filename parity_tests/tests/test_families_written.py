@@ -15,7 +15,7 @@ from parity_tests.tests.test_families import FOREIGN, foreign_arrays, shapes_in
 from weights_convert import convert, load, load_model, save, state_of
 from weights_convert.families import FAMILIES
 from weights_convert.formats import open_reader
-from weights_convert.spec import InceptionSpec, MobileNetSpec, ShuffleNetSpec
+from weights_convert.spec import InceptionSpec, InceptionV3Spec, MobileNetSpec, ShuffleNetSpec
 
 # --------------------------------------------------------------------------------------------------
 # There and back
@@ -31,6 +31,8 @@ WRITTEN = {
     "cadene basic": tiny(attention="se", stem_pool="ceil", block="basic", relu_before_attention=True),
     "cadene_inception": InceptionSpec(width_multiplier=0.0625, norm="bias_bn"),
     "pytorchcv_inception": InceptionSpec(width_multiplier=0.0625, norm="bias_bn"),
+    "torchvision_inception": InceptionV3Spec(width_multiplier=0.0625, aux_head=True),
+    "pytorchcv_inception_v3": InceptionV3Spec(width_multiplier=0.0625),
     "pytorchcv": tiny(attention="cbam", cbam_bn_momentum=0.1),
     "pytorchcv sk": tiny(attention="sk", groups=4, width_per_group=32),
     "pytorchcv b": tiny(attention="se"),

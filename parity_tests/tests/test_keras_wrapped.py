@@ -17,7 +17,15 @@ from parity_tests.judge import synthetic
 from parity_tests.judge.synthetic import tiny
 from parity_tests.tests.test_keras_functional import run as run_model
 from weights_convert import MismatchError, SourceError, convert, load, load_into, load_model, state_of
-from weights_convert.spec import KINDS, InceptionSpec, MobileNetSpec, ShuffleNetSpec, Spec, VGGSpec
+from weights_convert.spec import (
+    KINDS,
+    InceptionSpec,
+    InceptionV3Spec,
+    MobileNetSpec,
+    ShuffleNetSpec,
+    Spec,
+    VGGSpec,
+)
 
 SE = tiny(attention="se", block="basic", stem="3x3", depths=(1, 2), stem_pool="ceil", bn_epsilon=1e-3)
 VGG = VGGSpec(depths=(1, 1), widths=(8, 8), head_width=16, num_classes=5, attention="eca", bn_momentum=0.2)
@@ -132,6 +140,7 @@ OF_KIND: dict[str, Spec] = {
     "resnet": tiny(attention="sk", depths=(2, 1)),
     "vgg": VGG,
     "inception": InceptionSpec(width_multiplier=1 / 32, attention="se", num_classes=5),
+    "inception_v3": InceptionV3Spec(width_multiplier=1 / 32, attention="se", num_classes=5, aux_head=True),
     "mobilenet": MobileNetSpec(depths=(2, 3), widths=(8, 8), stem_width=4, attention="se", num_classes=5),
     "shufflenet": ShuffleNetSpec(depths=(2, 3), widths=(12, 24), stem_width=6, attention="se", num_classes=5),
 }
@@ -147,7 +156,7 @@ def test_every_kind_of_network_is_here():
 def test_what_keras_saves_of_every_kind_of_network_converts(kind, suffix, tmp_path):
     """Alone and wrapped: Keras names the members of lists by the layers and by their classes."""
     net = network(OF_KIND[kind])
-    for number, model in enumerate((net, keras.Sequential([L.Input((64, 64, 3)), L.Rescaling(1.0), net]))):
+    for number, model in enumerate((net, keras.Sequential([L.Input((96, 96, 3)), L.Rescaling(1.0), net]))):
         with load(saved(model, tmp_path / f"{number}{suffix}")) as found:
             assert_network(found, spec=OF_KIND[kind])
 

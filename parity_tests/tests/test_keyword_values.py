@@ -21,6 +21,7 @@ from weights_convert.errors import SpecError
 from weights_convert.spec import (
     AttentionSpec,
     InceptionSpec,
+    InceptionV3Spec,
     MobileNetSpec,
     ResNetSpec,
     ShuffleNetSpec,
@@ -36,6 +37,7 @@ def kind_of(keywords: Mapping[str, Any]) -> type[Spec]:
     """The kind of network with these keywords."""
     own = {
         "head_width": VGGSpec,
+        "aux_head": InceptionV3Spec,
         "last_pool": InceptionSpec,
         "stride_padding": MobileNetSpec,
         "concat_order": ShuffleNetSpec,
@@ -57,7 +59,7 @@ def tf1_network(**keywords: Any) -> None:
     with tf.Graph().as_default():
         channels = channels if isinstance(channels, (int, np.integer)) and 0 < channels < 9 else 3
         network = getattr(tf1_compat, kind_of(keywords).kind)
-        network(tf.zeros((1, 32, 32, channels)), **keywords)
+        network(tf.placeholder(tf.float32, (1, None, None, int(channels))), **keywords)
 
 
 def spec(**keywords: Any) -> None:
@@ -87,6 +89,8 @@ VGG = VGGSpec(depths=(1,), widths=(8,), pool_size=1, head_width=4, attention="cb
 OF_VGG = [name for name in VGG if name not in BASE] + ["depths", "eca_kernel_sizes"]
 INCEPTION = InceptionSpec(width_multiplier=1 / 64, attention="cbam").model_kwargs()
 OF_INCEPTION = [name for name in INCEPTION if name not in {*BASE, *VGG}] + ["eca_kernel_sizes"]
+INCEPTION_V3 = InceptionV3Spec(width_multiplier=1 / 64, attention="cbam").model_kwargs()
+OF_INCEPTION_V3 = ["last_pool", "transform_input", "aux_head", "in_channels", "eca_kernel_sizes"]
 MOBILENET = MobileNetSpec(depths=(1,), widths=(8,), stem_width=4, attention="cbam").model_kwargs()
 OF_MOBILENET = ["stride_padding", "depths", "widths", "activation"]
 SHUFFLENET = ShuffleNetSpec(depths=(1,), widths=(8,), stem_width=4, groups=2, attention="cbam").model_kwargs()
@@ -128,13 +132,15 @@ TOO_LARGE = {(name, 2**31 - 1) for name in (*SIZES, "cbam_kernel_size")}
     [(BASE, name) for name in NAMES]
     + [(VGG, name) for name in OF_VGG]
     + [(INCEPTION, name) for name in OF_INCEPTION]
+    + [(INCEPTION_V3, name) for name in OF_INCEPTION_V3]
     + [(MOBILENET, name) for name in OF_MOBILENET]
     + [(SHUFFLENET, name) for name in OF_SHUFFLENET],
 )
 def test_any_value_of_a_keyword_has_one_verdict(base, name, built):
     """`built` networks of Keras and TF1 are built; for other valid values only their checks run."""
     seen, valid = set(), 0
-    built -= base is INCEPTION  # an ordinary run builds none: its networks have many layers
+    # an ordinary run builds none of Inception, whose networks have many layers
+    built -= base is INCEPTION or base is INCEPTION_V3
     for value in [base[name], *POOL]:
         if isinstance(value, int) and (name, value) in TOO_LARGE:
             continue

@@ -27,7 +27,14 @@ from weights_convert.__main__ import main
 from weights_convert.families import FAMILIES
 from weights_convert.formats.base import TensorInfo
 from weights_convert.plan import make_plan
-from weights_convert.spec import MODELS, InceptionSpec, MobileNetSpec, ShuffleNetSpec, is_count
+from weights_convert.spec import (
+    MODELS,
+    InceptionSpec,
+    InceptionV3Spec,
+    MobileNetSpec,
+    ShuffleNetSpec,
+    is_count,
+)
 
 RECORDED = Path(__file__).with_name("snapshots.json")
 
@@ -99,6 +106,8 @@ _OTHERS: dict[str, Any] = {  # families of other networks than ResNets
     ),
     "cadene_inception": InceptionSpec(width_multiplier=1 / 16, norm="bias_bn"),
     "pytorchcv_inception": InceptionSpec(width_multiplier=1 / 16, norm="bias_bn"),
+    "torchvision_inception": InceptionV3Spec(width_multiplier=1 / 16, aux_head=True),
+    "pytorchcv_inception_v3": InceptionV3Spec(width_multiplier=1 / 16),
 }
 
 

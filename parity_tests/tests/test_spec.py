@@ -68,6 +68,8 @@ COUNTS = {  # trainable scalars; the ImageNet models have 1000 classes, the CIFA
     "se_vgg16_bn": 138_596_784,
     "bn_inception": 11_285_224,
     "se_bn_inception": 11_931_622,
+    "inception_v3": 23_834_568,
+    "se_inception_v3": 25_496_188,
     "mobilenet_v1": 4_231_976,
     "se_mobilenet_v1": 4_718_044,
     "shufflenet_v1_g3": 1_865_728,
@@ -102,7 +104,13 @@ VARIANT_COUNTS = [
     ("bn_inception", {"norm": "bias_bn"}, 11_295_240),
     ("se_bn_inception", {"se_bias": False}, 11_924_584),
     ("se_bn_inception", {"norm": "bias_bn", "num_classes": 10}, 11_941_638 - 990 * 1025),
+    ("inception_v3", {"aux_head": True}, 27_161_264),
+    ("inception_v3", {"aux_head": True, "num_classes": 10}, 27_161_264 - 990 * (2049 + 769)),
+    ("se_inception_v3", {"aux_head": True}, 28_822_884),
+    ("se_inception_v3", {"se_bias": False}, 25_485_512),
+    ("se_inception_v3", {"aux_head": True, "se_bias": False}, 28_812_208),
 ]
+TEXTS = ["models.py", "named.py", "keywords.py", "inception_table.py", "inception_v3_table.py"]
 # `test_constructors_are_the_spec_rows` covers all rows; an ordinary run builds one of each kind of block
 BUILT = [
     "resnet18",
@@ -170,7 +178,7 @@ def test_constructors_are_the_spec_rows(implementation, name):
 
 
 @pytest.mark.quick
-@pytest.mark.parametrize("file", ["models.py", "named.py", "keywords.py", "inception_table.py"])
+@pytest.mark.parametrize("file", TEXTS)
 def test_the_table_of_models_is_one_text(file):
     texts = {Path(module.__file__).with_name(file).read_text("utf-8") for module in IMPLEMENTATIONS}
     assert len(texts) == 1

@@ -140,15 +140,18 @@ class Family:
         names: module path in a file -> canonical module path.
         variants: other names for some networks.
         leaves: other leaf names in a file of TensorFlow -> TensorFlow's, such as "biases" -> "bias".
+        absent: as in `Layout`.
         separator, tensorflow: "." and PyTorch's leaf names and axes, or "/" and TensorFlow's.
         attentions: attentions of its networks.
         mlp_1x1: attentions whose MLP is stored as 1x1 convolutions, and "head" for such a classifier.
         implies: keyword -> value in all its networks; a value that shapes contradict is refused.
         cases: implied values of some of its networks.
         alternatives: networks that only the user can distinguish, with `--model FAMILY:NAME` or `--set`.
-        creation_order: for names that only count layers (`conv2d_7`): the order within a block.
+        creation_order: for names that only count layers (`conv2d_7`): the order within a block, or
+            `AS_LISTED`; `names` then has the layers with names of their own.
         models: architectures of `spec.MODELS` with such names.
         feeds: input preprocessing of its networks; None if the project does not specify it.
+        feeds_cases: other input preprocessing of networks with these spec values.
         labels: rules that turn names of `spec.MODELS` into the family's names.
         kinds: kinds of spec in its files.
         marks, bookkeeping: as in `Layout`.
@@ -171,9 +174,11 @@ class Family:
     implies: Mapping[str, Any] = field(default_factory=dict)
     cases: tuple[Case, ...] = ()
     alternatives: tuple[Case, ...] = ()
+    absent: tuple[str, ...] = ()
     creation_order: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     feeds: Preprocessing | None = None
+    feeds_cases: tuple[tuple[Mapping[str, Any], Preprocessing], ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     kinds: tuple[str, ...] = ("resnet",)
     marks: tuple[str, ...] = ()
@@ -195,6 +200,10 @@ class Family:
             if case.fits(spec):
                 values |= case.implies
         return {keyword: value for keyword, value in values.items() if spec.concerns(keyword)}
+
+    def feeds_of(self, spec: Spec) -> Preprocessing | None:
+        """The input preprocessing of a network."""
+        return next((feeds for when, feeds in self.feeds_cases if _has(spec, when)), self.feeds)
 
     def choices(self, spec: Spec) -> list[Case | None]:
         """The alternatives for the user to choose from; [None] if there is no choice."""
@@ -250,7 +259,12 @@ class Family:
             return self.own
         if self.creation_order:
             return CountedLayers(
-                name=self.name, order=self.creation_order, models=self.models, bookkeeping=self.bookkeeping
+                name=self.name,
+                order=self.creation_order,
+                models=self.models,
+                named=self.names,
+                bookkeeping=self.bookkeeping,
+                absent=self.absent,
             )
         names = dict(self.names)
         for number in numbers:
@@ -266,7 +280,8 @@ class Family:
             part=rules.part,
             tensorflow_axes=tensorflow,
             mlp_1x1=self.mlp_1x1,
-            bookkeeping=self.bookkeeping if tensorflow else TORCH_BOOKKEEPING,
+            bookkeeping=self.bookkeeping if tensorflow else TORCH_BOOKKEEPING + self.bookkeeping,
             scoped=bool(self.marks),
             marks=self.marks,
+            absent=self.absent,
         )

@@ -169,9 +169,8 @@ def _with_head(checkpoint: Checkpoint, num_classes: int | None) -> tuple[Any, Co
 
 
 def head_of(checkpoint: Checkpoint) -> Collection[str]:
-    """The canonical names of a classifier's tensors, whether the checkpoint has one or not."""
-    head = checkpoint.spec.head
-    return (f"{head}.weight", f"{head}.bias") if head else ()
+    """The canonical names of the classifiers' tensors, whether the checkpoint has them or not."""
+    return tuple(f"{head}.{leaf}" for head in checkpoint.spec.heads for leaf in ("weight", "bias"))
 
 
 def adapter(framework: str) -> ModuleType:

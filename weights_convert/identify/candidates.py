@@ -76,7 +76,12 @@ def of_rows(
     found = []
     for family in families:
         kinds = {*family.kinds} - {*INFERENCES}
-        rows = [model_spec(name) for name, row in MODELS.items() if row.kind.kind in kinds]
+        rows = [
+            model_spec(name, **part)
+            for name, row in MODELS.items()
+            if row.kind.kind in kinds
+            for part in row.kind.parts
+        ]
         whole = [
             (reading, _with_sizes(reader, reading, spec)) for spec in rows for reading in read(family, spec)
         ]
@@ -120,8 +125,8 @@ def candidates_of(
         return []
     base: Any = found.spec
     if model is not None:
-        sizes = {k: v for k, v in base.model_kwargs().items() if k in ("num_classes", "in_channels")}
-        base = model_spec(model, **sizes)
+        kept = {"num_classes", "in_channels", *model_spec(model).parts[0]}
+        base = model_spec(model, **{k: v for k, v in base.model_kwargs().items() if k in kept})
     if base.network:
         base = changed(base, reading.values)
     name = variant_of(base)[0]

@@ -43,7 +43,12 @@ def misfits(
         return there[0] if len(there) == 1 else prefix + layout.in_file(name, spec)
 
     wanted = {p.name: (layout.stored(p).shape(p.shape), p.role) for p in parameters(spec)}
-    missing = [name for name, (_, role) in wanted.items() if name not in infos and role != "count"]
+    unstored = layout.lacks(infos, spec)
+    missing = [
+        name
+        for name, (_, role) in wanted.items()
+        if name not in infos and role != "count" and name not in unstored
+    ]
     extras = {in_file(name): infos[name].shape for name in infos if name not in wanted} | dict(extra or {})
     missing_names = [in_file(name) for name in missing]
     details = [f"missing: {in_file(name)} {wanted[name][0]}" for name in missing]

@@ -28,6 +28,7 @@ from weights_convert.spec.base import (
     spec_values,
 )
 from weights_convert.spec.inception import InceptionSpec
+from weights_convert.spec.inception_v3 import InceptionV3Spec
 from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.models import MODELS, model_name, model_spec, variant_of
 from weights_convert.spec.resnet import ResNetSpec, stem_widths
@@ -38,6 +39,7 @@ _KINDS: tuple[type[Spec], ...] = (
     ResNetSpec,
     VGGSpec,
     InceptionSpec,
+    InceptionV3Spec,
     MobileNetSpec,
     ShuffleNetSpec,
     AttentionSpec,
@@ -70,6 +72,7 @@ __all__ = [
     "AttentionOptions",
     "AttentionSpec",
     "InceptionSpec",
+    "InceptionV3Spec",
     "MobileNetSpec",
     "Parameter",
     "ResNetSpec",

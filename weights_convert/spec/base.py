@@ -67,6 +67,7 @@ class Spec(AttentionOptions):
             for a single attention block.
         head: the classifier's canonical name, or "".
         structure: the keywords that a variant of a named network shares with it.
+        parts: keywords of parts that a file of a named network may have or lack, one set per case.
         unseen: keyword that names and shapes do not show -> whether it matters in a spec.
     """
 
@@ -74,7 +75,13 @@ class Spec(AttentionOptions):
     network: ClassVar[str] = ""
     head: ClassVar[str] = ""
     structure: ClassVar[tuple[str, ...]] = ()
+    parts: ClassVar[tuple[Mapping[str, Any], ...]] = ({},)
     unseen: ClassVar[Mapping[str, Callable[[Any], bool]]]
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The canonical names of all classifiers; the first is `head`."""
+        return (self.head,) if self.head else ()
 
     def tensors(self) -> Iterator[Parameter]:
         """Every tensor of the network, in PyTorch's order; see `parameters`."""
@@ -145,6 +152,11 @@ class Spec(AttentionOptions):
     def image_size(self) -> int:
         """Rows and columns of the usual training images."""
         return 224
+
+    @property
+    def small_image_size(self) -> int:
+        """Rows and columns of images for runs that record every layer: at 224 these take gigabytes."""
+        return min(64, self.image_size)
 
 
 def has_cbam(spec: AttentionOptions) -> bool:
@@ -249,11 +261,12 @@ def conv_norm(
     bn: str,
     inputs: int,
     outputs: int,
-    kernel: int,
+    kernel: int | tuple[int, int],
     groups: int = 1,
     role: str = "conv2d",
 ) -> Iterator[Parameter]:
-    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, kernel, kernel), role)
+    sizes = (kernel, kernel) if isinstance(kernel, int) else kernel
+    yield Parameter(f"{conv}.weight", (outputs, inputs // groups, *sizes), role)
     if norm in WITH_BIAS:
         yield Parameter(f"{conv}.bias", (outputs,), "bias")
     if norm == "gn":

@@ -82,7 +82,7 @@ class InceptionSpec(Spec):
 
     def _chain(self, prefix: str, steps: Branch, channels: int) -> Iterator[Parameter]:
         for conv, inputs in convolutions(steps):
-            unit = f"{prefix}.unit{conv.number}"
+            unit = f"{prefix}.{conv.name}"
             yield from conv_norm(
                 self.norm, f"{unit}.conv", f"{unit}.bn", inputs or channels, conv.width, conv.kernel
             )

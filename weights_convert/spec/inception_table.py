@@ -1,4 +1,4 @@
-"""The tables of the Inception networks: the modules as rows of branches, with the rules that read them.
+"""The rows of Inception networks, with the rules that read them, and the table of BN-Inception.
 
 BN-Inception: https://arxiv.org/abs/1502.03167, the SENet authors' prototxt (https://github.com/hujie-frank/SENet)
 
@@ -7,37 +7,48 @@ BN-Inception: https://arxiv.org/abs/1502.03167, the SENet authors' prototxt (htt
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 
 class Conv(NamedTuple):
-    """A convolution, its normalisation and a ReLU; padded by half the kernel on each side.
+    """A convolution, its normalisation and a ReLU.
 
     Attributes:
         width: channels of the output.
-        kernel: rows and columns.
-        number: of its layers in the branch: `unit1`.
+        kernel: rows and columns, or both if they are equal.
+        padding: by half the kernel on each side ("pad1") or none ("valid").
+        name: of its layers.
     """
 
     width: int
-    kernel: int = 1
+    kernel: int | tuple[int, int] = 1
     stride: int = 1
-    number: int = 0
+    padding: str = "pad1"
+    name: str = ""
+
+
+class Fork(NamedTuple):
+    """Convolutions with one input, at the end of a branch, whose outputs are concatenated."""
+
+    convs: tuple[Conv, ...]
 
 
 class Pool(NamedTuple):
-    """A 3x3 pool: padded by 1 with stride 1, by the rule of `reduction_pool` with stride 2.
+    """A 3x3 pool.
 
     Attributes:
         kind: "avg", "max", or "last" for the value of `last_pool`.
+        padding: a value of `reduction_pool`, "valid" for none, or "rule" for the network's `reduction_pool`.
     """
 
     kind: str
     stride: int = 1
+    padding: str = "pad1"
 
 
-Branch = tuple["Conv | Pool", ...]
+Branch = tuple["Conv | Fork | Pool", ...]
 
 
 class Module(NamedTuple):
@@ -60,16 +71,26 @@ def _bn_module(
     """A module of BN-Inception; without a 1x1 branch and a projection it halves the map."""
     stride = 1 if projection else 2
     branches: tuple[Branch, ...] = (
-        (Conv(one),),
-        (Conv(three[0]), Conv(three[1], 3, stride)),
-        (Conv(double[0]), Conv(double[1], 3), Conv(double[1], 3, stride)),
-        (Pool(pool, stride), Conv(projection)) if projection else (Pool(pool, stride),),
+        _numbered(Conv(one)),
+        _numbered(Conv(three[0]), Conv(three[1], 3, stride)),
+        _numbered(Conv(double[0]), Conv(double[1], 3), Conv(double[1], 3, stride)),
+        _numbered(Pool(pool), Conv(projection)) if projection else (Pool(pool, 2, "rule"),),
     )
     return Module(name, branches if one else branches[1:])
 
 
+def _numbered(*steps: Conv | Pool) -> Branch:
+    """A chain whose convolutions are called `unit1`, `unit2` ..."""
+    numbers = itertools.count(1)
+    return tuple(
+        step._replace(name=f"unit{next(numbers)}") if isinstance(step, Conv) else step for step in steps
+    )
+
+
 _BN_INCEPTION = Network(
-    stem=(Conv(64, 7, 2), Pool("max", 2), Conv(64), Conv(192, 3), Pool("max", 2)),
+    stem=_numbered(
+        *(Conv(64, 7, 2), Pool("max", 2, "rule"), Conv(64), Conv(192, 3), Pool("max", 2, "rule")),
+    ),
     modules=tuple(
         _bn_module(*row)
         for row in (
@@ -90,27 +111,33 @@ _BN_INCEPTION = Network(
 
 
 def network_of(c: Mapping[str, Any]) -> Network:
-    """The table for a network's keywords, with the widths and the numbers of its convolutions."""
+    """The table of BN-Inception for a network's keywords."""
+    return filled(_BN_INCEPTION, c)
+
+
+def filled(table: Network, c: Mapping[str, Any]) -> Network:
+    """A table with the widths and the pools of a network's keywords."""
     return Network(
-        _branch(_BN_INCEPTION.stem, c),
+        filled_chain(table.stem, c),
         tuple(
-            Module(name, tuple(_branch(steps, c) for steps in branches))
-            for name, branches in _BN_INCEPTION.modules
+            Module(name, tuple(filled_chain(steps, c) for steps in branches))
+            for name, branches in table.modules
         ),
     )
 
 
-def _branch(steps: Branch, c: Mapping[str, Any]) -> Branch:
-    found: list[Conv | Pool] = []
-    number = 0
-    for step in steps:
-        if isinstance(step, Conv):
-            number += 1
-            width = max(1, int(step.width * c["width_multiplier"]))
-            found.append(step._replace(width=width, number=number))
-        else:
-            found.append(step._replace(kind=c["last_pool"] if step.kind == "last" else step.kind))
-    return tuple(found)
+def filled_chain(steps: Branch, c: Mapping[str, Any]) -> Branch:
+    """A chain with the widths and the pools of a network's keywords."""
+    return tuple(_filled(step, c) for step in steps)
+
+
+def _filled(step: Any, c: Mapping[str, Any]) -> Any:
+    if isinstance(step, Conv):
+        return step._replace(width=max(1, int(step.width * c["width_multiplier"])))
+    if isinstance(step, Fork):
+        return Fork(tuple(_filled(conv, c) for conv in step.convs))
+    kind = c["last_pool"] if step.kind == "last" else step.kind
+    return step._replace(kind=kind, padding=c["reduction_pool"] if step.padding == "rule" else step.padding)
 
 
 def chain_at(c: Mapping[str, Any], place: str) -> Branch:
@@ -131,17 +158,28 @@ def convolutions(steps: Branch) -> Iterator[tuple[Conv, int | None]]:
         if isinstance(step, Conv):
             yield step, inputs
             inputs = step.width
+        elif isinstance(step, Fork):
+            yield from ((conv, inputs) for conv in step.convs)
 
 
 def width_of(branches: Iterable[Branch], inputs: int) -> int:
     """The channels of a module's output."""
-    widths = [[conv.width for conv, _ in convolutions(steps)] for steps in branches]
-    return sum(of_branch[-1] if of_branch else inputs for of_branch in widths)
+    return sum(_width(steps, inputs) for steps in branches)
+
+
+def _width(steps: Branch, width: int) -> int:
+    for step in steps:
+        if isinstance(step, Conv):
+            width = step.width
+        elif isinstance(step, Fork):
+            width = sum(conv.width for conv in step.convs)
+    return width
 
 
 def is_reduction(module: Module) -> bool:
     """Whether a module halves the map."""
-    return any(step.stride > 1 for steps in module.branches for step in steps)
+    steps = (step for branch in module.branches for step in branch)
+    return any(step.stride > 1 for step in steps if not isinstance(step, Fork))
 
 
 def module_count() -> int:
@@ -171,20 +209,25 @@ def check_image(c: Mapping[str, Any], *sizes: Any) -> None:
 def _problem(c: Mapping[str, Any], size: int) -> str:
     """The reason why images of this size do not fit, or ""."""
     network = network_of(c)
-    size = map_size(network.stem, size, c)
+    size = map_size(network.stem, size)
     for name, branches in network.modules:
-        found = {map_size(steps, size, c) for steps in branches}
+        found = {map_size(steps, size) for steps in branches}
         if len(found) > 1 or min(found) < 1:
             return f"{name} would concatenate maps of {' and '.join(map(str, sorted(found)))}"
         (size,) = found
     return ""
 
 
-def map_size(steps: Branch, size: int, c: Mapping[str, Any]) -> int:
-    """Rows or columns of a chain's output."""
+def map_size(steps: Branch, size: int) -> int:
+    """Rows or columns of a chain's output; below 1 if the map is too small for it."""
     for step in steps:
-        if isinstance(step, Conv):
+        if isinstance(step, Fork):
+            continue
+        kernel = 3 if isinstance(step, Pool) else step.kernel
+        if step.padding == "valid" and isinstance(kernel, int):
+            size = (size - kernel) // step.stride + 1
+        elif step.padding == "ceil":
+            size = size // 2
+        else:
             size = (size - 1) // step.stride + 1
-        elif step.stride > 1:
-            size = size // 2 if c["reduction_pool"] == "ceil" else (size + 1) // 2
     return size

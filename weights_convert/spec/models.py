@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from weights_convert.errors import SpecError, nearest
 from weights_convert.spec.base import Spec, make_spec
 from weights_convert.spec.inception import InceptionSpec
+from weights_convert.spec.inception_v3 import InceptionV3Spec
 from weights_convert.spec.mobilenet import MobileNetSpec
 from weights_convert.spec.resnet import ResNetSpec
 from weights_convert.spec.shufflenet import ShuffleNetSpec
@@ -80,6 +81,7 @@ _ROWS: dict[type[Spec], dict[str, dict[str, Any]]] = {
     },
     VGGSpec: {"vgg16_bn": {}, "se_vgg16_bn": {"attention": "se"}},
     InceptionSpec: {"bn_inception": {}, "se_bn_inception": {"attention": "se"}},
+    InceptionV3Spec: {"inception_v3": {}, "se_inception_v3": {"attention": "se"}},
     MobileNetSpec: {"mobilenet_v1": {}, "se_mobilenet_v1": {"attention": "se"}},
     ShuffleNetSpec: {"shufflenet_v1_g3": {}, "se_shufflenet_v1_g3": {"attention": "se"}},
 }

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from parity_tests.judge.numpy_reference.inception import inception
+from parity_tests.judge.numpy_reference.inception_v3 import inception_v3
 from parity_tests.judge.numpy_reference.layers import Weights
 from parity_tests.judge.numpy_reference.mobilenet import mobilenet
 from parity_tests.judge.numpy_reference.resnet import resnet
@@ -21,6 +22,7 @@ _NETWORKS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     "resnet": resnet,
     "vgg": vgg,
     "inception": inception,
+    "inception_v3": inception_v3,
     "mobilenet": mobilenet,
     "shufflenet": shufflenet,
 }

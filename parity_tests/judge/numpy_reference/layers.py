@@ -37,10 +37,11 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def windows(x: np.ndarray, size: int, stride: int, dilation: int = 1) -> np.ndarray:
+def windows(x: np.ndarray, size: int | tuple[int, int], stride: int, dilation: int = 1) -> np.ndarray:
     """Every size x size window of points `dilation` apart: (N, C, H, W) -> (N, C, H', W', size, size)."""
-    span = dilation * (size - 1) + 1
-    view = np.lib.stride_tricks.sliding_window_view(x, (span, span), axis=(2, 3))
+    sizes = (size, size) if isinstance(size, int) else size
+    spans = tuple(dilation * (size - 1) + 1 for size in sizes)
+    view = np.lib.stride_tricks.sliding_window_view(x, spans, axis=(2, 3))
     return view[:, :, ::stride, ::stride, ::dilation, ::dilation]
 
 
@@ -49,21 +50,28 @@ def pad(x: np.ndarray, rows: tuple[int, int], columns: tuple[int, int], value: f
 
 
 def conv2d(
-    x: np.ndarray, kernel: np.ndarray, stride: int = 1, groups: int = 1, dilation: int = 1
+    x: np.ndarray,
+    kernel: np.ndarray,
+    stride: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
+    padded: bool = True,
 ) -> np.ndarray:
     """y[n,o,i,j] = sum over c,u,v of kernel[o,c,u,v] x[n,c,stride i + u', stride j + v'].
 
-    u' = dilation (u - k//2), and v' likewise.
+    u' = dilation (u - k//2), and v' likewise; without padding u' = dilation u.
     """
     n, channels = x.shape[:2]
-    outputs, inputs, size, _ = kernel.shape
-    half = dilation * (size // 2)
-    patches = windows(pad(x, (half, half), (half, half)), size, stride, dilation)  # (N, C, H', W', k, k)
+    outputs, inputs, *sizes = kernel.shape
+    rows, columns = (dilation * (size // 2) if padded else 0 for size in sizes)
+    padded_x = pad(x, (rows, rows), (columns, columns))
+    patches = windows(padded_x, (sizes[0], sizes[1]), stride, dilation)  # (N, C, H', W', kH, kW)
     height, width = patches.shape[2:4]
-    patches = patches.reshape(n, groups, channels // groups, height, width, size, size)
-    columns = patches.transpose(0, 1, 2, 5, 6, 3, 4).reshape(n, groups, inputs * size * size, height * width)
-    rows = kernel.reshape(groups, outputs // groups, inputs * size * size)
-    return (rows @ columns).reshape(n, outputs, height, width)
+    patches = patches.reshape(n, groups, channels // groups, height, width, *sizes)
+    terms = inputs * sizes[0] * sizes[1]
+    values = patches.transpose(0, 1, 2, 5, 6, 3, 4).reshape(n, groups, terms, height * width)
+    weights = kernel.reshape(groups, outputs // groups, terms)
+    return (weights @ values).reshape(n, outputs, height, width)
 
 
 def batch_norm(x: np.ndarray, w: Weights, name: str, epsilon: float) -> np.ndarray:
@@ -90,9 +98,10 @@ def conv_norm(
     stride: int = 1,
     groups: int = 1,
     dilation: int = 1,
+    padded: bool = True,
 ) -> np.ndarray:
     """A convolution followed by batch normalisation, a bias, or both."""
-    y = conv2d(x, w[f"{conv}.weight"], stride, groups, dilation)
+    y = conv2d(x, w[f"{conv}.weight"], stride, groups, dilation, padded)
     if spec.norm in ("bias_bn", "bias"):
         y = y + w[f"{conv}.bias"].reshape(1, -1, 1, 1)
     return normalise(y, w, spec, bn)
