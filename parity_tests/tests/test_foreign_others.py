@@ -148,6 +148,7 @@ def test_masks_are_applied_on_request(tmp_path, run):
         assert torch.equal(loaded(images), model(images))
     ran = run("convert", tmp_path / "x.pth", tmp_path / "y.npz", "--apply-masks", "--assume")
     assert (ran.code, "note: 3 masks are applied" in ran.out) == (0, True), ran.err
+    assert run("inspect", tmp_path / "x.pth", "--apply-masks", "--assume").code == 0
     with load(tmp_path / "y.npz", assume=True) as checkpoint:
         assert (
             checkpoint["fc.weight"] == (model.fc.weight_orig * model.fc.weight_mask).detach().numpy()

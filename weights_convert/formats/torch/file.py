@@ -230,11 +230,7 @@ def _reason(error: Exception) -> str:
 
 
 class TorchReader(Reader):
-    """The state dict in a file of `torch.save`; `key` selects one of several entries.
-
-    Attributes:
-        beside: the other entries of a training checkpoint, unread.
-    """
+    """The state dict in a file of `torch.save`; `key` selects one of several entries."""
 
     format = "torch"
 
