@@ -197,9 +197,9 @@ def _explain(arguments: argparse.Namespace) -> int:
 
 
 def _curves(arguments: argparse.Namespace) -> int:
-    from recipes.curves import draw, read
+    from recipes.curves import draw, names_of, read
 
-    draw({run.name: read(run) for run in arguments.runs}, arguments.out)
+    draw({name: read(run) for name, run in names_of(arguments.runs).items()}, arguments.out)
     return 0
 
 

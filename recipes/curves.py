@@ -9,6 +9,7 @@ from pathlib import Path
 from weights_convert import atomic
 from weights_convert.errors import DestinationError, SourceError, WriteError
 
+_COLUMNS = ("epoch", "learning_rate", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
 _COLOURS = ("#2a6fdb", "#d9534f", "#3a9d4a", "#8a5fbf", "#c98a1b", "#555555")
 
 
@@ -23,7 +24,7 @@ def read(folder: Path) -> list[dict[str, float]]:
         with path.open(newline="") as file:
             rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
         for row in rows:
-            row["epoch"], row["train_loss"], row["test_loss"], row["test_error"], row["learning_rate"]
+            [row[name] for name in _COLUMNS]
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, TypeError, KeyError, csv.Error) as error:
@@ -31,6 +32,20 @@ def read(folder: Path) -> list[dict[str, float]]:
     if not rows:
         raise SourceError(f"{path}: has no finished epoch")
     return rows
+
+
+def names_of(folders: Sequence[Path]) -> dict[str, Path]:
+    """The folders by as much of the ends of their paths as tells them apart.
+
+    >>> [*names_of([Path("/a/run"), Path("/b/run")])]
+    ['a/run', 'b/run']
+    """
+    whole = list(dict.fromkeys(folder.resolve() for folder in folders))
+    for length in range(1, max(len(folder.parts) for folder in whole) + 1):
+        names = ["/".join(folder.parts[-length:]) for folder in whole]
+        if len({*names}) == len(whole):
+            break
+    return dict(zip(names, whole, strict=True))
 
 
 def draw(runs: dict[str, Sequence[dict[str, float]]], path: Path) -> None:
@@ -43,8 +58,10 @@ def draw(runs: dict[str, Sequence[dict[str, float]]], path: Path) -> None:
         DestinationError: the name ends otherwise.
         WriteError: the file could not be written.
     """
-    if path.suffix not in (".png", ".svg", ".pdf"):
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise DestinationError(f"{path}: expected a name that ends in .png, .svg or .pdf")
+    if not path.resolve().parent.is_dir():
+        raise DestinationError(f"{path}: its folder does not exist")
     import matplotlib
 
     matplotlib.use("Agg")
@@ -67,10 +84,11 @@ def draw(runs: dict[str, Sequence[dict[str, float]]], path: Path) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
     for axis in (errors, rates):
         axis.set_ylim(bottom=0)
-    losses.legend(fontsize="small")
+    # given, because matplotlib leaves out those that begin with "_"
+    losses.legend(losses.lines, [line.get_label() for line in losses.lines], fontsize="small")
     try:
         with atomic.replacing(path) as temporary:
-            figure.savefig(temporary, format=path.suffix[1:], dpi=100)
+            figure.savefig(temporary, format=path.suffix[1:].lower(), dpi=100)
     except OSError as error:
         raise WriteError(f"{path}: could not be written ({error.strerror or error})") from None
     finally:

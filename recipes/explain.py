@@ -52,6 +52,9 @@ def explain(image: Path, weights: str | Path, given: Input, framework: str = "to
     logits = classify(given.prepared(pixels_for(given, pixels)[None]).astype(np.float64))
     if not gates:
         raise MismatchError(f"{weights}: has no SE, CBAM or ECA block to explain")
+    broken = next((name for name, gate in gates.items() if not np.isfinite(gate).all()), None)
+    if broken is not None or not np.isfinite(logits).all():
+        raise MismatchError(f"{weights}: computes values that are no numbers, in {broken or 'its logits'}")
     with load(weights, assume=True) as checkpoint:
         names = {name: f"{name}.conv.weight" for name in gates if name.endswith("eca")}
         kernels = {block: np.array(checkpoint[name], float).ravel() for block, name in names.items()}

@@ -53,22 +53,39 @@ def input_of(path: str | Path) -> Input:
     if not count:
         raise MismatchError(f"{path}: has no classifier, expected a network that classifies")
     if (facts := _record(Path(path))) is not None:
-        try:
-            given, classes = facts["input"], tuple(facts["classes"])
-            scale = tuple(given["mean"]), tuple(given["std"])
-            counts = facts["pictures"]["train"], facts["pictures"]["test"]
-            seed, trained = facts["recipe"]["seed"], (facts["data"], *counts)
-            found = Input(given["size"][0], "RGB", 1, *scale, classes, seed, trained)
-        except (KeyError, TypeError, IndexError) as error:
-            raise SourceError(f"{path}: its record lacks {error}, expected that of a training") from None
+        found = _recorded(facts, path)
         if len(found.classes) != count:
             raise MismatchError(f"{path}: has {count} classes, but its record names {len(found.classes)}")
-        return found
+        return _fitting(found, spec.input_channels, path)
     if feeds is None:
         caution(f"{path}: nothing says how its pictures are prepared; assumed: {IMAGENET}")
         feeds = IMAGENET
     size = feeds.size or spec.image_size
-    return Input(size, feeds.channels, feeds.top, feeds.mean, feeds.std, _numbered(count))
+    found = Input(size, feeds.channels, feeds.top, feeds.mean, feeds.std, _numbered(count))
+    return _fitting(found, spec.input_channels, path)
+
+
+def _recorded(facts: Any, path: str | Path) -> Input:
+    """The input that the record of a training states."""
+    try:
+        given, classes = facts["input"], tuple(map(str, facts["classes"]))
+        mean, std = (tuple(map(float, given[name])) for name in ("mean", "std"))
+        counts = int(facts["pictures"]["train"]), int(facts["pictures"]["test"])
+        seed, trained = int(facts["recipe"]["seed"]), (str(facts["data"]), *counts)
+        return Input(int(given["size"][0]), "RGB", 1, mean, std, classes, seed, trained)
+    except KeyError as error:
+        raise SourceError(f"{path}: its record lacks {error}, expected that of a training") from None
+    except (TypeError, ValueError, IndexError) as error:
+        raise SourceError(f"{path}: its record is none of a training ({error})") from None
+
+
+def _fitting(found: Input, channels: int, path: str | Path) -> Input:
+    if not len(found.mean) == len(found.std) == channels or channels not in (1, 3):
+        raise MismatchError(
+            f"{path}: takes images of {channels} channels, but pictures are prepared with "
+            f"{len(found.mean)}; its record (run.json beside it) has to state a mean and a std of each"
+        )
+    return found
 
 
 def _numbered(count: int) -> tuple[str, ...]:

@@ -73,6 +73,28 @@ def test_an_unbroken_graph_holds_layer_by_layer(kind, tmp_path):
     assert named >= {"stem", "norm"} or kind == "litert"  # which fuses them with the activation
 
 
+@pytest.mark.parametrize("kind", ["saved", "litert"])
+def test_keras_own_names_and_shared_layers_hold(kind, tmp_path):
+    """The names of a fresh process, batch_normalization and batch_normalization_1, traced a second time."""
+    import keras
+
+    layers = keras.layers
+    shared = layers.Conv2D(4, 3, padding="same", name="conv2d_1")
+    x = images = keras.Input((12, 12, 3))
+    x = layers.Conv2D(4, 3, name="conv2d")(x)
+    x = layers.ReLU(name="re_lu")(layers.BatchNormalization(name="batch_normalization")(x))
+    x = layers.BatchNormalization(name="batch_normalization_1")(shared(shared(x)))
+    x = layers.GlobalAveragePooling2D(name="pool")(layers.ReLU(name="re_lu_1")(x))
+    model = keras.Model(images, layers.Dense(5, name="dense")(x))
+    for weight in model.weights:
+        rng = np.random.default_rng([*weight.path.encode()])
+        weight.assign(rng.uniform(0.5, 1.5, weight.shape))
+    report = compare_models(model, exported(model, kind, tmp_path), IMAGES)
+    assert report.holds, report.why_not()
+    named = {point.name for point in report.layers}
+    assert named >= ({"batch_normalization", "conv2d_1", "conv2d_1#2"} if kind == "saved" else {"re_lu_1"})
+
+
 def test_a_keras_port_of_a_torch_network_is_compared_through_its_export(tmp_path):
     import keras_impl
     import torch_impl

@@ -36,6 +36,24 @@ def test_an_unbroken_program_holds(name, decomposed):
     assert len(report.layers) > 5
 
 
+class Twice(nn.Module):
+    """A layer called twice in a row, and an activation in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act, self.end = nn.Conv2d(3, 3, 3), nn.ReLU(inplace=True), nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.end(self.act(self.conv(self.conv(x))))
+
+
+def test_repeated_calls_and_operations_in_place_hold():
+    module = exports.randomised(Twice())
+    report = compare_models(module, program(module), IMAGES)
+    assert report.holds, report.why_not()
+    assert {"conv", "conv#2", "act", "end"} <= {point.name for point in report.layers}
+
+
 def test_a_file_holds_too(tmp_path):
     torch.export.save(program(network("residual")), tmp_path / "x.pt2")
     report = compare_models(network("residual"), tmp_path / "x.pt2", IMAGES)

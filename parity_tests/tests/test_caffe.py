@@ -68,8 +68,8 @@ LAYERS = [
     {"name": "c", "type": "Convolution", "bottom": ["data"], "top": ["c"], "blobs": (CONV, GAMMA)},
     {"name": "b", "type": "BatchNorm", "bottom": ["c"], "top": ["c"],
      "blobs": (GAMMA, 2 * GAMMA, np.array([2], np.float32))},
-    {"name": "r", "type": "ReLU", "bottom": ["c"], "top": ["c"]},
     {"name": "s", "type": "Scale", "bottom": ["c"], "top": ["c"], "blobs": (GAMMA, -GAMMA)},
+    {"name": "r", "type": "ReLU", "bottom": ["c"], "top": ["c"]},
     {"name": "other", "type": "Scale", "bottom": ["c"], "top": ["c"], "blobs": (GAMMA,)},
     {"name": "fc", "type": "InnerProduct", "bottom": ["c"], "top": ["fc"],
      "blobs": (CONV[0, :, 0], np.ones(3, np.float32))},
@@ -106,6 +106,21 @@ def test_blobs_have_the_names_of_their_layers(tmp_path, packed, legacy):
         assert found[name].dtype == array.dtype
         assert np.array_equal(found[name], array), name
         assert found[name].shape == array.shape
+
+
+@pytest.mark.quick
+def test_a_scale_after_an_activation_is_no_part_of_a_batch_norm(tmp_path):
+    conv, norm, scale, relu, *_ = LAYERS
+    found = read(tmp_path / "x.caffemodel", network([conv, norm, relu, scale]))
+    assert {"s.weight", "s.bias"} <= found.keys()
+    assert "b.weight" not in found
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["netz-größe", "n" * 200, ""])
+def test_any_name_of_a_network_is_read(tmp_path, name):
+    inputs = [{"name": "data", "type": "Data", "top": ["data"]}] * 2  # for training and for tests
+    assert "c.weight" in read(tmp_path / "x.caffemodel", network([*inputs, *LAYERS], name=name))
 
 
 @pytest.mark.quick

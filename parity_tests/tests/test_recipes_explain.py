@@ -10,11 +10,11 @@ from PIL import Image
 
 from recipes.__main__ import main
 from recipes.curves import draw as draw_curves
-from recipes.curves import read
+from recipes.curves import names_of, read
 from recipes.explain import coloured, draw, explain
 from recipes.initial import initial_weights
 from recipes.predict import input_of
-from weights_convert import model_spec, save
+from weights_convert import Checkpoint, load, model_spec, save
 from weights_convert.errors import DestinationError, MismatchError, SourceError
 
 CAT = Path(__file__).parents[1] / "judge" / "images" / "cat.jpg"
@@ -105,6 +105,24 @@ def test_what_cannot_be_explained_is_refused_in_one_line(tmp_path, capsys):
     assert copy.read_bytes() == before
 
 
+def test_a_network_of_numbers_that_are_none_is_refused(tmp_path):
+    path = network(tmp_path, "se_resnet20")
+    with load(path) as checkpoint:
+        arrays = {name: np.array(checkpoint[name]) for name in checkpoint}
+        keywords = checkpoint.spec.model_kwargs()
+    arrays["layer1.0.se.fc1.weight"][0] = np.nan
+    with pytest.warns(UserWarning, match="16 values that are NaN"):
+        save(Checkpoint.from_arrays(arrays, keywords), tmp_path / "nan.safetensors")
+    with pytest.raises(MismatchError, match=r"values that are no numbers, in layer1\.0\.se"):
+        explain(CAT, tmp_path / "nan.safetensors", input_of(tmp_path / "nan.safetensors"))
+
+
+def test_trainings_of_the_same_name_are_told_apart(tmp_path):
+    folders = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "b" / "_run"]
+    assert [*names_of(folders)] == ["a/run", "b/run", "b/_run"]
+    assert [*names_of(folders[1:])] == ["run", "_run"]
+
+
 def rows(start: float) -> list[dict[str, float]]:
     names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy", "test_error", "learning_rate")
     return [{"epoch": float(n)} | dict.fromkeys(names, start / n) for n in (1, 2, 3)]
@@ -121,8 +139,12 @@ def test_curves_are_drawn_of_one_or_several_trainings(tmp_path):
     drawn = {path.stem: path.read_bytes() for path in tmp_path.glob("*.png")}
     assert drawn["one"] == drawn["same"]
     assert len(set(drawn.values())) == 3
-    with pytest.raises(DestinationError, match=r"ends in \.png, \.svg or \.pdf"):
-        draw_curves({"a": rows(0.5)}, tmp_path / "x.gif")
+    for name, message in (
+        ("x.gif", r"ends in \.png, \.svg or \.pdf"),
+        ("none/x.png", "its folder does not exist"),
+    ):
+        with pytest.raises(DestinationError, match=message):
+            draw_curves({"a": rows(0.5)}, tmp_path / name)
 
 
 def test_a_folder_without_figures_is_refused(tmp_path):
@@ -134,6 +156,7 @@ def test_a_folder_without_figures_is_refused(tmp_path):
         ("", "no finished epoch"),
         (header, "no finished epoch"),
         ("epoch,a\n1,2\n", "is no history of a training"),
+        (header.replace(",train_accuracy", "") + "1,1,1,1,1,1\n", "is no history of a training"),
         (header + "1,x,1,1,1,1,1\n", "is no history of a training"),
         (header + "1,2\n", "is no history of a training"),
     ):

@@ -22,7 +22,7 @@ from recipes.recipe import Recipe
 from recipes.run import describe, network
 from weights_convert import convert, load, load_model, model_spec, save
 from weights_convert.errors import MismatchError, SourceError
-from weights_convert.spec import AttentionSpec
+from weights_convert.spec import AttentionSpec, ResNetSpec
 
 
 @pytest.fixture
@@ -120,10 +120,20 @@ def test_wrong_inputs_are_refused_in_one_line(kept, tmp_path):
     for changed, message in (
         (facts | {"classes": ["a"]}, "has 3 classes, but its record names 1"),
         ({"classes": []}, "its record lacks 'input'"),
+        ([], "its record is none of a training"),
+        (facts | {"input": facts["input"] | {"mean": "abc"}}, "its record is none of a training"),
+        (facts | {"input": facts["input"] | {"mean": [0.5]}}, "takes images of 3 channels, but pictures"),
     ):
         record.write_text(json.dumps(changed))
         with pytest.raises((MismatchError, SourceError), match=message):
             input_of(kept)
+    grey = tmp_path / "grey.safetensors"
+    save(initial_weights(ResNetSpec(depths=(1, 1), in_channels=4), seed=0), grey)
+    with (
+        pytest.warns(UserWarning, match="nothing says"),
+        pytest.raises(MismatchError, match="takes images of 4 channels"),
+    ):
+        input_of(grey)
     block = tmp_path / "block.safetensors"
     save(initial_weights(AttentionSpec(attention="se", channels=32), seed=0), block)
     with pytest.raises(MismatchError, match="has no classifier"):

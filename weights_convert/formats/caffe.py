@@ -79,12 +79,12 @@ class _Layer(NamedTuple):
 def recognises_caffe(given: Given) -> bool:
     """A network's name, then a layer or an input; or the tag of a layer at once."""
     head = given.head
+    if head[:1] == b"\n" and given.path.name.endswith(_SUFFIX):
+        return True
     if head[:1] == b"\n" and len(head) > 2 and head[1] < 0x80:
-        name = head[2 : 2 + head[1]]
-        rest = head[2 + head[1] :]
-        if not re.fullmatch(rb"[\x20-\x7e]*", name) or (not rest and not given.path.name.endswith(_SUFFIX)):
-            return False
-        return not rest or re.match(rb"\xa2\x06|\x12|\x1a.[\x20-\x7e]|\x42|\x20", rest, re.DOTALL) is not None
+        name, rest = head[2 : 2 + head[1]], head[2 + head[1] :]
+        follows = re.match(rb"\xa2\x06|\x12|\x1a.[\x20-\x7e]|\x42|\x20", rest, re.DOTALL)
+        return re.fullmatch(rb"[\x20-\x7e]*", name) is not None and follows is not None
     return head[:2] == b"\xa2\x06"
 
 
@@ -125,13 +125,13 @@ class CaffeReader(Reader):
             if number not in _LAYERS:
                 continue
             layer = self._layer(value, _LAYERS[number])
-            if layer.name in names:
+            if layer.blobs and layer.name in names:  # without blobs: an input for training and one for tests
                 raise WireError(f"two layers are called {layer.name!r}")
-            names |= {layer.name}
+            names |= {layer.name} if layer.blobs else set()
             owner = layer.name
             if layer.type == "Scale" and len(layer.bottoms) == 1:
                 owner = scaled.pop(layer.bottoms[0], layer.name)
-            for top in layer.tops if layer.type != "ReLU" else ():
+            for top in layer.tops:
                 scaled.pop(top, None)
             if layer.type == "BatchNorm" and layer.tops:
                 scaled[layer.tops[0]] = layer.name
@@ -152,7 +152,9 @@ class CaffeReader(Reader):
             elif number == fields.type and isinstance(value, int):
                 kind = _V1_TYPES.get(value, f"V1 type {value}")
             if fields is _LAYERS[2] and number == _V0_LAYER:
-                raise WireError("layers of Caffe's first version; upgrade the file with Caffe's tools")
+                raise SourceError(
+                    f"{self.path}: has layers of Caffe's first version; upgrade the file with Caffe's tools"
+                )
             if fields is _LAYERS[100] and number == _BATCH_NORM and isinstance(value, tuple):
                 epsilon = self._epsilon(value)
         texts = {n: [self._text(text) for text in found.get(n, ())] for n in fields[:4]}

@@ -137,6 +137,9 @@ class Exported:
             for (_, array), slot in zip(named, slots, strict=True)
         ]
 
+    def _input_names(self) -> list[str]:
+        return [self.beside.name, *(name for name, _ in self.beside.others)]
+
     def _slots(self, names: Sequence[str]) -> list[Slot]:
         """The declared input of each given one: by keyword, else in order."""
         if not self.inputs:

@@ -12,7 +12,7 @@ import numpy as np
 
 from parity_tests.watch.exported.base import LOW, Slot, Values, lowest, paths, slots_of
 from parity_tests.watch.exported.layered import NONE, Arrays, Layered, Layers, owners
-from parity_tests.watch.exported.scopes import Boundary, Step, boundaries, of_tensorflow
+from parity_tests.watch.exported.scopes import Boundary, Place, Step, boundaries, of_tensorflow
 from weights_convert.errors import SpecError
 
 
@@ -64,7 +64,7 @@ class LiteRT(Layered):
         return list(zip(paths([d["name"] for d in self._outputs]), found, strict=True))
 
     def _run(self, interpreter: Any, given: Sequence[np.ndarray]) -> None:
-        slots = self._slots([self.beside.name, *(name for name, _ in self.beside.others)])
+        slots = self._slots(self._input_names())
         details = {detail["name"]: detail for detail in interpreter.get_input_details()}
         for slot, array in zip(slots, given, strict=True):
             if tuple(details[slot.name]["shape"]) != array.shape:
@@ -93,27 +93,38 @@ def layers_of(interpreter: Any) -> Layers:
     named = [
         _name(tensors[int(node["outputs"][0])]["name"], own) for node, own in zip(nodes, weights, strict=True)
     ]
-    parts = [part for name in named for part in name.split(";") if "/" in part]
-    known = dict(zip(parts, of_tensorflow(parts, {*parts}), strict=True))
-    scopes = [known.get(name.split(";")[0], "") for name in named]
+    known = _places(named, weights)
+    places = [known.get(name.split(";")[0], Place("", "")) for name in named]
+    scopes = [place.scope for place in places]
     steps = [
         Step(
-            scope,
+            place.scope,
             tuple(map(str, dict.fromkeys(inputs))),
             tuple(str(int(n)) for n in node["outputs"] if _is_float(tensors[int(n)])),
+            place.call,
         )
-        for scope, inputs, node in zip(scopes, steps_in, nodes, strict=True)
+        for place, inputs, node in zip(places, steps_in, nodes, strict=True)
     ]
     ends = {str(int(detail["index"])) for detail in interpreter.get_output_details()}
     calls = boundaries(steps, ends)
     owned, _ = owners(scopes, weights, calls)
     fused = {
-        known[part]: scope
+        known[part].scope: scope
         for name, scope in zip(named, scopes, strict=True)
         for part in name.split(";")[1:]
-        if known.get(part, scope) != scope
+        if part in known and known[part].scope != scope
     }
     return Layers(calls, nodes, (), owned, fused)
+
+
+def _places(named: Sequence[str], weights: Sequence[Arrays]) -> dict[str, Place]:
+    """The place of every operation that a name lists; those fused into another one own no weights."""
+    parts: dict[str, set[str]] = {}
+    for name, own in zip(named, weights, strict=True):
+        for number, part in enumerate(name.split(";")):
+            if "/" in part:
+                parts.setdefault(part, set()).update(own if not number else ())
+    return dict(zip(parts, of_tensorflow([*parts], {*parts}, [*parts.values()]), strict=True))
 
 
 def _is_float(detail: Mapping[str, Any]) -> bool:

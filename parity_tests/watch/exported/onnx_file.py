@@ -45,7 +45,7 @@ class Onnx(Layered):
         self.session = session(_with_values(self.model, self._asked[len(self.names) :]))
 
     def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
-        slots = self._slots([self.beside.name, *(name for name, _ in self.beside.others)])
+        slots = self._slots(self._input_names())
         feed = {slot.name: array for slot, array in zip(slots, given, strict=True)}
         run = self._with_right(right) if right else self.session
         more = {f"right {name}": array for name, array in right.items()}

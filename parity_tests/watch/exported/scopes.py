@@ -20,11 +20,16 @@ _PASSED = "Func/"  # operations that pass a function's inputs
 
 
 class Step(NamedTuple):
-    """One node: the path of its module, and the values that it takes and gives (constants left out)."""
+    """One node: the path of its module, and the values that it takes and gives (constants left out).
+
+    Attributes:
+        call: the path again, with other parts for another call of the same module; "" if nothing tells.
+    """
 
     scope: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    call: str = ""
 
 
 class Boundary(NamedTuple):
@@ -66,13 +71,15 @@ def boundaries(steps: Sequence[Step], ends: Collection[str]) -> dict[str, Bounda
 def _rows(steps: Sequence[Step]) -> dict[str, list[tuple[int, ...]]]:
     """Layer -> the nodes of each of its calls."""
     rows: dict[str, list[list[int]]] = {}
+    last: dict[str, str] = {}
     for place, step in enumerate(steps):
-        for layer in _around(step.scope):
+        for layer, call in zip(_around(step.scope), _around(step.call or step.scope), strict=True):
             known = rows.setdefault(layer, [])
-            if known and known[-1][-1] == place - 1:
+            if known and known[-1][-1] == place - 1 and last[layer] == call:
                 known[-1].append(place)
             else:
                 known.append([place])
+            last[layer] = call
     return {layer: [tuple(row) for row in calls] for layer, calls in rows.items()}
 
 
@@ -82,26 +89,62 @@ def _around(scope: str) -> Iterator[str]:
         yield ".".join(parts[:depth])
 
 
-def of_tensorflow(names: Sequence[str], operations: Collection[str]) -> list[str]:
-    """The module's path of each operation of TensorFlow, by name: its scopes.
+class Place(NamedTuple):
+    """Where an operation stands: the path of its module, and the call of it, as in `Step`."""
 
-    Scopes that all have and numbers of a trace are left out.
+    scope: str
+    call: str
+
+
+def of_tensorflow(
+    names: Sequence[str], operations: Collection[str], weights: Sequence[Collection[str]]
+) -> list[Place]:
+    """The place of each operation of TensorFlow, by the scopes in its name.
+
+    Scopes that all have are left out. Keras numbers every scope when it traces a model again: the numbers are
+    left out, too, unless that would make one layer of two with other weights.
 
     Args:
         operations: the names of all operations.
+        weights: the weights that each operation takes.
 
     Example:
-        >>> of_tensorflow(["net_1/bn_1/batchnorm/mul_1", "net_1/conv_1/convolution"], ())
-        ['bn', 'conv']
+        >>> names = ["net_1/bn_1/batchnorm/mul_1", "net_1/conv_1_2/convolution"]
+        >>> [place.scope for place in of_tensorflow(names, (), [["a"], ["b"]])]
+        ['bn', 'conv_1']
     """
     paths = [_path(name, operations) for name in names]
     columns = zip(*(path for path in paths if path), strict=False)
     common = len([*takewhile(lambda parts: len({*parts}) == 1, columns)])
     paths = [path[common:] for path in paths]
-    parts = {part for path in paths for part in path}
-    if parts and all(part.endswith("_1") for part in parts):  # Keras's second trace of a model
-        paths = [[part.removesuffix("_1") for part in path] for path in paths]
-    return [re.sub(r"\.+", ".", tf1_module("/".join(path))) for path in paths]
+    plain = [[re.sub(r"_\d+$", "", part) for part in path] for path in paths]
+    traced = all(
+        a != b for path, short in zip(paths, plain, strict=True) for a, b in zip(path, short, strict=True)
+    )
+    if not traced or _ambiguous(paths, plain, weights):
+        plain = paths
+    return [_place(path, short) for path, short in zip(paths, plain, strict=True)]
+
+
+def _ambiguous(
+    paths: Sequence[list[str]], plain: Sequence[list[str]], weights: Sequence[Collection[str]]
+) -> bool:
+    """Whether two scopes with other weights would have the same name."""
+    owned: dict[str, dict[str, set[str]]] = {}
+    for path, short, own in zip(paths, plain, weights, strict=True):
+        owned.setdefault("/".join(short), {}).setdefault("/".join(path), set()).update(own)
+    return any(len({frozenset(own) for own in calls.values() if own}) > 1 for calls in owned.values())
+
+
+def _place(path: Sequence[str], plain: Sequence[str]) -> Place:
+    modules = [part for short in plain for part in tf1_module(short).split(".") if part]
+    calls = [
+        f"{part}@{name.replace('.', '_')}"
+        for name, short in zip(path, plain, strict=True)
+        for part in tf1_module(short).split(".")
+        if part
+    ]
+    return Place(".".join(modules), ".".join(calls))
 
 
 def _path(name: str, operations: Collection[str]) -> list[str]:

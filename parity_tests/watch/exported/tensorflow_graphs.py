@@ -13,6 +13,7 @@ from tensorflow.python.framework.convert_to_constants import convert_variables_t
 from parity_tests.watch.exported.base import Slot, Values, lowest, paths, slots_of
 from parity_tests.watch.exported.layered import NONE, Arrays
 from parity_tests.watch.exported.tensorflow_layers import GraphLayers, widened
+from parity_tests.watch.trace import reason_of
 from weights_convert.errors import SpecError
 
 _ENDPOINTS = ("serve", "serving_default")  # Keras's `export`, and tf.saved_model's usual signature
@@ -52,7 +53,8 @@ class SavedModel(GraphLayers):
                 tf.import_graph_def(frozen.graph.as_graph_def(), name="")
             given = {tensor.op.name: graph.get_tensor_by_name(tensor.name) for tensor in frozen.inputs}
             self.inside(graph, [given[slot.name] for slot in self.inputs])
-        except Exception:  # a graph with tables or control flow of its own
+        except Exception as error:  # a graph with tables or resources of its own
+            self.notes.append(f"{self.what}: its layers are not seen ({reason_of(error)})")
             self.see(NONE)
 
     def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
@@ -60,20 +62,17 @@ class SavedModel(GraphLayers):
 
     def _ordered(self, given: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The arrays in the order of the declared inputs."""
-        arrays = dict(zip((slot.name for slot in self._slots(self._names())), given, strict=True))
+        arrays = dict(zip((slot.name for slot in self._slots(self._input_names())), given, strict=True))
         return [arrays[slot.name] for slot in self.inputs]
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
-        names = [slot.name for slot in self._slots(self._names())]
+        names = [slot.name for slot in self._slots(self._input_names())]
         returned = self.function(
             **{name: tf.constant(array) for name, array in zip(names, given, strict=True)}
         )
         found = sorted(returned.items()) if isinstance(returned, dict) else [("", returned)]
         arrays = [_array(value) for _, value in found]
         return list(zip(paths([name for name, _ in found]), arrays, strict=True))
-
-    def _names(self) -> list[str]:
-        return [self.beside.name, *(name for name, _ in self.beside.others)]
 
 
 class Frozen(GraphLayers):
@@ -108,12 +107,12 @@ class Frozen(GraphLayers):
         self.inside(self.graph, given)
 
     def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
-        names = [self.beside.name, *(name for name, _ in self.beside.others)]
+        names = self._input_names()
         arrays = dict(zip((slot.name for slot in self._slots(names)), given, strict=True))
         return self.values([arrays[slot.name] for slot in self.inputs], right), self.call(given)
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
-        names = [self.beside.name, *(name for name, _ in self.beside.others)]
+        names = self._input_names()
         tensors = dict(zip((t.op.name for t in self._given_to), self._given_to, strict=True))
         feed = {tensors[slot.name]: array for slot, array in zip(self._slots(names), given, strict=True)}
         values = self.session.run(self._ends, feed)

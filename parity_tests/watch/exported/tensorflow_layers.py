@@ -22,21 +22,23 @@ def layers_of(graph: tf.Graph) -> Layers:
     if _CONTROL & {op.type for op in graph.get_operations()}:
         return NONE
     nodes, moving, owned = _sorted(graph)
-    scopes = of_tensorflow([op.name for op in nodes], {op.name for op in graph.get_operations()})
-    steps = [
-        Step(
-            scope,
-            tuple(dict.fromkeys(t.name for t in op.inputs if moving.get(t.name) is False)),
-            tuple(t.name for t in op.outputs if moving[t.name] is False),
-        )
-        for op, scope in zip(nodes, scopes, strict=True)
-    ]
-    ends = {t.name for op in nodes for t in op.outputs if not t.consumers()}
-    calls = boundaries(steps, ends)
     weights = [
         {name: array for t in op.inputs for name, array in owned.get(t.name, {}).items()} for op in nodes
     ]
-    return Layers(calls, nodes, (), *owners(scopes, weights, calls))
+    names = {op.name for op in graph.get_operations()}
+    places = of_tensorflow([op.name for op in nodes], names, weights)
+    steps = [
+        Step(
+            place.scope,
+            tuple(dict.fromkeys(t.name for t in op.inputs if moving.get(t.name) is False)),
+            tuple(t.name for t in op.outputs if moving[t.name] is False),
+            place.call,
+        )
+        for op, place in zip(nodes, places, strict=True)
+    ]
+    ends = {t.name for op in nodes for t in op.outputs if not t.consumers()}
+    calls = boundaries(steps, ends)
+    return Layers(calls, nodes, (), *owners([place.scope for place in places], weights, calls))
 
 
 def _sorted(graph: tf.Graph) -> tuple[list[Any], dict[str, bool], dict[str, Arrays]]:

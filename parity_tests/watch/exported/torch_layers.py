@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch.fx import GraphModule, Interpreter, Node
 
 from parity_tests.watch.exported.layered import Layers, owners
-from parity_tests.watch.exported.scopes import Step, boundaries
+from parity_tests.watch.exported.scopes import Place, Step, boundaries
 
 
 def layers_of(module: GraphModule) -> Layers:
@@ -26,26 +25,32 @@ def layers_of(module: GraphModule) -> Layers:
             nodes.append(node)
         elif node.op in ("get_attr", "call_function"):
             static.append(node)
-    scopes = [_scope(node) for node in nodes]
+    places = [_place(node) for node in nodes]
     steps = [
         Step(
-            scope,
+            place.scope,
             tuple(dict.fromkeys(n.name for n in node.all_input_nodes if moving.get(n.name))),
             (node.name,) if moving[node.name] else (),
+            place.call,
         )
-        for node, scope in zip(nodes, scopes, strict=True)
+        for node, place in zip(nodes, places, strict=True)
     ]
     ends = {n.name for node in module.graph.nodes if node.op == "output" for n in node.all_input_nodes}
     calls = boundaries(steps, ends)
     weights = [_weights(module, node) for node in nodes]
-    return Layers(calls, nodes, static, *owners(scopes, weights, calls))
+    return Layers(calls, nodes, static, *owners([place.scope for place in places], weights, calls))
 
 
-def _scope(node: Node) -> str:
-    """The path of the node's module; "@1" after it would be the second call of the module."""
-    stack = list(node.meta.get("nn_module_stack", {}).values())
-    path = str(stack[-1][0]) if stack else ""
-    return "" if path.startswith("_empty") else re.sub(r"@\d+", "", path)
+def _place(node: Node) -> Place:
+    """The path of the node's module; the keys of its stack end in "@1" in the second call of a module."""
+    stack = node.meta.get("nn_module_stack", {})
+    calls = {str(path): key.partition("@")[2] for key, (path, _) in stack.items()}
+    scope = [*calls][-1] if calls else ""
+    if not scope or scope.startswith("_empty"):
+        return Place("", "")
+    parts = scope.split(".")
+    numbers = (calls.get(".".join(parts[: depth + 1]), "") for depth in range(len(parts)))
+    return Place(scope, ".".join(f"{part}@{number}" for part, number in zip(parts, numbers, strict=True)))
 
 
 def _weights(module: GraphModule, node: Node, depth: int = 8) -> dict[str, np.ndarray]:
@@ -91,8 +96,8 @@ class Run(Interpreter):
     def run_node(self, n: Node) -> Any:
         found = super().run_node(n)
         if n.name in self.wanted and torch.is_tensor(found):
-            self.kept[n.name] = found
-        return self.right.get(n.name, found)
+            self.kept[n.name] = found.clone()  # an operation in place may change it afterwards
+        return self.right[n.name].clone() if n.name in self.right else found
 
 
 def run_nodes(module: GraphModule, nodes: Sequence[Node], known: Mapping[str, torch.Tensor]) -> Any:

@@ -32,7 +32,7 @@ class TorchScript(Exported):
         self.precision = _precision(state, _has_quantised(self.module))
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
-        names = [self.beside.name, *(name for name, _ in self.beside.others)]
+        names = self._input_names()
         return _called(self.module, given, names, self.precision)
 
 
@@ -53,7 +53,7 @@ class Program(Layered):
         self.see(layers_of(self.module))
 
     def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
-        slots = self._slots([self.beside.name, *(name for name, _ in self.beside.others)])
+        slots = self._slots(self._input_names())
         arrays_ = {slot.name: array for slot, array in zip(slots, given, strict=True)}
         ordered = [slot.name for slot in self.inputs if slot.name in arrays_]  # as it was exported
         tensors = _tensors([arrays_[name] for name in ordered], self.precision)
