@@ -402,6 +402,20 @@ def test_moments_beside_weights_of_half_precision(kind, dtype, trained, tmp_path
     np.testing.assert_array_equal(np.asarray(last.value), kept.astype(last.dtype))
 
 
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_momentum_of_half_precision_is_scaled_in_float32(dtype, trained, tmp_path):
+    """A small rate times a float16 would be 0 in float16."""
+    state = torch.load(trained / "sgd.pth", weights_only=True)
+    for held in [state["state_dict"], *state["optimizer"]["state"].values()]:
+        held |= {key: t.half() for key, t in held.items() if t.is_floating_point()}
+    torch.save(state, tmp_path / "x.pth")
+    carry, target = {"next_learning_rate": 1e-6}, tmp_path / "x.weights.h5"
+    convert(tmp_path / "x.pth", target, carry=carry, assume=True, dtype=dtype)
+    wanted = moments(tmp_path / "x.pth")
+    for name, array in moments(target).items():
+        np.testing.assert_allclose(array, wanted[name].astype(np.float32), rtol=1e-6)
+
+
 def half_in_keras(kind: str, dtype: str) -> Any:
     """A compiled network of half precision, without float32 copies of its weights."""
     import keras

@@ -121,11 +121,13 @@ def _canonical(parts: Sequence[Part], stored: Stored, divisor: float | None) -> 
     def read() -> np.ndarray:
         arrays = [part.read() for part in parts]
         array = stored.to_canonical(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
-        return array if divisor is None else in_float64(np.divide, array, divisor)
+        return array if divisor is None else in_float64(np.divide, array, divisor, array.dtype)
 
     return Part(TensorInfo(stored.canonical_shape(shape), dtype), parts[0].name, read)
 
 
-def in_float64(operation: Callable[..., Any], array: np.ndarray, factor: float) -> np.ndarray:
-    """The array multiplied or divided by a number, computed in float64 and rounded to the array's dtype."""
-    return np.asarray(operation(array.astype(np.float64), factor)).astype(array.dtype)
+def in_float64(
+    operation: Callable[..., Any], array: np.ndarray, factor: float, dtype: np.dtype
+) -> np.ndarray:
+    """The array multiplied or divided by a number, computed in float64 and rounded to a dtype."""
+    return np.asarray(operation(array.astype(np.float64), factor)).astype(dtype)

@@ -114,8 +114,11 @@ def _moments(
         weight = by_name[name]
         for place, (moment, parts) in enumerate(state.moments.items()):
             part = parts[name]
-            target = TensorInfo(weight.stored.shape(part.info.shape), _dtype(plan, weight, part))
-            read = part.read if factor is None else partial(_times, part, factor)
+            dtype = _dtype(plan, weight, part)
+            if factor is not None:
+                dtype = np.promote_types(dtype, np.float32)  # a small rate times float16 would be 0
+            target = TensorInfo(weight.stored.shape(part.info.shape), dtype)
+            read = part.read if factor is None else partial(_times, part, factor, dtype)
             plan.carried.append(
                 Move(
                     f"{moment} of {name}", part.name, named(number, place, moment, weight.target_name),
@@ -141,8 +144,8 @@ def _dtype(plan: Plan, weight: Move, part: Part) -> np.dtype:
     return asked
 
 
-def _times(part: Part, factor: float) -> np.ndarray:
-    return in_float64(np.multiply, part.read(), factor)
+def _times(part: Part, factor: float, dtype: np.dtype) -> np.ndarray:
+    return in_float64(np.multiply, part.read(), factor, dtype)
 
 
 def _float_dtype(plan: Plan) -> np.dtype:
