@@ -40,7 +40,9 @@ READERS = {  # name -> suffix of its files
 _ADAM = {"optimizer": "adam", "beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-8}
 CARRIED: tuple[dict[str, Any], ...] = (  # facts that a user may give about the optimiser in a file
     {},
+    {"optimizer": "sgd"},
     {"optimizer": "sgd", "leave_out": "learning_rate"},
+    {"optimizer": "sgd", "momentum": 0.0},
     _ADAM,
 )
 MEMORY = 2**30  # bytes that reading one file may take

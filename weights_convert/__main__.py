@@ -11,7 +11,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from weights_convert import __version__
 from weights_convert.commandline import (
@@ -29,6 +29,9 @@ from weights_convert.commandline import (
 )
 from weights_convert.errors import MismatchError, SourceError, SpecError
 from weights_convert.screen import output_for, print_facts, print_table, progress_bar, say
+
+if TYPE_CHECKING:
+    from weights_convert.optimizer.state import Facts
 
 
 def parser() -> Parser:
@@ -193,13 +196,16 @@ def run_convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _carried(arguments: argparse.Namespace) -> bool | dict[str, Any]:
+def _carried(arguments: argparse.Namespace) -> bool | Facts:
     """The argument `carry` of `convert`."""
+    from weights_convert.optimizer.state import facts_of
+
     if arguments.optimizer and not arguments.with_optimizer:
         raise SpecError("--optimizer: a fact about a state that is not carried; give --with-optimizer too")
     facts = dict(arguments.optimizer)
     left = [str(value) for name, value in arguments.optimizer if name == "leave_out"]
-    return (facts | ({"leave_out": left} if left else {})) or arguments.with_optimizer
+    given = facts | ({"leave_out": ",".join(left)} if left else {})
+    return facts_of(given, "--optimizer") if arguments.with_optimizer else False
 
 
 def run_inspect(arguments: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from weights_convert.limits import Limits
 from weights_convert.loading import opened
 from weights_convert.mapping import OwnNames
 from weights_convert.memory import DTYPES, not_finite, sha256
-from weights_convert.optimizer.state import facts_of
+from weights_convert.optimizer.state import Facts, facts_of
 from weights_convert.optimizer.writing import carry as carry_optimizer
 from weights_convert.plan import Move, Plan, make_plan
 
@@ -51,7 +51,7 @@ def convert(
     reorder_classes: str | Path | None = None,
     fold_bn: bool = False,
     fold_bias: bool = False,
-    carry: bool | Mapping[str, Any] = False,
+    carry: bool | Mapping[str, Any] | Facts = False,
     strict: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
@@ -67,7 +67,8 @@ def convert(
         names: as in `load`; if no pair matches the source, they are the names in the destination.
         dst: the suffix selects the container (`.pth`, `.safetensors`, `.npz`, `.weights.h5`, `.ckpt`).
         to_family: the layout to write; default: the container's own.
-        dtype: of the floating-point tensors; default: unchanged.
+        dtype: of the floating-point tensors; default: unchanged. Moments of an optimiser stay at least
+            float32.
         scope: the variable scope of the network in a TF1 checkpoint, source or destination; its path in the
             Keras model of a source.
         num_classes: of the new classifier.
@@ -79,7 +80,7 @@ def convert(
             not hold: `optimizer` ("sgd", "adam", "adamw"), `learning_rate` (at the stop), `momentum`,
             `weight_decay`, `beta_1`, `beta_2`, `epsilon`, `step`; the rate to go on with,
             `next_learning_rate`; `schedule`, True if a Keras destination computes it; and `leave_out`, names
-            of states without a counterpart.
+            of states without a counterpart, each of them in the file.
         strict: NaN and infinity, and what `load` refuses with it, are errors, not warnings.
         overwrite: replace an existing destination.
         dry_run: only plan.

@@ -231,6 +231,43 @@ def test_names_of_parameters_decide_their_order(tmp_path):
         )
 
 
+def test_names_can_be_added_to_a_saved_optimiser(tmp_path):
+    """As docs/training.md says: load it into an optimiser of the same groups with names, and save that."""
+    net = torch_impl.ResNet(**SPEC.model_kwargs())
+    named = list(net.named_parameters())
+
+    def optimizer(*, names: bool) -> torch.optim.SGD:
+        pairs = [[pair for pair in named if (pair[1].ndim > 1) == kernels] for kernels in (False, True)]
+        groups = [{"params": group if names else [p for _, p in group]} for group in pairs]
+        return torch.optim.SGD(groups, lr=0.5, momentum=0.5)
+
+    plain, again = optimizer(names=False), optimizer(names=True)
+    net(torch.ones(2, 2, 8, 8)).square().sum().backward()
+    plain.step()
+    again.load_state_dict(plain.state_dict())
+    for name, one in (("plain", plain), ("again", again)):
+        torch.save({"model": net.state_dict(), "optimizer": one.state_dict()}, tmp_path / f"{name}.pth")
+    with pytest.raises(MismatchError, match="2 parameter groups without the weights' names"):
+        moments(tmp_path / "plain.pth")
+    found = moments(tmp_path / "again.pth")
+    for name, parameter in named:
+        np.testing.assert_array_equal(found[f"b {name}"], plain.state[parameter]["momentum_buffer"].numpy())
+
+
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_settings_in_scalar_tensors(kind, tmp_path):
+    """`lr=torch.tensor(...)`, as a compiled step needs it."""
+    net = torch_impl.ResNet(**SPEC.model_kwargs())
+    own = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[kind]
+    optimizer = own(net.parameters(), lr=torch.tensor(0.125), weight_decay=0.25)
+    optimizer.param_groups[0]["betas"] = (torch.tensor(0.5), torch.tensor(0.75, dtype=torch.float64))
+    torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "x.pth")
+    with load(tmp_path / "x.pth", assume=True) as checkpoint:
+        settings = checkpoint.training_state().settings
+    wanted = {"learning_rate": 0.125, "beta_1": 0.5, "beta_2": 0.75, "epsilon": 1e-8, "weight_decay": 0.25}
+    assert settings == wanted
+
+
 @pytest.mark.parametrize("family", ["timm", "cadene", "pytorchcv"])
 def test_moments_follow_the_names_and_layouts_of_other_families(family, tmp_path):
     """Twice each weight as its momentum, in the file's own order, with 1x1 kernels for dense ones."""
@@ -273,6 +310,122 @@ def test_before_the_first_step(momentum, tmp_path):
     state = torch.load(tmp_path / "y.pth", weights_only=True)["optimizer"]
     torch.optim.SGD(net.parameters(), lr=0.1).load_state_dict(state)
     assert state["param_groups"][0]["momentum"] == momentum
+
+
+def test_sgd_without_momentum_goes_on_in_every_framework(tmp_path):
+    """The note's optimiser loads the file, and the file converts back."""
+    import keras
+    import tensorflow.compat.v1 as tf
+
+    import keras_impl
+    import tf1_compat
+
+    net = torch_impl.ResNet(**SPEC.model_kwargs())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.125, weight_decay=0.25)
+    state = {"model": net.state_dict(), "optimizer": optimizer.state_dict(), "step": 7}
+    torch.save(state, tmp_path / "a.pth")
+    note = convert(tmp_path / "a.pth", tmp_path / "a.ckpt", carry=True, assume=True).notes[-1]
+    decay = ", and 0.25 w added to the gradient of w, step 7"
+    assert note == f"go on with tf.train.GradientDescentOptimizer(0.125){decay}"
+    with tf.Graph().as_default(), tf.Session() as session:
+        logits, _ = tf1_compat.resnet(
+            tf.placeholder(tf.float32, (2, 8, 8, 2)), is_training=True, **SPEC.model_kwargs()
+        )
+        step = tf.train.get_or_create_global_step()
+        tf.train.GradientDescentOptimizer(0.125).minimize(tf.reduce_sum(logits), step)
+        tf.train.Saver().restore(session, str(tmp_path / "a.ckpt"))
+        assert session.run(step) == 7
+        tf.train.Saver().save(session, str(tmp_path / "b.ckpt"), write_meta_graph=False)
+    note = convert(tmp_path / "a.ckpt", tmp_path / "b.weights.h5", carry=True, assume=True).notes[-1]
+    assert note == f"go on with keras.optimizers.SGD(0.125, momentum=0){decay}"
+    model = keras_impl.ResNet(**SPEC.model_kwargs())
+    model.compile(keras.optimizers.SGD(0.5, momentum=0.0), "mse")
+    model.optimizer.build(model.trainable_variables)
+    model.load_weights(tmp_path / "b.weights.h5")
+    assert (float(model.optimizer.learning_rate), int(model.optimizer.iterations)) == (0.125, 7)
+    note = convert(tmp_path / "b.weights.h5", tmp_path / "c.pth", carry=True, assume=True).notes[-1]
+    assert note == "go on with torch.optim.SGD(lr=0.125, momentum=0, weight_decay=0.25), step 7"
+    with pytest.raises(MismatchError, match="of SGD without momentum give optimizer=sgd and momentum=0"):
+        moments(tmp_path / "b.ckpt")
+    with pytest.raises(MismatchError, match="holds no state of an optimiser"):
+        moments(tmp_path / "b.ckpt", optimizer="sgd", momentum=0.5)
+    facts = {"optimizer": "sgd", "momentum": 0, "weight_decay": 0.25, "learning_rate": 0.125}
+    convert(tmp_path / "b.ckpt", tmp_path / "d.pth", carry=facts, assume=True)
+    for name in ("c.pth", "d.pth"):
+        found = torch.load(tmp_path / name, weights_only=True)
+        group = found["optimizer"]["param_groups"][0]
+        assert (found["step"], group["lr"], group["momentum"], group["weight_decay"]) == (7, 0.125, 0.0, 0.25)
+        torch.optim.SGD(net.parameters(), lr=1.0).load_state_dict(found["optimizer"])
+
+
+def test_moments_without_momentum_are_in_no_formula(trained, tmp_path):
+    """Slots of `MomentumOptimizer(rate, 0)`: Keras has no variables for them, and neither does the note."""
+    convert(trained / "sgd.pth", tmp_path / "x.ckpt", carry=True, assume=True)
+    with load(tmp_path / "x.ckpt", assume=True) as checkpoint:
+        checkpoint.metadata.pop("optimizer")
+        facts = {"optimizer": "sgd", "momentum": 0, "learning_rate": 0.5}
+        assert checkpoint.training_state(facts_of(facts)).moments == {}
+
+
+def torch_of(path: Path, kind: str) -> dict[str, np.ndarray]:
+    """The moments as PyTorch's optimiser of a float32 network loads them."""
+    state = torch.load(path, weights_only=True)
+    net = torch_impl.ResNet(**SPEC.model_kwargs())
+    net.load_state_dict(state["state_dict"])
+    own = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[kind]
+    optimizer = own(net.parameters(), lr=1.0)
+    optimizer.load_state_dict(state["optimizer"])
+    rows = {"sgd": {"b": "momentum_buffer"}, "adam": {"m": "exp_avg", "v": "exp_avg_sq"}}[kind]
+    named = [(f"{ours} {name}", p, key) for name, p in net.named_parameters() for ours, key in rows.items()]
+    return {name: optimizer.state[p][key].numpy() for name, p, key in named}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_moments_beside_weights_of_half_precision(kind, dtype, trained, tmp_path):
+    """They are float32: in float16 small values of Adam's v become 0, and epsilon alone divides."""
+    wanted = {name: a.astype(np.float32) for name, a in moments(trained / f"{kind}.pth").items()}
+    for suffix in (".pth", ".weights.h5"):
+        path = tmp_path / f"x{suffix}"
+        plan = convert(
+            trained / f"{kind}.pth", path, carry={"next_learning_rate": 0.5}, assume=True, dtype=dtype
+        )
+        assert {move.target.dtype.name for move in plan.moves if "num_batches" not in move.canonical} == {
+            dtype
+        }
+        same(moments(path), wanted)
+    same(torch_of(tmp_path / "x.pth", kind), wanted)
+    model = half_in_keras(kind, dtype)
+    model.load_weights(tmp_path / "x.weights.h5")
+    last = model.optimizer.variables[-1]
+    kept = wanted["b fc.bias"] * np.float32(-0.5) if kind == "sgd" else wanted["v fc.bias"]
+    np.testing.assert_array_equal(np.asarray(last.value), kept.astype(last.dtype))
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_momentum_of_half_precision_is_scaled_in_float32(dtype, trained, tmp_path):
+    """A small rate times a float16 would be 0 in float16."""
+    state = torch.load(trained / "sgd.pth", weights_only=True)
+    for held in [state["state_dict"], *state["optimizer"]["state"].values()]:
+        held |= {key: t.half() for key, t in held.items() if t.is_floating_point()}
+    torch.save(state, tmp_path / "x.pth")
+    carry, target = {"next_learning_rate": 1e-6}, tmp_path / "x.weights.h5"
+    convert(tmp_path / "x.pth", target, carry=carry, assume=True, dtype=dtype)
+    wanted = moments(tmp_path / "x.pth")
+    for name, array in moments(target).items():
+        np.testing.assert_allclose(array, wanted[name].astype(np.float32), rtol=1e-6)
+
+
+def half_in_keras(kind: str, dtype: str) -> Any:
+    """A compiled network of half precision, without float32 copies of its weights."""
+    import keras
+
+    import keras_impl
+
+    model = keras_impl.ResNet(**SPEC.model_kwargs(), dtype=dtype)
+    model.compile({"sgd": keras.optimizers.SGD(momentum=0.9), "adam": keras.optimizers.Adam()}[kind], "mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
 
 
 def test_another_dtype_is_the_moments_too(trained, tmp_path):

@@ -69,6 +69,18 @@ def two_groups(state: dict[str, Any]) -> None:
     state["optimizer"]["param_groups"].append(second)
 
 
+def equal_groups(state: dict[str, Any]) -> None:
+    two_groups(state)
+    first, second = state["optimizer"]["param_groups"]
+    second["weight_decay"] = first["weight_decay"]
+
+
+def other_names(state: dict[str, Any]) -> None:
+    equal_groups(state)
+    for one in state["optimizer"]["param_groups"]:
+        one["param_names"] = [f"w{number}" for number in one["params"]]
+
+
 def older_adam(state: dict[str, Any]) -> None:
     del state["optimizer"]["param_groups"][0]["decoupled_weight_decay"]
 
@@ -93,11 +105,18 @@ TORCH = {
     "steps": ("adam", entry(step=torch.tensor(1.0)), "has done 1 to 2 steps of its parameters"),
     "broken step": ("adam", entry(step=torch.tensor(1.5)), "is damaged: float 1.5 as a count of steps"),
     "groups": ("sgd", two_groups, "has parameter groups that differ in 'weight_decay'"),
+    "groups without names": (
+        "sgd",
+        equal_groups,
+        "has 2 parameter groups without the weights' names, so their order is unknown; pass "
+        "model.named_parameters() in the groups",
+    ),
+    "groups with other names": ("sgd", other_names, "2 parameter groups without the weights' names"),
     "order": ("sgd", swapped, "another order of parameters"),
     "fewer": ("sgd", group(params=[0, 1]), "has 2 parameters, but the network has"),
     "twice": ("sgd", group(params=[0] * 26), "parameters, but the network has"),
     "adam or adamw": ("adam", older_adam, "is Adam or AdamW, which older PyTorch does not record"),
-    "rate": ("sgd", group(lr=torch.tensor(0.1)), "has lr=float32 tensor ()"),
+    "rate": ("sgd", group(lr=torch.ones(2)), "has lr=float32 tensor (2,)"),
     "rate below 0": ("sgd", group(lr=-0.1), "learning_rate=-0.1, expected a number from 0 to inf"),
     "momentum": ("sgd", group(momentum=float("nan")), "momentum=nan, expected a number from 0 to 1"),
     "no tensor": ("sgd", entry(momentum_buffer="text"), "is str 'text', expected a tensor"),
@@ -153,10 +172,35 @@ def test_a_state_is_left_out_if_the_user_names_it(key, trained, tmp_path):
     convert(source, tmp_path / "out.ckpt", carry={"leave_out": [key]}, assume=True)
 
 
+LEFT_OUT = ("bogus", "", "step", "optimizer", "state_dict", "learning_rate", "schedulers")
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+@pytest.mark.parametrize("kind", ["torch", "keras", "tf1"])
+def test_only_what_a_file_holds_can_be_left_out(kind, name, trained, tmp_path):
+    if kind == "torch":
+        source = changed(trained, tmp_path, "sgd", lambda s: s.update(scheduler=SCHEDULE, epoch=3))
+        found = message(source, carry={"leave_out": ["scheduler", name]})
+        assert found.endswith("which has epoch, scheduler" + "; did you mean 'scheduler'?" * ("sch" in name))
+    elif kind == "keras":
+        found = message(
+            keras_file(trained, tmp_path, "sgd", lambda _: None), ".ckpt", SGD | {"leave_out": name}
+        )
+        assert found.endswith("which has nothing to leave out")
+    else:
+        average = number("conv1/kernel/ExponentialMovingAverage", 1.0)
+        source = tf1_file(trained, tmp_path, "sgd", average)
+        leave_out = f"ExponentialMovingAverage,{name}"
+        found = message(source, carry=SGD | {"learning_rate": 0.1, "leave_out": leave_out})
+        assert found.endswith("which has ExponentialMovingAverage")
+    assert f"carry: leave_out={name!r} names nothing in {tmp_path}" in found
+
+
 def test_empty_states_are_none(trained, tmp_path):
     """Lightning writes an empty list without a scheduler, and PyTorch an empty dict for a disabled scaler."""
     source = changed(trained, tmp_path, "sgd", lambda state: state.update(lr_schedulers=[], scaler={}))
     convert(source, tmp_path / "out.ckpt", carry=True, assume=True)
+    convert(source, tmp_path / "named.ckpt", carry={"leave_out": "lr_schedulers,scaler"}, assume=True)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -222,6 +266,24 @@ def test_a_rate_of_zero_cannot_be_divided_by(trained, tmp_path):
 
     source = keras_file(trained, tmp_path, "sgd", change)
     assert "learning_rate=0, by which its momentum cannot be divided" in message(source, ".ckpt", SGD)
+
+
+@pytest.mark.parametrize("schedule", [False, True])
+@pytest.mark.parametrize("at", ["stop", "next step"])
+def test_momentum_is_not_scaled_by_a_rate_of_zero(at, schedule, trained, tmp_path):
+    """Keras's momentum would be zeros, from which no rate leads back."""
+    source = changed(trained, tmp_path, "sgd", group(lr=0.0) if at == "stop" else lambda _: None)
+    carry = {"schedule": schedule} | ({} if at == "stop" else {"next_learning_rate": 0})
+    found = message(source, carry=carry)
+    assert "goes on with learning_rate=0, by which its momentum cannot be divided; give a rate above" in found
+    convert(source, tmp_path / "x.ckpt", carry={"next_learning_rate": 0}, assume=True)  # not scaled
+    convert(source, tmp_path / "x.weights.h5", carry={"next_learning_rate": 0.5}, assume=True)
+
+
+def test_a_rate_of_zero_without_moments_to_scale(trained, tmp_path):
+    for kind, change in (("adam", group(lr=0.0)), ("sgd", group(lr=0.0, momentum=0.0))):
+        source = changed(trained, tmp_path, kind, change)
+        convert(source, tmp_path / f"{kind}.weights.h5", carry=True, assume=True)
 
 
 def test_a_schedule_of_keras_needs_the_rate(trained, tmp_path):
@@ -363,6 +425,19 @@ def test_states_of_tf1(case, trained, tmp_path):
 # Facts, and other options
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_slots_of_tf1_are_not_rounded_to_half_precision(kind, dtype, trained, tmp_path):
+    """TensorFlow restores a slot only in the dtype of its variable."""
+    source = changed(trained, tmp_path, kind, lambda _: None)
+    found = message(source, ".ckpt", dtype=dtype)
+    assert (
+        f"restores slots only in the dtype of the weights, {dtype}, in which small values become 0" in found
+    )
+    assert found.endswith("use --dtype float32")
+    convert(source, tmp_path / "x.ckpt", carry=True, assume=True, dtype="float32")
+
+
 def test_missing_settings_are_listed_together(trained, tmp_path):
     source = tf1_file(trained, tmp_path, "sgd", lambda _: None)
     found = message(source, ".pth")
@@ -372,6 +447,7 @@ def test_missing_settings_are_listed_together(trained, tmp_path):
 
 FACTS_REFUSED = {
     "unknown": ({"momentun": 0.9}, "unknown 'momentun', expected"),
+    "lr": ({"lr": 0.1}, "carry: unknown 'lr', expected"),
     "kind": ({"optimizer": "lion"}, "optimizer='lion', expected one of sgd, adam, adamw"),
     "range": ({"momentum": 1.0}, "momentum=1.0, expected a number from 0 to 1"),
     "step": ({"step": -1}, "step=-1, expected a whole number from 0"),
@@ -388,6 +464,30 @@ FACTS_REFUSED = {
 def test_facts(case, trained, tmp_path):
     facts, words = FACTS_REFUSED[case]
     assert words in message(changed(trained, tmp_path, "sgd", lambda _: None), carry=facts)
+
+
+USUAL = {"lr": "learning_rate", "EPS": "epsilon", "wd": "weight_decay", "beta1": "beta_1", "steps": "step"}
+
+
+@pytest.mark.parametrize("name", USUAL)
+def test_usual_names_have_a_hint(name, trained):
+    assert message(trained / "sgd.pth", carry={name: 1}).endswith(f"; did you mean {USUAL[name]!r}?")
+
+
+OPTION = {
+    "lr=0.1": "--optimizer: unknown 'lr', expected",
+    "step=1e3": "--optimizer: step=1000.0, expected a whole number from 0",
+    "optimizer=lion": "--optimizer: optimizer='lion', expected one of",
+    "beta_1=0.9": "--optimizer: beta_1 is no setting of SGD",
+    "leave_out=": "--optimizer: leave_out='' names nothing in",
+    "leave_out=bogus,epoch": "--optimizer: leave_out='bogus' names nothing in",
+}
+
+
+@pytest.mark.parametrize("option", OPTION)
+def test_messages_at_the_command_line_name_its_option(option, trained, tmp_path, run):
+    ran = run("convert", trained / "sgd.pth", tmp_path / "x.ckpt", "--with-optimizer", "--optimizer", option)
+    assert (ran.code, OPTION[option] in ran.err, "carry" in ran.err) == (2, True, False), ran.err
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

@@ -15,7 +15,16 @@ from weights_convert.formats.tf1.optimizer import optimizer_of_tf1
 from weights_convert.formats.torch.optimizer import optimizer_of_torch
 from weights_convert.identify.reading import Reading
 from weights_convert.layouts import Stored
-from weights_convert.optimizer.state import Facts, Found, NoOptimizer, Part, TrainingState, Weight, settled
+from weights_convert.optimizer.state import (
+    Facts,
+    Found,
+    NoOptimizer,
+    Part,
+    TrainingState,
+    Weight,
+    check_left_out,
+    settled,
+)
 from weights_convert.spec import Parameter
 
 _READERS: dict[str, Callable[[Any, Sequence[Weight], Facts], Found]] = {
@@ -49,14 +58,17 @@ def training_state(
         )
     trained = {name: reading.names[name] for name in known if known[name].trainable and name in reading.names}
     found = _READERS[reader.format](reader, _weights(reader, trained), facts)
+    check_left_out(str(reader.path), found.others, facts)
     settings, step = settled(found, facts)
-    divisor = None if found.divisor is None else _divisor(found, settings)
+    plain = found.kind == "sgd" and settings.get("momentum") == 0
+    held = {} if plain else found.moments  # without momentum b is the gradient, and in no formula
+    divisor = _divisor(found, settings) if held and found.divisor is not None else None
     moments = {
         moment: {
             name: _canonical([parts[n] for n in names], reading.layout.stored(known[name]), divisor)
             for name, names in trained.items()
         }
-        for moment, parts in found.moments.items()
+        for moment, parts in held.items()
     }
     following = facts.next_learning_rate
     return TrainingState(
@@ -109,11 +121,13 @@ def _canonical(parts: Sequence[Part], stored: Stored, divisor: float | None) -> 
     def read() -> np.ndarray:
         arrays = [part.read() for part in parts]
         array = stored.to_canonical(arrays[0] if len(arrays) == 1 else np.concatenate(arrays, -1))
-        return array if divisor is None else in_float64(np.divide, array, divisor)
+        return array if divisor is None else in_float64(np.divide, array, divisor, array.dtype)
 
     return Part(TensorInfo(stored.canonical_shape(shape), dtype), parts[0].name, read)
 
 
-def in_float64(operation: Callable[..., Any], array: np.ndarray, factor: float) -> np.ndarray:
-    """The array multiplied or divided by a number, computed in float64 and rounded to the array's dtype."""
-    return np.asarray(operation(array.astype(np.float64), factor)).astype(array.dtype)
+def in_float64(
+    operation: Callable[..., Any], array: np.ndarray, factor: float, dtype: np.dtype
+) -> np.ndarray:
+    """The array multiplied or divided by a number, computed in float64 and rounded to a dtype."""
+    return np.asarray(operation(array.astype(np.float64), factor)).astype(dtype)

@@ -49,6 +49,20 @@ _BELOW = {  # setting -> the upper limit, which it does not reach; all are at le
     "epsilon": math.inf,
 }
 _OTHER_FACTS = ("optimizer", "step", "schedule", "leave_out")
+_USUAL = {  # names that other optimisers use -> ours
+    "lr": "learning_rate",
+    "eps": "epsilon",
+    "wd": "weight_decay",
+    "decay": "weight_decay",
+    "beta1": "beta_1",
+    "beta2": "beta_2",
+    "betas": "beta_1",
+    "steps": "step",
+    "global_step": "step",
+    "iterations": "step",
+    "class": "optimizer",
+    "kind": "optimizer",
+}
 MOST_STEPS = 2**53
 
 
@@ -82,6 +96,7 @@ class Facts:
         next_learning_rate: the rate of the next step; None for the rate at the stop.
         schedule: whether a Keras destination has a schedule: its file then has no rate.
         leave_out: names of states that are left out: a scheduler, a moving average.
+        origin: the argument or option with these statements, for messages.
     """
 
     optimizer: str | None = None
@@ -90,10 +105,14 @@ class Facts:
     step: int | None = None
     schedule: bool = False
     leave_out: tuple[str, ...] = ()
+    origin: str = "carry"
 
 
-def facts_of(carry: bool | Mapping[str, Any]) -> Facts:
+def facts_of(carry: bool | Mapping[str, Any] | Facts, origin: str = "carry") -> Facts:
     """The facts in the argument `carry` of `convert`.
+
+    Args:
+        origin: the argument or option with these statements, for messages.
 
     Raises:
         SpecError: an unknown name, or an invalid value.
@@ -101,30 +120,32 @@ def facts_of(carry: bool | Mapping[str, Any]) -> Facts:
     >>> facts_of({"optimizer": "sgd", "momentum": 0.9}).settings
     {'momentum': 0.9}
     """
+    if isinstance(carry, Facts):
+        return carry
     given = dict(carry) if isinstance(carry, Mapping) else {}
     known = (*_OTHER_FACTS, *_BELOW)
     for name in given:
         if name not in known:
-            raise SpecError(
-                f"carry: unknown {name!r}, expected {', '.join(known)}{nearest(str(name), known)}"
-            )
+            usual = _USUAL.get(str(name).lower())
+            hint = f"; did you mean {usual!r}?" if usual else nearest(str(name), known)
+            raise SpecError(f"{origin}: unknown {name!r}, expected {', '.join(known)}{hint}")
     kind, step, left = given.get("optimizer"), given.get("step"), given.get("leave_out", ())
     if kind is not None and kind not in KINDS:
-        raise SpecError(f"carry: optimizer={kind!r}, expected one of {', '.join(KINDS)}")
+        raise SpecError(f"{origin}: optimizer={kind!r}, expected one of {', '.join(KINDS)}")
     if step is not None and not is_step(step):
-        raise SpecError(f"carry: step={step!r}, expected a whole number from 0")
+        raise SpecError(f"{origin}: step={step!r}, expected a whole number from 0")
     schedule = given.get("schedule", False)
     if not isinstance(schedule, bool):
-        raise SpecError(f"carry: schedule={schedule!r}, expected True or False")
+        raise SpecError(f"{origin}: schedule={schedule!r}, expected True or False")
     names = left.split(",") if isinstance(left, str) else left
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise SpecError(f"carry: leave_out={left!r}, expected a list of names")
+        raise SpecError(f"{origin}: leave_out={left!r}, expected a list of names")
     settings = {}
     for name in _BELOW:
         if name in given:
             if not is_setting(name, given[name]):
                 raise SpecError(
-                    f"carry: {name}={given[name]!r}, expected a number from 0 to {_BELOW[name]:g}"
+                    f"{origin}: {name}={given[name]!r}, expected a number from 0 to {_BELOW[name]:g}"
                 )
             settings[name] = float(given[name])
     following = settings.pop("next_learning_rate", None)
@@ -135,6 +156,7 @@ def facts_of(carry: bool | Mapping[str, Any]) -> Facts:
         step=step,
         schedule=schedule,
         leave_out=tuple(names),
+        origin=origin,
     )
 
 
@@ -159,6 +181,7 @@ class Found:
         moments: moment -> name of a weight in the file -> tensor.
         divisor: by which the file's moments are PyTorch's, of the settings; None for 1.
         used: names of the reader's other contents that are carried.
+        others: names of those that are not, and that the user may leave out.
         assumed: properties that such a file does not show, one text each.
     """
 
@@ -169,6 +192,7 @@ class Found:
     moments: dict[str, dict[str, Part]]
     divisor: Callable[[Mapping[str, float]], float] | None = None
     used: Iterable[str] = ()
+    others: Iterable[str] = ()
     assumed: tuple[str, ...] = ()
 
 
@@ -239,7 +263,7 @@ def settled(found: Found, facts: Facts) -> tuple[dict[str, float], int | None]:
     for name, given in [*facts.settings.items(), ("step", facts.step)]:
         held = found.step if name == "step" else found.settings.get(name)
         if name not in ("learning_rate", "step", *kind.settings):
-            raise SpecError(f"carry: {name} is no setting of {kind.title}")
+            raise SpecError(f"{facts.origin}: {name} is no setting of {kind.title}")
         if given is not None and held is not None and given != held:
             raise MismatchError(f"{found.where} has {name}={held!r}, not {given!r}; omit {name}")
     step = found.step if found.step is not None else facts.step
@@ -254,3 +278,15 @@ def refuse(where: str, what: str, name: str, facts: Facts) -> None:
             f"{where} has {what}, which has no counterpart in the other frameworks' files; "
             f"give leave_out={name} (--optimizer leave_out={name}) to go on without it"
         )
+
+
+def check_left_out(path: str, others: Iterable[str], facts: Facts) -> None:
+    """Raise `SpecError` if the user leaves out what the file does not hold."""
+    there = list(others)
+    for name in facts.leave_out:
+        if name not in there:
+            listed = one_line(", ".join(sorted(there))) or "nothing to leave out"
+            raise SpecError(
+                f"{facts.origin}: leave_out={name!r} names nothing in {path}, which has {listed}"
+                f"{nearest(name, there)}"
+            )

@@ -21,6 +21,7 @@ from weights_convert.optimizer.state import KINDS, Part, TrainingState
 from weights_convert.plan import Move, Plan
 from weights_convert.spec import parameters
 
+WITHOUT_MOMENTUM = "sgd without momentum"
 _PLAIN = Stored(None, False)
 _EPSILON = (  # crossing between PyTorch and the other two
     "Keras and TensorFlow 1 add Adam's epsilon before the bias correction: in step t theirs is PyTorch's "
@@ -34,12 +35,14 @@ class Target(NamedTuple):
     Attributes:
         needs: the settings that a file holds, or that its numbers depend on, by kind.
         add: adds the moments and the other facts to a plan.
-        goes_on: kind -> the call that goes on, for the user.
+        goes_on: kind -> the call that goes on, for the user; `WITHOUT_MOMENTUM` where SGD's is another.
+        exact: whether the framework loads a moment only in the dtype of its weight.
     """
 
     needs: Callable[[TrainingState], tuple[str, ...]]
     add: Callable[[Plan, TrainingState, Mapping[str, float], int], None]
     goes_on: Mapping[str, str]
+    exact: bool = False
 
 
 def carry(plan: Plan, state: TrainingState) -> list[str]:
@@ -72,7 +75,10 @@ def carry(plan: Plan, state: TrainingState) -> list[str]:
     plan.metadata["optimizer"] = facts
     names = ("learning_rate", *KINDS[state.kind].settings)
     shown = {name: f"{settings[name]:.7g}" if name in settings else "..." for name in names}
-    plan.notes.append(f"go on with {target.goes_on[state.kind].format(**shown)}, step {state.step or 0:,}")
+    call = target.goes_on[state.kind]
+    if not state.moments:
+        call = target.goes_on.get(WITHOUT_MOMENTUM, call)
+    plan.notes.append(f"go on with {call.format(**shown)}, step {state.step or 0:,}")
     return lines
 
 
@@ -97,7 +103,7 @@ def _scalar(plan: Plan, name: str, array: np.ndarray) -> None:
 def _moments(
     plan: Plan, state: TrainingState, named: Callable[[int, int, str, str], str], factor: float | None = None
 ) -> None:
-    """The moments, each with the layout and the dtype of its weight in the destination.
+    """The moments, each with the layout of its weight in the destination.
 
     Args:
         named: (number of the weight, of the moment, the moment, the weight in the destination) -> name.
@@ -108,9 +114,11 @@ def _moments(
         weight = by_name[name]
         for place, (moment, parts) in enumerate(state.moments.items()):
             part = parts[name]
-            dtype = part.info.dtype if weight.source.dtype == weight.target.dtype else weight.target.dtype
+            dtype = _dtype(plan, weight, part)
+            if factor is not None:
+                dtype = np.promote_types(dtype, np.float32)  # a small rate times float16 would be 0
             target = TensorInfo(weight.stored.shape(part.info.shape), dtype)
-            read = part.read if factor is None else partial(_times, part, factor)
+            read = part.read if factor is None else partial(_times, part, factor, dtype)
             plan.carried.append(
                 Move(
                     f"{moment} of {name}", part.name, named(number, place, moment, weight.target_name),
@@ -119,8 +127,25 @@ def _moments(
             )  # fmt: skip
 
 
-def _times(part: Part, factor: float) -> np.ndarray:
-    return in_float64(np.multiply, part.read(), factor)
+def _dtype(plan: Plan, weight: Move, part: Part) -> np.dtype:
+    """The dtype of a moment in the destination: in half precision the smallest of Adam's v would become 0.
+
+    Raises:
+        MismatchError: the framework needs half precision, and the moment has more.
+    """
+    asked, held = weight.target.dtype, part.info.dtype
+    if not TARGETS[plan.container.name].exact:
+        return held if weight.source.dtype == asked else np.promote_types(asked, np.float32)
+    if asked.itemsize < 4 and asked != held:
+        raise MismatchError(
+            f"{plan.destination}: {part.name} is {held.name}, but TensorFlow 1 restores slots only in the "
+            f"dtype of the weights, {asked.name}, in which small values become 0; use --dtype float32"
+        )
+    return asked
+
+
+def _times(part: Part, factor: float, dtype: np.dtype) -> np.ndarray:
+    return in_float64(np.multiply, part.read(), factor, dtype)
 
 
 def _float_dtype(plan: Plan) -> np.dtype:
@@ -169,7 +194,12 @@ def _add_keras(plan: Plan, state: TrainingState, settings: Mapping[str, float], 
     for name, array in scalars.items():
         _scalar(plan, name, array)
     first, count = len(scalars), len(state.moments)
-    factor = keras_factor(settings) if state.kind == "sgd" else None
+    factor = keras_factor(settings) if state.kind == "sgd" and state.moments else None
+    if factor == 0:
+        raise MismatchError(
+            f"{state.path}: its optimiser goes on with learning_rate=0, by which its momentum cannot be "
+            "divided; give a rate above 0 as next_learning_rate=... (--optimizer next_learning_rate=...)"
+        )
     _moments(plan, state, lambda number, place, *_: keras_moment(first + count * number + place), factor)
 
 
@@ -217,10 +247,12 @@ TARGETS = {
         _add_tf1,
         {
             "sgd": "tf.train.MomentumOptimizer({learning_rate}, {momentum})" + _COUPLED,
+            WITHOUT_MOMENTUM: "tf.train.GradientDescentOptimizer({learning_rate})" + _COUPLED,
             "adam": "tf.train.AdamOptimizer({learning_rate}, {beta_1}, {beta_2})" + _EPSILON_OF + _COUPLED,
             "adamw": "tf.train.AdamOptimizer({learning_rate}, {beta_1}, {beta_2})"
             + _EPSILON_OF
             + ", and w times 1 - {learning_rate} {weight_decay} before each step",
         },
+        exact=True,
     ),
 }

@@ -59,7 +59,8 @@ def optimizer_of_keras(reader: KerasReader, weights: Sequence[Weight], facts: Fa
             f"{reader.path}: holds no state of an optimiser, expected {_START}0 of a compiled model"
         )
     where = f"{reader.path}: its optimiser"
-    settings, kind = _configured(reader, where, facts)
+    compiled = _compiled(reader)
+    settings, kind = _configured(compiled, where, facts)
     rest, step, rate = _scalars(reader, where, sorted(names, key=_number))
     said, of_said = said_by(reader)
     kind = kind or facts.optimizer or said
@@ -86,8 +87,9 @@ def optimizer_of_keras(reader: KerasReader, weights: Sequence[Weight], facts: Fa
     parts = _by_moment(reader, where, kind, rest, weights)
     shown = reader.config is not None or said is not None
     flags = () if shown else _UNSEEN[kind]
+    others = _others(compiled.get("config", {}), rate)
     divisor = keras_factor if kind == "sgd" and parts else None
-    return Found(where, kind, settings, step, parts, divisor, names, flags)
+    return Found(where, kind, settings, step, parts, divisor, used=names, others=others, assumed=flags)
 
 
 def keras_factor(settings: Mapping[str, float]) -> float:
@@ -147,15 +149,28 @@ def _by_moment(
     return found
 
 
-def _configured(reader: KerasReader, where: str, facts: Facts) -> tuple[dict[str, Any], str | None]:
-    """The settings and the kind in the config of a `.keras`."""
+def _compiled(reader: KerasReader) -> dict[str, Any]:
+    """The optimiser in the config of a `.keras`, {} if there is none."""
     if reader.config is None:
-        return {}, None
+        return {}
     compiled = parse_metadata(reader.config, reader.path, reader.limits, "config").get("compile_config")
     optimizer = compiled.get("optimizer") if isinstance(compiled, dict) else None
     config = optimizer.get("config") if isinstance(optimizer, dict) else None
-    if not isinstance(optimizer, dict) or not isinstance(config, dict):
+    return optimizer if isinstance(optimizer, dict) and isinstance(config, dict) else {}
+
+
+def _others(config: Mapping[str, Any], rate: float | None) -> list[str]:
+    """The names of what the user may leave out: clipped gradients, a schedule."""
+    clipped = [key for key in _CLIPPING if config.get(key) is not None]
+    scheduled = rate is None or isinstance(config.get("learning_rate"), dict)
+    return [*clipped, *(["learning_rate"] if scheduled else [])]
+
+
+def _configured(optimizer: Mapping[str, Any], where: str, facts: Facts) -> tuple[dict[str, Any], str | None]:
+    """The settings and the kind in the config of a `.keras`."""
+    if not optimizer:
         return {}, None
+    config = optimizer["config"]
     name, module = one_line(optimizer.get("class_name"), 60), one_line(optimizer.get("module"), 60)
     if name not in _OURS or module != "keras.optimizers" or optimizer.get("registered_name") is not None:
         raise MismatchError(f"{where} is {module}.{name}, expected Keras's own SGD, Adam or AdamW")

@@ -36,14 +36,12 @@ def optimizer_of_tf1(reader: Reader, weights: Sequence[Weight], facts: Facts) ->
     where = f"{reader.path}: its optimiser"
     flat = [(name, info) for w in weights for name, info in zip(w.names, w.infos, strict=True)]
     slots = _slots(reader, [name for name, _ in flat])
-    for average in _AVERAGES:
-        if any(name.endswith(f"/{average}") for name in reader.tensors):
-            refuse(f"{reader.path}: it", f"moving averages (.../{average})", average, facts)
+    averages = [one for one in _AVERAGES if any(name.endswith(f"/{one}") for name in reader.tensors)]
+    for average in averages:
+        refuse(f"{reader.path}: it", f"moving averages (.../{average})", average, facts)
     slots = {slot: names for slot, names in slots.items() if slot not in _AVERAGES}
     if not slots:
-        raise NoOptimizer(
-            f"{reader.path}: holds no state of an optimiser, expected slots such as .../Momentum"
-        )
+        return _without_slots(reader, where, facts, averages)
     kind = next((kind for kind, row in MOMENTS.items() if {*row.values()} == {*slots}), None)
     if kind is None:
         named = one_line(", ".join(sorted(slots)))
@@ -65,7 +63,21 @@ def optimizer_of_tf1(reader: Reader, weights: Sequence[Weight], facts: Facts) ->
         used += [part.name for part in moments[moment].values()]
     step, others = _step(reader, where, kind, settings | dict(facts.settings))
     assumed = ("nesterov=False",) if kind == "sgd" and not settings else ()
-    return Found(where, kind, settings, step, moments, used=[*used, *others], assumed=assumed)
+    used += others
+    return Found(where, kind, settings, step, moments, used=used, others=averages, assumed=assumed)
+
+
+def _without_slots(reader: Reader, where: str, facts: Facts, averages: list[str]) -> Found:
+    """SGD without momentum, as this project's metadata or the user says: `GradientDescentOptimizer`."""
+    said, settings = said_by(reader)
+    settings = settings if facts.optimizer in (None, said) else {}
+    if (facts.optimizer or said) != "sgd" or {**facts.settings, **settings}.get("momentum") != 0:
+        raise NoOptimizer(
+            f"{reader.path}: holds no state of an optimiser, expected slots such as .../Momentum; of SGD "
+            "without momentum give optimizer=sgd and momentum=0 (--optimizer optimizer=sgd ...)"
+        )
+    step, used = _step(reader, where, "sgd", {})
+    return Found(where, "sgd", {**settings, "momentum": 0.0}, step, {}, used=used, others=averages)
 
 
 def _slots(reader: Reader, variables: Sequence[str]) -> dict[str, list[str]]:

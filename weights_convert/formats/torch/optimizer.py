@@ -1,7 +1,8 @@
 """The optimiser in a training checkpoint of PyTorch or Lightning: `optimizer.state_dict()` and the weights.
 
-Its entries have integer keys, which count the parameters in the order of `model.parameters()`; that is also
-the order of the weights in a state dict. The settings are in `param_groups`, the optimiser's class is not.
+Its entries have integer keys, which count the parameters of its groups. One group has the order of
+`model.parameters()`, that of the weights in a state dict; several need names. The settings are in
+`param_groups` (`groups.py`), the optimiser's class is not.
 """
 
 from __future__ import annotations
@@ -16,42 +17,18 @@ from weights_convert.errors import MismatchError, SourceError
 from weights_convert.formats.base import one_line
 from weights_convert.formats.torch.entries import describe, label
 from weights_convert.formats.torch.file import TorchReader
+from weights_convert.formats.torch.groups import (
+    agreeing,
+    check_group,
+    kind_of,
+    number_of,
+    settings_of,
+    unknown_in,
+    with_numbers,
+)
 from weights_convert.formats.torch.objects import TensorRef
 from weights_convert.optimizer.state import Facts, Found, NoOptimizer, Part, Weight, is_step, refuse
 
-# kind -> keys that only its groups have together
-_SHOWN_BY = {"sgd": {"momentum", "dampening", "nesterov"}, "adam": {"betas", "eps", "amsgrad"}}
-_OTHERS = {  # a key of the groups, or of the state -> the class of torch.optim
-    "momentum_decay": "NAdam",
-    "centered": "RMSprop",
-    "lr_decay": "Adagrad",
-    "rho": "Adadelta",
-    "etas": "Rprop",
-    "lambd": "ASGD",
-    "max_iter": "LBFGS",
-    "exp_inf": "Adamax",
-    "exp_avg_sq": "RAdam",
-}
-_FLAGS = ("nesterov", "maximize", "amsgrad", "dampening")  # 0 or False, or another algorithm
-_NAMED_BY: dict[str, dict[str, tuple[str, int | None]]] = {  # our setting -> key of a group, and index
-    "sgd": {
-        "learning_rate": ("lr", None),
-        "weight_decay": ("weight_decay", None),
-        "momentum": ("momentum", None),
-    },
-    "adam": {
-        "learning_rate": ("lr", None),
-        "weight_decay": ("weight_decay", None),
-        "beta_1": ("betas", 0),
-        "beta_2": ("betas", 1),
-        "epsilon": ("eps", None),
-    },
-}
-_NEUTRAL = {  # keys of groups that change no number, or that are read
-    "params", "param_names", "lr", "weight_decay", "momentum", "betas", "eps", "foreach", "differentiable",
-    "fused", "capturable", "decoupled_weight_decay", "initial_lr", *_FLAGS,
-}  # fmt: skip
-_NAMED_BY["adamw"] = _NAMED_BY["adam"]
 MOMENTS = {"sgd": {"b": "momentum_buffer"}, "adam": {"m": "exp_avg", "v": "exp_avg_sq"}}
 MOMENTS["adamw"] = MOMENTS["adam"]
 _STEPS = ("global_step", "step", "iteration", "iterations")
@@ -81,20 +58,19 @@ def optimizer_of_torch(reader: TorchReader, weights: Sequence[Weight], facts: Fa
         if value:
             refuse(f"{where} entry {label(key)!r}", what, key, facts)
     where = f"{where} optimiser {name!r}"
-    group = _agreeing(where, groups)
-    kind = _kind(where, group, state, facts)
-    _check_group(where, group, facts)
+    group = agreeing(where, with_numbers(reader, groups))
+    kind = kind_of(where, group, state, facts)
+    check_group(where, group, facts)
     rows = MOMENTS[kind]
     by_weight = _by_weight(where, groups, state, weights)
     moments, of_state = _moments(reader, where, rows, by_weight, weights)
     counts = [of_state]
-    settings = {ours: _number(where, group, key, index) for ours, (key, index) in _NAMED_BY[kind].items()}
+    settings = settings_of(where, kind, group)
     if kind == "sgd":
         counts = [reader.beside[key] for key in _STEPS if is_step(reader.beside.get(key))]
-        moments = moments if settings["momentum"] else {}
-    return Found(
-        where, kind, settings, next(iter(counts), None), moments, used=[name.partition(".")[0], *_STEPS]
-    )
+    used = [name.partition(".")[0], *_STEPS]
+    others = [key for key, _ in _contents(reader.beside) if label(key) not in used] + unknown_in(group)
+    return Found(where, kind, settings, next(iter(counts), None), moments, used=used, others=others)
 
 
 def _only_one(reader: TorchReader) -> tuple[str, list[dict[str, Any]], dict[Any, Any]]:
@@ -120,83 +96,23 @@ def _only_one(reader: TorchReader) -> tuple[str, list[dict[str, Any]], dict[Any,
     return name, groups, inner
 
 
-def _other_states(beside: Mapping[Any, Any]) -> Iterator[tuple[str, Any, str]]:
-    """Name, value and description of schedulers, scalers and averages, also among Lightning's callbacks."""
+def _contents(beside: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    """The entries with a name, and those of Lightning's callbacks."""
     callbacks = beside.get("callbacks")
     inner = callbacks.items() if isinstance(callbacks, dict) else ()
-    for key, value in [*beside.items(), *inner]:
-        if not isinstance(key, str) or isinstance(value, int | float | str | None):
+    return [(key, value) for key, value in [*beside.items(), *inner] if isinstance(key, str)]
+
+
+def _other_states(beside: Mapping[Any, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Name, value and description of schedulers, scalers and averages."""
+    for key, value in _contents(beside):
+        if isinstance(value, int | float | str | None):
             continue  # a setting of the training's code
         what = next((text for pattern, text in _STATES if pattern.fullmatch(key)), None)
         if what is None and isinstance(value, dict) and value.keys() >= _OF_SCHEDULER:
             what = _STATES[0][1]
         if what is not None:
             yield key, value, what
-
-
-def _agreeing(where: str, groups: list[dict[str, Any]]) -> dict[str, Any]:
-    """The settings that all parameter groups have."""
-    first = groups[0]
-    for other in groups[1:]:
-        for key in [*first, *(key for key in other if key not in first)]:
-            if key not in ("params", "param_names") and not _same(first.get(key), other.get(key)):
-                raise MismatchError(
-                    f"{where} has parameter groups that differ in {label(key)!r}, which the other "
-                    "frameworks' optimisers cannot: expected equal settings in all groups"
-                )
-    return first
-
-
-def _same(first: Any, second: Any) -> bool:
-    """Whether two settings are equal; lists in a file may contain themselves, and are compared by members."""
-    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        pairs = zip(first, second, strict=False)
-        return len(first) == len(second) and all(a is b or _plainly_equal(a, b) for a, b in pairs)
-    return first is second or _plainly_equal(first, second)
-
-
-def _plainly_equal(first: Any, second: Any) -> bool:
-    return isinstance(first, int | float | str) and isinstance(second, int | float | str) and first == second
-
-
-def _kind(where: str, group: dict[str, Any], state: Mapping[Any, Any], facts: Facts) -> str:
-    kind = next((kind for kind, keys in _SHOWN_BY.items() if keys <= group.keys()), None)
-    first = next(iter(state.values()), None)
-    shown = {*group, *(first if isinstance(first, dict) else ())}
-    other = next(
-        (title for key, title in _OTHERS.items() if key in shown and key not in _NEUTRAL), "of unknown class"
-    )
-    if kind is None:
-        raise MismatchError(f"{where} is {other}, expected SGD, Adam or AdamW: others have no counterpart")
-    if kind == "adam":
-        decoupled = group.get("decoupled_weight_decay")
-        if decoupled is None and group.get("weight_decay") and facts.optimizer is None:
-            raise MismatchError(
-                f"{where} is Adam or AdamW, which older PyTorch does not record; give optimizer=adam or "
-                "optimizer=adamw (--optimizer optimizer=adamw)"
-            )
-        kind = "adamw" if decoupled or (decoupled is None and facts.optimizer == "adamw") else "adam"
-    if facts.optimizer not in (None, kind):
-        raise MismatchError(f"{where} is {kind}, not {facts.optimizer}")
-    return kind
-
-
-def _check_group(where: str, group: dict[str, Any], facts: Facts) -> None:
-    for key in _FLAGS:
-        if group.get(key):
-            raise MismatchError(f"{where} has {key}={one_line(group[key], 20)}, which has no counterpart")
-    for key in group:
-        if key not in _NEUTRAL:
-            refuse(where, f"the setting {label(key)!r}", label(key), facts)
-
-
-def _number(where: str, group: Mapping[str, Any], key: str, index: int | None) -> float:
-    value: Any = group.get(key)
-    if index is not None:
-        value = value[index] if isinstance(value, list | tuple) and len(value) == 2 else None
-    if type(value) not in (int, float) or abs(value) > 1e300:
-        raise MismatchError(f"{where} has {key}={one_line(describe(value), 40)}, expected a number")
-    return float(value)
 
 
 def _by_weight(
@@ -218,9 +134,14 @@ def _by_weight(
         raise MismatchError(
             f"{where} has {len(indices)} parameters, but the network has {len(in_file)} trainable tensors"
         )
-    order = _named(names, in_file) or in_file
+    order = _named(names, in_file)
+    if order is None and len(groups) > 1:
+        raise MismatchError(
+            f"{where} has {len(groups)} parameter groups without the weights' names, so their order is "
+            "unknown; pass model.named_parameters() in the groups, or model.parameters() as one group"
+        )
     found = {}
-    for index, name in zip(indices, order, strict=True):
+    for index, name in zip(indices, order or in_file, strict=True):
         entry = state.get(index, {})
         if not isinstance(entry, dict):
             raise SourceError(f"{where} is damaged: {describe(entry)} as the state of {name}")
@@ -273,9 +194,7 @@ def _moments(
 
 def _step(reader: TorchReader, where: str, value: Any) -> int:
     """A count of steps, in newer files a tensor."""
-    if type(value) is TensorRef:
-        info, read = reader.tensor_of("step", value)
-        value = float(read()) if info.shape == () else None
+    value = number_of(reader, "step", value)
     if type(value) is float and value.is_integer():
         value = int(value)
     if value is not None and not is_step(value):

@@ -18,6 +18,7 @@ from weights_convert.errors import SourceError
 from weights_convert.formats.base import Reader, TensorInfo
 from weights_convert.formats.given import Given
 from weights_convert.formats.torch.file import TorchReader
+from weights_convert.formats.torch.groups import group_of
 from weights_convert.formats.torch.objects import TensorRef
 from weights_convert.formats.torch.optimizer import MOMENTS
 from weights_convert.formats.torch.writer import integer, items, state_dict, text, write_torch
@@ -25,6 +26,12 @@ from weights_convert.limits import DEFAULT, Limits
 
 STATE_DICT, _STATE = "state_dict.", "optimizer.state."
 _FLAGS: dict[str, Any] = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
+_OF_ADAM = {"amsgrad": False, "capturable": False}
+_OF_KIND: dict[str, dict[str, Any]] = {
+    "sgd": {"dampening": 0, "nesterov": False},
+    "adam": {**_OF_ADAM, "decoupled_weight_decay": False},
+    "adamw": {**_OF_ADAM, "decoupled_weight_decay": True},
+}
 
 
 def moment_name(kind: str, number: int, moment: str) -> str:
@@ -54,24 +61,8 @@ def write_training(
         settings: of the optimiser, with PyTorch's learning rate.
         count: the number of parameters.
     """
-    group = {**_group(kind, settings), **_FLAGS, "params": list(range(count))}
+    group = {**group_of(kind, settings), **_OF_KIND[kind], **_FLAGS, "params": list(range(count))}
     write_torch(path, tensors, read, metadata, partial(_root, group=group, step=step))
-
-
-def _group(kind: str, settings: Mapping[str, float]) -> dict[str, Any]:
-    """The settings of the only parameter group, as `torch.optim` names them."""
-    common = {"lr": settings["learning_rate"], "weight_decay": settings["weight_decay"]}
-    if kind == "sgd":
-        return {**common, "momentum": settings["momentum"], "dampening": 0, "nesterov": False}
-    betas = settings["beta_1"], settings["beta_2"]
-    return {
-        **common,
-        "betas": betas,
-        "eps": settings["epsilon"],
-        "amsgrad": False,
-        "capturable": False,
-        "decoupled_weight_decay": kind == "adamw",
-    }
 
 
 def _root(pickled: Mapping[str, bytes], group: Mapping[str, Any], step: int) -> bytes:
