@@ -348,7 +348,10 @@ def run_list(arguments: argparse.Namespace) -> int:
         ),
         "formats": (
             ("format", "written as", "what it is", "layout"),
-            lambda: [[f.name, " ".join(f.suffixes), f.description, f.own_family] for f in formats],
+            lambda: [
+                [f.name, "" if f is CAFFE else " ".join(f.suffixes), f.description, f.own_family]
+                for f in formats
+            ],
         ),
     }
     for name in [arguments.what] if arguments.what else tables:

@@ -253,7 +253,7 @@ def test_list_and_table(run):
     assert models["se_resnet50"] == "28,088,024"
     assert [line.split("\t")[0] for line in run("list", "families").out.splitlines()[1:]] == list(FAMILIES)
     formats = [line.split("\t")[1] for line in run("list", "formats").out.splitlines()[1:]]
-    assert formats == [".pth .pt", ".safetensors", ".npz", ".weights.h5", ".ckpt", "/"]
+    assert formats == [".pth .pt", ".safetensors", ".npz", ".weights.h5", ".ckpt", "/", ""]
     assert run("list").out.count("\n") > len(MODELS) + 8
     lines = run("table", "eca_resnet18").out.splitlines()
     assert lines[0].split("\t") == ["torch", "keras", "tf1", "PyTorch shape", "TensorFlow shape"]

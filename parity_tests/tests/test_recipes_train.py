@@ -102,7 +102,15 @@ def test_the_figures_are_those_of_every_epoch(framework, whole):
     assert [float(row["learning_rate"]) for row in rows] == [2**-4, 2**-5, 2**-6]
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert all(float(row["test_error"]) == 1 - float(row["test_accuracy"]) for row in rows)
-    names = ["best.safetensors", "history.csv", "last.safetensors", "run.json", "state", "tensorboard"]
+    names = [
+        "best.safetensors",
+        "curves.png",
+        "history.csv",
+        "last.safetensors",
+        "run.json",
+        "state",
+        "tensorboard",
+    ]
     assert sorted(p.name for p in whole[framework].iterdir() if p.name != "losses.json") == names
     assert states(whole[framework]) == ["12"]
     assert any((whole[framework] / "tensorboard").rglob("events*"))
