@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from parity_tests.tests.test_recipes_predict import KEPT, sheet
+from parity_tests.tests.test_recipes_predict import SE_RESNET20, sheet
 from recipes.__main__ import main
 from recipes.cifar10 import CLASSES
 from recipes.curves import read
@@ -29,7 +29,7 @@ def test_four_classes_from_scratch_and_from_kept_weights(tmp_path, capsys):
     common = ["train", "--data", str(tmp_path / "four"), "--epochs", "4", "--batch-size", "20", "--seed", "1"]
     runs = {name: tmp_path / "runs" / name for name in ("scratch", "tuned")}
     assert main([*common, "--size", "32", "--out", str(runs["scratch"])]) == 0
-    tuned = [*common, "--size", "32", "--learning-rate", "0.01", "--weights", str(KEPT[0])]
+    tuned = [*common, "--size", "32", "--learning-rate", "0.01", "--weights", str(SE_RESNET20)]
     assert main([*tuned, "--out", str(runs["tuned"])]) == 0
     assert "4 classes" in capsys.readouterr().out
     scratch, kept = (read(folder)[-1]["test_accuracy"] for folder in runs.values())

@@ -157,6 +157,7 @@ def test_a_picture_is_turned_and_its_middle_is_taken(kept, tmp_path):
 
 
 KEPT = sorted((Path(__file__).parents[2] / "recipes" / "weights").glob("*.safetensors"))
+SE_RESNET20 = next(path for path in KEPT if path.stem == "se_resnet20_cifar10")
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
@@ -229,7 +230,7 @@ def test_evaluate_compares_frameworks_picture_by_picture(kept, tmp_path, capsys)
 def test_a_kept_network_in_low_precision_still_classifies(kind):
     import torch
 
-    path = KEPT[0]
+    path = SE_RESNET20
     pixels, _ = sheet()
     images = input_of(path).prepared(pixels[:96]).transpose(0, 3, 1, 2)
     model = load_model(path, "torch", assume=True)
