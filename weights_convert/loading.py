@@ -8,6 +8,7 @@ difference between the two is reported.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shlex
 from collections.abc import Mapping
 from functools import partial
@@ -231,11 +232,25 @@ def _load(
             *([f"its {len(unstored)} batch norms have no scale, which is 1"] if unstored else []),
             *averages,
         ],
-        cautions=[found.family.caution] if found.family.caution and unsaid else [],
+        cautions=[
+            *_contradicted(reader, found.spec),
+            *([found.family.caution] if found.family.caution and unsaid else []),
+        ],
         liberties=liberties,
         source=source,
         training=partial(training_state, reader, reading, known),
     )
+
+
+def _contradicted(reader: Reader, spec: Spec) -> list[str]:
+    """A line for each value that a file states and the network does not have."""
+    return [
+        f"the file states {keyword}={value:g}, and {getattr(spec, keyword):g} is used; "
+        f"give --set {keyword}={value:g}"
+        for keyword, values in reader.stated.items()
+        for value in values
+        if not math.isclose(value, getattr(spec, keyword, value), rel_tol=1e-6)
+    ]
 
 
 def _dtype_beside(tensors: Mapping[str, Tensor], name: str) -> Any:

@@ -150,12 +150,17 @@ def test_doubles_and_layers_of_the_version_before_are_read(tmp_path):
         read(tmp_path / "x.caffemodel", net.SerializeToString())
 
 
-@pytest.mark.quick
-def test_another_epsilon_is_named_with_the_option(tmp_path):
+def test_another_epsilon_is_warned_about_until_it_is_set(tmp_path):
+    net = CaffeNet(np.zeros((1, 3, 64, 64)), seed=0)
+    se_resnet(net, groups=1)
+    layers = [layer | ({"eps": 1e-3} if layer["type"] == "BatchNorm" else {}) for layer in net.layers]
     path = tmp_path / "x.caffemodel"
-    path.write_bytes(network([LAYERS[1] | {"eps": 1e-3}]))
-    with open_reader(path) as reader:
-        assert reader.notes == ["the batch norm b has epsilon 0.001; give --set bn_epsilon=0.001"]
+    path.write_bytes(network(layers))
+    with pytest.warns(UserWarning, match=r"states bn_epsilon=0\.001, and 1e-05 is used; give --set"):
+        load_model(path, "torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(path, "torch", settings={"bn_epsilon": 1e-3})
 
 
 @pytest.mark.quick

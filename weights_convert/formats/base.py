@@ -51,6 +51,7 @@ class Reader(ABC):
         networks: scope -> metadata, for files with metadata of several networks.
         configs: name -> content of the JSON files of a folder.
         left_out: name -> description of other contents (epoch, optimiser slots ...).
+        stated: keyword of a network -> values that the file states, which no tensor shows.
         beside: the other entries of a PyTorch training checkpoint, unread.
         notes: remarks for the user on how the file was read.
         otherwise: the description of a file whose tensors are no known network, and what to do.
@@ -68,6 +69,7 @@ class Reader(ABC):
         self.networks: dict[str, dict[str, Any]] = {}
         self.configs: dict[str, dict[str, Any]] = {}
         self.left_out: dict[str, str] = {}
+        self.stated: dict[str, list[float]] = {}
         self.beside: dict[Any, Any] = {}
         self.notes: list[str] = []
         self.otherwise = ""

@@ -120,7 +120,7 @@ class CaffeReader(Reader):
     def _read_network(self, span: _Span) -> None:
         scaled: dict[str, str] = {}  # values -> the batch norm that made them
         names: set[str] = set()
-        epsilons: dict[float, str] = {}
+        epsilons: set[float] = set()
         for number, value in self._spans(span):
             if number not in _LAYERS:
                 continue
@@ -135,13 +135,9 @@ class CaffeReader(Reader):
                 scaled.pop(top, None)
             if layer.type == "BatchNorm" and layer.tops:
                 scaled[layer.tops[0]] = layer.name
-                epsilons.setdefault(layer.epsilon, layer.name)
+                epsilons.add(layer.epsilon)
             self._add_blobs(layer, owner)
-        for epsilon, name in epsilons.items():
-            if not math.isclose(epsilon, _DEFAULT_EPSILON, rel_tol=1e-6):
-                self.notes.append(
-                    f"the batch norm {name} has epsilon {epsilon:g}; give --set bn_epsilon={epsilon:g}"
-                )
+        self.stated = {"bn_epsilon": sorted(epsilons)}
 
     def _layer(self, span: _Span, fields: _Fields) -> _Layer:
         found: dict[int, list[_Span]] = {}

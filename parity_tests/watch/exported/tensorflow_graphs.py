@@ -58,12 +58,7 @@ class SavedModel(GraphLayers):
             self.see(NONE)
 
     def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
-        return self.values(self._ordered(given), right), self.call(given)
-
-    def _ordered(self, given: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The arrays in the order of the declared inputs."""
-        arrays = dict(zip((slot.name for slot in self._slots(self._input_names())), given, strict=True))
-        return [arrays[slot.name] for slot in self.inputs]
+        return self.values(self.ordered(given), right), self.call(given)
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
         names = [slot.name for slot in self._slots(self._input_names())]
@@ -107,9 +102,7 @@ class Frozen(GraphLayers):
         self.inside(self.graph, given)
 
     def between(self, given: Sequence[np.ndarray], right: Arrays) -> tuple[dict[str, np.ndarray], Values]:
-        names = self._input_names()
-        arrays = dict(zip((slot.name for slot in self._slots(names)), given, strict=True))
-        return self.values([arrays[slot.name] for slot in self.inputs], right), self.call(given)
+        return self.values(self.ordered(given), right), self.call(given)
 
     def call(self, given: Sequence[np.ndarray]) -> Values:
         names = self._input_names()

@@ -82,6 +82,11 @@ class GraphLayers(Layered):
         self.session = tf.compat.v1.Session(graph=graph)
         self.see(layers_of(graph))
 
+    def ordered(self, given: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The arrays in the order of the declared inputs."""
+        arrays = dict(zip((slot.name for slot in self._slots(self._input_names())), given, strict=True))
+        return [arrays[slot.name] for slot in self.inputs]
+
     def values(self, given: Sequence[np.ndarray], right: Arrays) -> dict[str, np.ndarray]:
         """The values between the layers, and the inputs, by the names of tensors."""
         if self.session is None or self.layers is NONE:
